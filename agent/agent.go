@@ -1,0 +1,255 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+
+	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/sockops"
+)
+
+// socketMode lets root and the socket's group connect.
+const socketMode = 0o660
+
+// Agent is the daemon of one host.
+type Agent struct {
+	cfg Config
+	log *slog.Logger
+}
+
+// New returns an agent with a validated configuration.
+func New(cfg Config, log *slog.Logger) *Agent {
+	return &Agent{cfg: cfg, log: log}
+}
+
+// listeners are the agent's doors.
+type listeners struct {
+	applications *net.UnixListener
+	peers        net.Listener
+	control      net.Listener
+	metrics      net.Listener
+}
+
+// Run opens the gate and the listeners, serves until ctx ends, and then finishes the moves in flight: what has not
+// been transferred goes on here, what has is seen to its end. With a pinned gate, flows keep their paths while no agent
+// runs.
+func (a *Agent) Run(ctx context.Context) error {
+	id, err := loadIdentity(a.cfg.TLS)
+	if err != nil {
+		return err
+	}
+	g, err := gate.Open(gate.Config{
+		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.Gate.Pin, MaxFlows: a.cfg.Gate.MaxFlows,
+		HoldPackets: a.cfg.Gate.HoldPackets, HoldBytes: a.cfg.Gate.HoldBytes, IdleTimeout: a.cfg.Gate.IdleTimeout, Logger: a.log,
+	})
+	if err != nil {
+		return fmt.Errorf("gate: %w", err)
+	}
+	defer func() {
+		if err := g.Close(); err != nil {
+			a.log.Warn("closing the gate", "error", err)
+		}
+	}()
+	seeder := a.openSeeder()
+	if seeder != nil {
+		defer seeder.Close() //nolint:errcheck // the kernel drops it with the process
+	}
+	ls, err := a.listen(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer ls.close()
+	e := newEngine(a.cfg, g, seeder, newMetrics(), id, a.log)
+	e.setServices()
+	return a.serve(ctx, e, ls)
+}
+
+// serve runs everything until the engine has ended.
+func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	server := grpc.NewServer(ls.credentials(e)...)
+	api.RegisterAgentServer(server, &control{e: e})
+	group, serving := errgroup.WithContext(serving)
+	group.Go(func() error {
+		defer stop()
+		engineCtx, cancel := context.WithCancel(ctx)
+		defer cancel()
+		defer context.AfterFunc(serving, cancel)() // something beneath has failed
+		_ = e.run(engineCtx)
+		return nil
+	})
+	group.Go(func() error { return ignoreCanceled(e.gate.Run(serving)) })
+	group.Go(func() error { return ignoreCanceled(e.watchNeighbours(serving)) })
+	group.Go(func() error { return e.serveApplications(serving, ls.applications) })
+	group.Go(func() error { return e.servePeers(serving, ls.peers) })
+	group.Go(func() error { return server.Serve(ls.control) })
+	if ls.metrics != nil {
+		group.Go(func() error { return serveMetrics(serving, e.metrics, ls.metrics) })
+	}
+	group.Go(func() error {
+		<-serving.Done()
+		server.Stop()
+		ls.close()
+		e.closeLinks()
+		return nil
+	})
+	a.log.Info("agent is up", "host", a.cfg.Host, "version", Version(), "entry", a.cfg.IsEntry())
+	a.notify(daemon.SdNotifyReady)
+	go func() {
+		<-ctx.Done()
+		a.notify(daemon.SdNotifyStopping)
+	}()
+	return group.Wait()
+}
+
+func (a *Agent) notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		a.log.Warn("cannot notify the service manager", "error", err)
+	}
+}
+
+// openSeeder returns nil where the kernel or the rights are missing: moves work without it.
+func (a *Agent) openSeeder() *sockops.Seeder {
+	if on := a.cfg.Migration.SeedWindow; on != nil && !*on {
+		return nil
+	}
+	s, err := sockops.Open("")
+	if err != nil {
+		a.log.Warn("moved connections start with a small congestion window", "error", err)
+		return nil
+	}
+	return s
+}
+
+// listen opens the agent's doors.
+func (a *Agent) listen(ctx context.Context, id *identity) (_ *listeners, err error) {
+	ls := &listeners{}
+	defer func() {
+		if err != nil {
+			ls.close()
+		}
+	}()
+	app, err := listenUnix(a.cfg.Applications)
+	if err != nil {
+		return nil, fmt.Errorf("applications: %w", err)
+	}
+	ls.applications = app
+	lc := net.ListenConfig{}
+	lc.SetMultipathTCP(false)
+	if ls.peers, err = lc.Listen(ctx, "tcp", a.cfg.Listen); err != nil {
+		return nil, fmt.Errorf("listen: %w", err)
+	}
+	if a.cfg.controlIsPath() {
+		ctl, err := listenUnix(a.cfg.Control)
+		if err != nil {
+			return nil, fmt.Errorf("control: %w", err)
+		}
+		ls.control = ctl
+	} else if ls.control, err = lc.Listen(ctx, "tcp", a.cfg.Control); err != nil {
+		return nil, fmt.Errorf("control: %w", err)
+	}
+	if a.cfg.Metrics != "" {
+		if ls.metrics, err = lc.Listen(ctx, "tcp", a.cfg.Metrics); err != nil {
+			return nil, fmt.Errorf("metrics: %w", err)
+		}
+	}
+	return ls, nil
+}
+
+// listenUnix makes a UNIX socket, in the place of one that a dead process left behind.
+func listenUnix(path string) (*net.UnixListener, error) {
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return nil, err
+	}
+	if conn, err := net.DialTimeout("unix", path, time.Second); err == nil {
+		_ = conn.Close()
+		return nil, fmt.Errorf("%s is in use by a running agent: stop it first", path)
+	}
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	ln, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(path, socketMode); err != nil {
+		_ = ln.Close()
+		return nil, err
+	}
+	return ln, nil
+}
+
+// credentials are for operators over TCP; those on this host's socket are trusted by the socket's mode.
+func (ls *listeners) credentials(e *engine) []grpc.ServerOption {
+	if strings.HasPrefix(ls.control.Addr().Network(), "unix") {
+		return nil
+	}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(e.identity.server()))}
+}
+
+func (ls *listeners) close() {
+	if ls.applications != nil {
+		_ = ls.applications.Close()
+	}
+	for _, l := range []net.Listener{ls.peers, ls.control, ls.metrics} {
+		if l != nil {
+			_ = l.Close()
+		}
+	}
+}
+
+func serveMetrics(ctx context.Context, m *metrics, ln net.Listener) error {
+	mux := http.NewServeMux()
+	mux.Handle("/metrics", promhttp.HandlerFor(m.registry, promhttp.HandlerOpts{}))
+	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(ln); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+		return err
+	}
+	return nil
+}
+
+func ignoreCanceled(err error) error {
+	if errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// closeLinks ends every connection after the engine has.
+func (e *engine) closeLinks() {
+	<-e.stopped
+	for a := range e.apps {
+		a.link.Drain(time.Second)
+		_ = a.link.Close()
+	}
+	for in := range e.incoming {
+		in.link.Drain(time.Second)
+		_ = in.link.Close()
+	}
+	for _, p := range e.peers {
+		if p.link != nil {
+			p.link.Drain(time.Second)
+			_ = p.link.Close()
+		}
+	}
+}

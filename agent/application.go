@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+// application is one program's connection to the agent. Nothing is kept per connection of the program: who asks for its
+// connections is answered by the program itself. The engine owns it.
+type application struct {
+	e        *engine
+	name     string
+	link     *wire.Link
+	services map[string]*wire.Register
+}
+
+// listing collects the answers to a question about connections.
+type listing struct {
+	waiting  map[*application]bool
+	flows    []located
+	deadline time.Time
+	done     func([]located)
+}
+
+// located is a connection and the application that has it.
+type located struct {
+	status wire.FlowStatus
+	app    *application
+}
+
+// listTime bounds the wait for applications that do not answer.
+const listTime = 2 * time.Second
+
+// serveApplications accepts programs until the listener is closed.
+func (e *engine) serveApplications(ctx context.Context, ln *net.UnixListener) error {
+	for {
+		conn, err := ln.AcceptUnix()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			e.log.Warn("cannot accept an application", "error", err)
+			time.Sleep(10 * time.Millisecond) // out of descriptors, most likely
+			continue
+		}
+		go func() {
+			a := &application{e: e, link: wire.NewLink(conn), services: make(map[string]*wire.Register)}
+			if err := a.welcome(ctx); err != nil {
+				e.log.Warn("refused an application", "error", err)
+				a.link.Drain(time.Second)
+				_ = a.link.Close()
+				return
+			}
+			a.receive()
+		}()
+	}
+}
+
+func (a *application) welcome(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
+	defer cancel()
+	stop := context.AfterFunc(ctx, func() { _ = a.link.Close() })
+	defer stop()
+	f, _, err := a.link.Receive()
+	if err != nil {
+		return err
+	}
+	h, ok := f.Message.(*wire.Hello)
+	if !ok {
+		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
+	}
+	// Even a program that speaks no common version learns which ones there are.
+	if err := a.link.Send(f.ID, wire.NewHello(a.e.cfg.Host, Version())); err != nil {
+		return err
+	}
+	a.name = h.Name
+	_, err = wire.Negotiate(h)
+	return err
+}
+
+func (a *application) receive() {
+	a.e.post(func(e *engine) { e.apps[a] = struct{}{} })
+	for {
+		f, fd, err := a.link.Receive()
+		if err != nil {
+			a.e.post(func(*engine) { a.lost(err) })
+			return
+		}
+		a.e.post(func(e *engine) {
+			if _, ok := e.apps[a]; !ok {
+				closeFD(fd)
+				return
+			}
+			a.frame(f, fd)
+		})
+	}
+}
+
+func (a *application) send(id uint64, m wire.Message) { a.sendFD(id, m, -1) }
+
+func (a *application) sendFD(id uint64, m wire.Message, fd int) {
+	if err := a.link.SendFD(id, m, fd); err != nil {
+		a.lost(err)
+	}
+}
+
+// lost ends the connection to a program. The sockets that it had exported stay with their migrations.
+func (a *application) lost(err error) {
+	if _, ok := a.e.apps[a]; !ok {
+		return
+	}
+	delete(a.e.apps, a)
+	go a.link.Close() //nolint:errcheck // always nil
+	for _, l := range a.e.lists {
+		delete(l.waiting, a)
+	}
+	a.e.finishLists()
+	for _, s := range a.e.sources {
+		if s.app == a {
+			s.step(migration.Event{Kind: migration.ApplicationLost, Err: err})
+		}
+	}
+	for _, t := range a.e.targets {
+		if t.app == a {
+			t.step(migration.Event{Kind: migration.ApplicationLost, Err: err})
+		}
+	}
+}
+
+func (a *application) preparer(service string) bool {
+	r := a.services[service]
+	return r != nil && r.Preparer
+}
+
+// frame handles what a program sends; it owns fd.
+func (a *application) frame(f wire.Frame, fd int) {
+	switch m := f.Message.(type) {
+	case *wire.Ping:
+		a.send(f.ID, &wire.Pong{})
+	case *wire.Pong:
+	case *wire.Register:
+		a.register(f.ID, m)
+	case *wire.Flows:
+		a.flows(f.ID, m)
+	case *wire.Recover:
+		a.e.recover(a, f.ID, m, fd)
+	case *wire.Imported:
+		if t := a.e.targets[f.ID]; t != nil && t.app == a {
+			t.step(migration.Event{Kind: migration.Imported})
+		}
+	case *wire.Chunk, *wire.Prepared, *wire.Exported, *wire.Refuse:
+		a.answer(f, fd)
+	default:
+		closeFD(fd)
+		a.lost(fmt.Errorf("%w: %v from an application", wire.ErrMalformed, f.Message.Kind()))
+	}
+}
+
+// answer handles the answers to Prepare, Export and Import.
+func (a *application) answer(f wire.Frame, fd int) {
+	if s := a.e.sources[f.ID]; s != nil && s.app == a {
+		s.frame(f.Message, fd)
+		return
+	}
+	if t := a.e.targets[f.ID]; t != nil && t.app == a {
+		if m, ok := f.Message.(*wire.Refuse); ok {
+			err := &refusedError{who: "application", code: m.Code, reason: m.Reason}
+			t.step(migration.Event{Kind: migration.ImportRefused, Err: err})
+		}
+		return
+	}
+	// An export that came too late: the program is told to go on.
+	if _, ok := f.Message.(*wire.Exported); ok {
+		a.send(f.ID, &wire.Resume{Reason: "the move was given up meanwhile"})
+	}
+	closeFD(fd)
+}
+
+func (a *application) register(id uint64, m *wire.Register) {
+	for _, s := range a.e.cfg.Services {
+		if s.Name == m.Service {
+			a.services[m.Service] = m
+			a.send(id, &wire.Registered{})
+			return
+		}
+	}
+	err := refuse("agent", wire.CodeNoService, "%q is not in the agent's configuration: add it to services", m.Service)
+	a.send(id, refusal(err))
+}
+
+// importer returns a program that can take connections of service over.
+func (e *engine) importer(service string) *application {
+	for a := range e.apps {
+		if r := a.services[service]; r != nil && r.Importer {
+			return a
+		}
+	}
+	return nil
+}
+
+// list asks every program for its connections, or for one, and calls done with the answers.
+func (e *engine) list(only wire.List, done func([]located)) {
+	id := newID()
+	l := &listing{waiting: make(map[*application]bool), deadline: time.Now().Add(listTime), done: done}
+	for a := range e.apps {
+		l.waiting[a] = true
+	}
+	e.lists[id] = l
+	for a := range l.waiting {
+		a.send(id, &only)
+	}
+	e.finishLists()
+}
+
+func (a *application) flows(id uint64, m *wire.Flows) {
+	l := a.e.lists[id]
+	if l == nil || !l.waiting[a] {
+		return
+	}
+	for _, s := range m.Flows {
+		l.flows = append(l.flows, located{status: s, app: a})
+	}
+	if m.Last {
+		delete(l.waiting, a)
+		a.e.finishLists()
+	}
+}
+
+// finishLists hands out the listings that nobody else will add to.
+func (e *engine) finishLists() {
+	for id, l := range e.lists {
+		if len(l.waiting) == 0 {
+			delete(e.lists, id)
+			l.done(l.flows)
+		}
+	}
+}
+
+func closeFD(fd int) {
+	if fd >= 0 {
+		_ = unix.Close(fd)
+	}
+}

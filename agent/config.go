@@ -1,0 +1,320 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+)
+
+// Where things are unless the configuration says otherwise.
+const (
+	DefaultApplicationSocket = "/run/rehome/agent.sock"
+	DefaultControlSocket     = "/run/rehome/control.sock"
+	DefaultPort              = "7070"
+)
+
+// Config is an agent's configuration, one YAML file. Unknown keys are errors.
+type Config struct {
+	// Host is this host's name among the peers, and in its certificate.
+	Host string `yaml:"host"`
+	// Interfaces are the network interfaces over which clients' packets come, and leave; the gate stands there.
+	Interfaces []string `yaml:"interfaces"`
+	// Listen is the address for other agents, host:port.
+	Listen string `yaml:"listen"`
+	// Control is where operators connect: a path of a UNIX socket, or host:port, which needs TLS.
+	Control string `yaml:"control"`
+	// Applications is the path of the UNIX socket for applications.
+	Applications string `yaml:"applications"`
+	// Metrics is the address of the Prometheus endpoint, host:port; none when empty.
+	Metrics string `yaml:"metrics"`
+	// TLS authenticates this host to others, and others to it.
+	TLS TLSConfig `yaml:"tls"`
+	// Plaintext does without TLS between hosts. For a laboratory only: whoever reaches the port can take connections.
+	Plaintext bool `yaml:"plaintext"`
+	// Peers are the other hosts. Their order matters: see Peer.ID.
+	Peers []PeerConfig `yaml:"peers"`
+	// Services are what is served, with the entry and the servers of each.
+	Services []ServiceConfig `yaml:"services"`
+	// Gate bounds the packet gate.
+	Gate GateConfig `yaml:"gate"`
+	// Migration bounds a move.
+	Migration MigrationConfig `yaml:"migration"`
+}
+
+// TLSConfig names PEM files. Certificates carry the host's name as a DNS subject alternative name.
+type TLSConfig struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	// Authority has signed every host's certificate.
+	Authority string `yaml:"authority"`
+}
+
+// PeerConfig is another host.
+type PeerConfig struct {
+	Name string `yaml:"name"`
+	// Address is its agent's, host:port. The host part is also where its packets are sent at layer 2.
+	Address string `yaml:"address"`
+	// MAC is its link-layer address; learned from the neighbour table when empty.
+	MAC string `yaml:"mac"`
+	// ID numbers the host in the gate's pinned table (1-65535); its place in the list when 0. A number must go on
+	// meaning the same host as long as the table lives: append new hosts at the end, or give IDs.
+	ID uint16 `yaml:"id"`
+}
+
+// ServiceConfig is a service: an address that several servers hold and one host answers for.
+type ServiceConfig struct {
+	Name string `yaml:"name"`
+	// Addresses are the service's virtual addresses with their ports.
+	Addresses []netip.AddrPort `yaml:"addresses"`
+	// Entry is the host that answers ARP and ND for the addresses and decides where a flow's packets go.
+	Entry string `yaml:"entry"`
+	// Servers are the hosts that serve it.
+	Servers []string `yaml:"servers"`
+}
+
+// GateConfig bounds the packet gate; zero values are defaults.
+type GateConfig struct {
+	// Pin is the directory of the BPF file system that keeps the gate's state over a restart; nothing is pinned when empty.
+	Pin string `yaml:"pin"`
+	// MaxFlows is the size of the flow table.
+	MaxFlows uint32 `yaml:"max_flows"`
+	// HoldPackets and HoldBytes bound what is held for one flow.
+	HoldPackets int `yaml:"hold_packets"`
+	HoldBytes   int `yaml:"hold_bytes"`
+	// IdleTimeout is when an entry forgets a flow without packets.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// StrayTime is how long a source forwards packets that still come to it; 10 s when zero.
+	StrayTime time.Duration `yaml:"stray_time"`
+}
+
+// MigrationConfig bounds moves; zero values are defaults.
+type MigrationConfig struct {
+	// Limit is the time for one move (10 s), after which its connection goes on at the source.
+	Limit time.Duration `yaml:"limit"`
+	// Concurrency is how many moves an operation has in flight (64).
+	Concurrency int `yaml:"concurrency"`
+	// Incoming is how many moves this host takes part in as target at a time (1024).
+	Incoming int `yaml:"incoming"`
+	// StateBytes bounds an application's State (64 MiB); QueueBytes a socket's send and receive queue, each (64 MiB).
+	StateBytes int `yaml:"state_bytes"`
+	QueueBytes int `yaml:"queue_bytes"`
+	// SeedWindow carries the congestion window to the target; on unless set to false.
+	SeedWindow *bool `yaml:"seed_window"`
+}
+
+// LoadConfig reads the configuration file at path and validates it. Errors name the file and the line.
+func LoadConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	c, err := ReadConfig(f)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ReadConfig reads a configuration and validates it.
+func ReadConfig(r io.Reader) (Config, error) {
+	var c Config
+	d := yaml.NewDecoder(r)
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil {
+		if errors.Is(err, io.EOF) {
+			return Config{}, errors.New("the file is empty: at least host and interfaces are needed")
+		}
+		return Config{}, err
+	}
+	var more any
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("more than one YAML document")
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// Validate fills in defaults and returns everything that is wrong, each with what to do.
+func (c *Config) Validate() error {
+	c.setDefaults()
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Host == "" {
+		bad("host: missing: give this host's name as the peers know it")
+	}
+	if len(c.Interfaces) == 0 {
+		bad("interfaces: missing: name the interface over which clients are reached")
+	}
+	if _, _, err := net.SplitHostPort(c.Listen); err != nil {
+		bad("listen: %v: want host:port", err)
+	}
+	if !c.Plaintext && (c.TLS.Certificate == "" || c.TLS.Key == "" || c.TLS.Authority == "") && len(c.Peers) > 0 {
+		bad("tls: certificate, key and authority are needed to talk to peers; plaintext: true does without, in a laboratory")
+	}
+	if c.Plaintext && c.TLS != (TLSConfig{}) {
+		bad("plaintext: contradicts tls: remove one of the two")
+	}
+	if !c.controlIsPath() && c.TLS.Certificate == "" {
+		bad("control: %s is not a path, and operators over TCP need tls", c.Control)
+	}
+	hosts := map[string]bool{c.Host: true}
+	ids := map[uint16]string{0: c.Host}
+	for i, p := range c.Peers {
+		if err := p.validate(); err != nil {
+			bad("peers[%d] %s: %w", i, p.Name, err)
+		}
+		if hosts[p.Name] {
+			bad("peers[%d]: the name %q stands twice", i, p.Name)
+		}
+		hosts[p.Name] = true
+		if other, ok := ids[p.ID]; ok {
+			bad("peers[%d] %s: id %d is also %s's: give each peer an id of its own", i, p.Name, p.ID, other)
+		}
+		ids[p.ID] = p.Name
+	}
+	names := map[string]bool{}
+	for i, s := range c.Services {
+		if err := s.validate(hosts); err != nil {
+			bad("services[%d] %s: %w", i, s.Name, err)
+		}
+		if names[s.Name] {
+			bad("services[%d]: the name %q stands twice", i, s.Name)
+		}
+		names[s.Name] = true
+	}
+	return errors.Join(errs...)
+}
+
+func (c *Config) setDefaults() {
+	if c.Listen == "" {
+		c.Listen = ":" + DefaultPort
+	}
+	if c.Control == "" {
+		c.Control = DefaultControlSocket
+	}
+	if c.Applications == "" {
+		c.Applications = DefaultApplicationSocket
+	}
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		if p.ID == 0 && i < 1<<16-1 {
+			p.ID = uint16(i) + 1
+		}
+		if p.Address != "" && !strings.HasSuffix(p.Address, "]") {
+			if _, _, err := net.SplitHostPort(p.Address); err != nil {
+				p.Address = net.JoinHostPort(p.Address, DefaultPort)
+			}
+		}
+	}
+	defaultTo(&c.Gate.StrayTime, 10*time.Second)
+	defaultTo(&c.Migration.Limit, migration.Config{}.WithDefaults().Limit)
+	defaultTo(&c.Migration.Concurrency, 64)
+	defaultTo(&c.Migration.Incoming, 1024)
+	defaultTo(&c.Migration.StateBytes, 64<<20)
+	defaultTo(&c.Migration.QueueBytes, 64<<20)
+}
+
+func defaultTo[T int | time.Duration](p *T, v T) {
+	if *p <= 0 {
+		*p = v
+	}
+}
+
+func (p PeerConfig) validate() error {
+	if p.Name == "" {
+		return errors.New("name: missing")
+	}
+	addr, err := netip.ParseAddrPort(p.Address)
+	if err != nil {
+		return fmt.Errorf("address: %w: want ip:port of its agent", err)
+	}
+	if addr.Addr().IsUnspecified() {
+		return fmt.Errorf("address: %v is not a host's address", addr)
+	}
+	if p.MAC != "" {
+		if _, err := net.ParseMAC(p.MAC); err != nil {
+			return fmt.Errorf("mac: %w", err)
+		}
+	}
+	return nil
+}
+
+func (s ServiceConfig) validate(hosts map[string]bool) error {
+	if s.Name == "" {
+		return errors.New("name: missing")
+	}
+	if len(s.Addresses) == 0 {
+		return errors.New("addresses: missing: give the virtual addresses with their ports")
+	}
+	for _, a := range s.Addresses {
+		if a.Addr().IsUnspecified() || a.Port() == 0 {
+			return fmt.Errorf("addresses: %v: a virtual address and a port are needed", a)
+		}
+	}
+	if s.Entry == "" {
+		return errors.New("entry: missing: name the host that answers ARP for the address")
+	}
+	if !hosts[s.Entry] {
+		return fmt.Errorf("entry: %q is neither this host nor a peer", s.Entry)
+	}
+	if len(s.Servers) == 0 {
+		return errors.New("servers: missing")
+	}
+	for _, name := range s.Servers {
+		if !hosts[name] {
+			return fmt.Errorf("servers: %q is neither this host nor a peer", name)
+		}
+	}
+	return nil
+}
+
+func (c *Config) controlIsPath() bool { return strings.HasPrefix(c.Control, "/") }
+
+// IsEntry reports whether this host is the entry of any service.
+func (c *Config) IsEntry() bool {
+	for _, s := range c.Services {
+		if s.Entry == c.Host {
+			return true
+		}
+	}
+	return false
+}
+
+func (c *Config) node(host string) (gate.Node, bool) {
+	if host == c.Host {
+		return 0, true
+	}
+	for _, p := range c.Peers {
+		if p.Name == host {
+			return gate.Node(p.ID), true
+		}
+	}
+	return 0, false
+}
+
+func (c *Config) hostOf(n gate.Node) string {
+	if n == 0 {
+		return c.Host
+	}
+	for _, p := range c.Peers {
+		if gate.Node(p.ID) == n {
+			return p.Name
+		}
+	}
+	return fmt.Sprintf("node %d", n)
+}

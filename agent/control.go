@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// control answers operators.
+type control struct {
+	api.UnimplementedAgentServer
+	e *engine
+}
+
+var errStopped = status.Error(codes.Unavailable, "the agent is stopping")
+
+// Status implements api.AgentServer.
+func (c *control) Status(ctx context.Context, _ *api.StatusRequest) (*api.StatusResponse, error) {
+	var r *api.StatusResponse
+	if !c.e.ask(ctx, func(e *engine) { r = e.status(time.Now()) }) {
+		return nil, errStopped
+	}
+	stats := c.e.gate.Stats()
+	r.Counters.PacketsHeld, r.Counters.PacketsDropped = stats.Held, stats.NoTap+stats.Overflow
+	return r, nil
+}
+
+func (e *engine) status(now time.Time) *api.StatusResponse {
+	r := &api.StatusResponse{
+		Host: e.cfg.Host, Version: Version(), Draining: e.draining,
+		Counters: &api.Counters{
+			MovedOut: e.counters.movedOut, MovedIn: e.counters.movedIn, Resumed: e.counters.resumed,
+			Refused: e.counters.refused, Lost: e.counters.lost, Recovered: e.counters.recovered,
+		},
+	}
+	for _, s := range e.cfg.Services {
+		n := uint32(0)
+		for a := range e.apps {
+			if a.services[s.Name] != nil {
+				n++
+			}
+		}
+		for _, a := range s.Addresses {
+			r.Services = append(r.Services, &api.Service{
+				Name: s.Name, Address: a.String(), Entry: s.Entry, Applications: n, Servers: s.Servers,
+			})
+		}
+	}
+	for _, cfg := range e.cfg.Peers {
+		p := e.peers[cfg.Name]
+		peer := &api.Peer{Name: p.name, Address: p.addr, Connected: p.link != nil, Mac: p.mac}
+		if p.err != nil {
+			peer.Error = p.err.Error()
+		}
+		r.Peers = append(r.Peers, peer)
+	}
+	for _, s := range e.sources {
+		r.Migrations = append(r.Migrations, &api.Migration{
+			Id: s.id, Flow: s.flow.String(), Role: "source", Peer: s.target,
+			State: s.machine.State().String(), AgeMicros: now.Sub(s.started).Microseconds(),
+		})
+	}
+	for _, t := range e.targets {
+		r.Migrations = append(r.Migrations, &api.Migration{
+			Id: t.id, Flow: t.flow.String(), Role: "target", Peer: t.from.name,
+			State: t.machine.State().String(), AgeMicros: now.Sub(t.started).Microseconds(),
+		})
+	}
+	return r
+}
+
+// Flows implements api.AgentServer.
+func (c *control) Flows(req *api.FlowsRequest, stream grpc.ServerStreamingServer[api.Flow]) error {
+	got := make(chan []located, 1)
+	if !c.e.ask(stream.Context(), func(e *engine) {
+		e.list(wire.List{}, func(l []located) { got <- l })
+	}) {
+		return errStopped
+	}
+	var flows []located
+	select {
+	case flows = <-got:
+	case <-stream.Context().Done():
+		return stream.Context().Err()
+	case <-c.e.stopped:
+		return errStopped
+	}
+	for _, l := range flows {
+		s := l.status
+		if req.GetService() != "" && req.GetService() != s.Service {
+			continue
+		}
+		err := stream.Send(&api.Flow{
+			Flow: s.Flow.String(), Service: s.Service, Epoch: s.Epoch, AgeMicros: s.Age.Microseconds(), Movable: s.Movable,
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Move implements api.AgentServer.
+func (c *control) Move(req *api.MoveRequest, stream grpc.ServerStreamingServer[api.MoveEvent]) error {
+	r := MoveRequest{
+		To: req.GetTo(), Service: req.GetService(), Drain: req.GetDrain(), Concurrency: int(req.GetConcurrency()),
+		Timeout: time.Duration(req.GetTimeoutMicros()) * time.Microsecond,
+	}
+	if req.GetFlow() != "" {
+		f, err := tcprepair.ParseFlow(req.GetFlow())
+		if err != nil {
+			return status.Error(codes.InvalidArgument, err.Error())
+		}
+		r.Flow = f
+	}
+	out := newMailbox()
+	sum := &summary{started: time.Now()}
+	var op *operation
+	if !c.e.ask(stream.Context(), func(e *engine) {
+		op = e.startOperation(r,
+			func(total int) {
+				out.put(&api.MoveEvent{Event: &api.MoveEvent_Planned{Planned: &api.Planned{Total: uint32(total)}}})
+			},
+			func(m Moved) {
+				sum.add(m)
+				out.put(&api.MoveEvent{Event: &api.MoveEvent_Moved{Moved: movedMessage(m)}})
+			},
+			func(err error) {
+				out.put(&api.MoveEvent{Event: &api.MoveEvent_Summary{Summary: sum.message(err)}})
+				out.close()
+			})
+	}) {
+		return errStopped
+	}
+	stop := context.AfterFunc(stream.Context(), func() {
+		c.e.post(func(*engine) { op.cancel(errAborted) })
+	})
+	defer stop()
+	for {
+		events, more := out.take(c.e.stopped)
+		for _, ev := range events {
+			if err := stream.Send(ev); err != nil {
+				return err
+			}
+		}
+		if !more {
+			return nil
+		}
+	}
+}
+
+// Undrain implements api.AgentServer.
+func (c *control) Undrain(ctx context.Context, _ *api.UndrainRequest) (*api.UndrainResponse, error) {
+	if !c.e.ask(ctx, func(e *engine) { e.setDraining(false) }) {
+		return nil, errStopped
+	}
+	return &api.UndrainResponse{}, nil
+}
+
+// Abort implements api.AgentServer.
+func (c *control) Abort(ctx context.Context, req *api.AbortRequest) (*api.AbortResponse, error) {
+	var f tcprepair.Flow
+	if req.GetFlow() != "" {
+		var err error
+		if f, err = tcprepair.ParseFlow(req.GetFlow()); err != nil {
+			return nil, status.Error(codes.InvalidArgument, err.Error())
+		}
+	}
+	var n int
+	if !c.e.ask(ctx, func(e *engine) { n = e.abort(f) }) {
+		return nil, errStopped
+	}
+	if f.IsValid() && n == 0 {
+		return nil, status.Error(codes.NotFound, fmt.Sprintf("%v is not being moved", f))
+	}
+	return &api.AbortResponse{Aborted: uint32(n)}, nil
+}
+
+func movedMessage(m Moved) *api.Moved {
+	r := &api.Moved{
+		Flow: m.Flow.String(), To: m.To, Outcome: m.Outcome,
+		FreezeMicros: m.Freeze.Microseconds(), TotalMicros: m.Total.Microseconds(), SnapshotMicros: m.Snapshot.Microseconds(),
+		HeldPackets: uint32(m.Held), StateBytes: uint64(m.StateBytes), SnapshotBytes: uint64(m.SnapshotBytes),
+	}
+	if m.Err != nil {
+		r.Error = m.Err.Error()
+	}
+	return r
+}
+
+// summary counts the ends of an operation's moves.
+type summary struct {
+	started                   time.Time
+	moved, failed, lost, gone uint32
+	freezes                   []time.Duration
+}
+
+func (s *summary) add(m Moved) {
+	switch m.Outcome {
+	case OutcomeMoved:
+		s.moved++
+		s.freezes = append(s.freezes, m.Freeze)
+	case OutcomeLost:
+		s.lost++
+	case OutcomeGone:
+		s.gone++
+	default:
+		s.failed++
+	}
+}
+
+func (s *summary) message(err error) *api.Summary {
+	r := &api.Summary{
+		Moved: s.moved, Failed: s.failed, Lost: s.lost, Gone: s.gone, TotalMicros: time.Since(s.started).Microseconds(),
+	}
+	if n := len(s.freezes); n > 0 {
+		slices.Sort(s.freezes)
+		r.FreezeMedianMicros = s.freezes[n/2].Microseconds()
+		r.FreezeP99Micros = s.freezes[n*99/100].Microseconds()
+	}
+	if err != nil {
+		r.Error = err.Error()
+	}
+	return r
+}
+
+// mailbox carries events from the engine, which must not wait, to a caller who may be slow.
+type mailbox struct {
+	mu     sync.Mutex
+	events []*api.MoveEvent
+	closed bool
+	ready  chan struct{}
+}
+
+func newMailbox() *mailbox { return &mailbox{ready: make(chan struct{}, 1)} }
+
+func (m *mailbox) put(ev *api.MoveEvent) {
+	m.mu.Lock()
+	m.events = append(m.events, ev)
+	m.mu.Unlock()
+	m.signal()
+}
+
+func (m *mailbox) close() {
+	m.mu.Lock()
+	m.closed = true
+	m.mu.Unlock()
+	m.signal()
+}
+
+func (m *mailbox) signal() {
+	select {
+	case m.ready <- struct{}{}:
+	default:
+	}
+}
+
+// take waits for events; more is false when these are the last.
+func (m *mailbox) take(stopped <-chan struct{}) (events []*api.MoveEvent, more bool) {
+	select {
+	case <-m.ready:
+	case <-stopped:
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	events, m.events = m.events, nil
+	select {
+	case <-stopped:
+		return events, false
+	default:
+	}
+	return events, !m.closed
+}

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"math/rand/v2"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/sockops"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// tickInterval is how precisely deadlines are kept.
+const tickInterval = 20 * time.Millisecond
+
+// event is something the engine's goroutine has to deal with.
+type event func(e *engine)
+
+// engine owns everything that moves: the sources, the targets and, at an entry, the ledger. One goroutine runs it
+// (run); what comes from connections, operators and timers reaches it through post. It never waits: links queue what
+// they send, and the system calls it makes do not block.
+type engine struct {
+	cfg   Config
+	times migration.Config
+	log   *slog.Logger
+	gate  *gate.Gate
+	// seeder is nil where the kernel cannot seed congestion windows.
+	seeder  *sockops.Seeder
+	metrics *metrics
+	// identity is nil in a laboratory without TLS.
+	identity *identity
+
+	events   chan event
+	stopped  chan struct{}
+	sources  map[uint64]*source
+	moving   map[tcprepair.Flow]*source
+	targets  map[uint64]*target
+	taking   map[tcprepair.Flow]*target
+	peers    map[string]*peer
+	incoming map[*incoming]struct{}
+	apps     map[*application]struct{}
+	lists    map[uint64]*listing
+	ledger   migration.Ledger
+	// absent are the servers that told this entry not to send them new connections.
+	absent   map[string]*incoming
+	draining bool
+	counters counters
+	ops      map[*operation]struct{}
+}
+
+type counters struct {
+	movedOut, movedIn, resumed, refused, lost, recovered uint64
+}
+
+func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *identity, log *slog.Logger) *engine {
+	e := &engine{
+		cfg:      cfg,
+		times:    migration.Config{Limit: cfg.Migration.Limit}.WithDefaults(),
+		log:      log,
+		gate:     g,
+		seeder:   seeder,
+		metrics:  m,
+		identity: id,
+		events:   make(chan event, 1024),
+		stopped:  make(chan struct{}),
+		sources:  make(map[uint64]*source),
+		moving:   make(map[tcprepair.Flow]*source),
+		targets:  make(map[uint64]*target),
+		taking:   make(map[tcprepair.Flow]*target),
+		peers:    make(map[string]*peer),
+		incoming: make(map[*incoming]struct{}),
+		apps:     make(map[*application]struct{}),
+		lists:    make(map[uint64]*listing),
+		absent:   make(map[string]*incoming),
+		ops:      make(map[*operation]struct{}),
+	}
+	for _, p := range cfg.Peers {
+		e.peers[p.Name] = &peer{e: e, name: p.Name, addr: p.Address}
+	}
+	return e
+}
+
+// post hands ev to the engine; it is dropped once the engine has stopped.
+func (e *engine) post(ev event) {
+	select {
+	case e.events <- ev:
+	case <-e.stopped:
+	}
+}
+
+// ask runs f in the engine and waits for it; false means that the engine has stopped.
+func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
+	done := make(chan struct{})
+	e.post(func(e *engine) {
+		f(e)
+		close(done)
+	})
+	select {
+	case <-done:
+		return true
+	case <-e.stopped:
+	case <-ctx.Done():
+	}
+	return false
+}
+
+// run is the engine's goroutine. When ctx ends, moves that have frozen nothing are given up and the others awaited
+// for as long as a move may take.
+func (e *engine) run(ctx context.Context) error {
+	defer close(e.stopped)
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	stopping := ctx.Done()
+	for {
+		select {
+		case ev := <-e.events:
+			ev(e)
+		case now := <-tick.C:
+			e.tick(now)
+		case <-stopping:
+			stopping = nil
+			e.stop()
+		}
+		if stopping == nil && len(e.sources) == 0 && len(e.targets) == 0 {
+			return ctx.Err()
+		}
+	}
+}
+
+// stop gives up what has not been transferred.
+func (e *engine) stop() {
+	e.draining = true
+	for op := range e.ops {
+		op.cancel(errStopping)
+	}
+	for _, s := range e.sources {
+		if s.machine.State() < migration.SourceSent {
+			s.step(migration.Event{Kind: migration.Canceled, Err: errStopping})
+		}
+	}
+	for _, t := range e.targets {
+		if t.machine.State() < migration.TargetCommitting {
+			t.step(migration.Event{Kind: migration.Canceled, Err: errStopping})
+		}
+	}
+}
+
+func (e *engine) tick(now time.Time) {
+	for _, s := range e.sources {
+		if d := s.machine.Deadline(); !d.IsZero() && !now.Before(d) {
+			s.stepAt(now, migration.Event{Kind: migration.Tick})
+		}
+	}
+	for _, t := range e.targets {
+		if d := t.machine.Deadline(); !d.IsZero() && !now.Before(d) {
+			t.stepAt(now, migration.Event{Kind: migration.Tick})
+		}
+	}
+	for id, l := range e.lists {
+		if now.After(l.deadline) {
+			delete(e.lists, id)
+			l.done(l.flows)
+		}
+	}
+	for op := range e.ops {
+		op.tick(now)
+	}
+	for _, p := range e.peers {
+		p.tick(now)
+	}
+	e.ledger.Sweep(now)
+}
+
+// newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.
+func newID() uint64 {
+	for {
+		if id := rand.Uint64(); id != 0 {
+			return id
+		}
+	}
+}
+
+// service returns the configuration of the service called name, or the one that serves the local address.
+func (e *engine) service(name string, f tcprepair.Flow) (ServiceConfig, bool) {
+	for _, s := range e.cfg.Services {
+		if s.Name != name {
+			continue
+		}
+		for _, a := range s.Addresses {
+			if a == f.Local {
+				return s, true
+			}
+		}
+	}
+	return ServiceConfig{}, false
+}
+
+// refusal turns an error into a Refuse frame.
+func refusal(err error) *wire.Refuse {
+	return &wire.Refuse{Code: codeOf(err), Reason: err.Error()}
+}

@@ -1,0 +1,63 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// Reasons why an agent does not move a connection.
+var (
+	errStopping  = errors.New("the agent is stopping")
+	errAborted   = errors.New("aborted by the operator")
+	errMoving    = errors.New("the connection is being moved already")
+	errNoFlow    = errors.New("no application on this host has this connection")
+	errNotServed = errors.New("not a connection of a configured service: add its address to services")
+	errSelf      = errors.New("the connection is on this host already")
+	errLate      = errors.New("unsent data was lost with the agent that had restored the connection")
+	errNoTarget  = errors.New("no other server takes it")
+)
+
+// refusedError is a no from another party, with its code.
+type refusedError struct {
+	who    string
+	code   wire.Code
+	reason string
+}
+
+// Error returns who refused and why.
+func (r *refusedError) Error() string {
+	if r.reason == "" {
+		return fmt.Sprintf("%s refused: %v", r.who, r.code)
+	}
+	return fmt.Sprintf("%s refused: %v: %s", r.who, r.code, r.reason)
+}
+
+// codeOf returns the code that tells a peer about err.
+func codeOf(err error) wire.Code {
+	var r *refusedError
+	switch {
+	case err == nil:
+		return wire.CodeUnspecified
+	case errors.As(err, &r):
+		return r.code
+	case errors.Is(err, migration.ErrTimeout):
+		return wire.CodeTimeout
+	case errors.Is(err, migration.ErrNotOwner), errors.Is(err, migration.ErrOwner):
+		return wire.CodeEpoch
+	case errors.Is(err, migration.ErrLeased), errors.Is(err, tcprepair.ErrInUse):
+		return wire.CodeInUse
+	case errors.Is(err, errNoFlow):
+		return wire.CodeNoFlow
+	}
+	return wire.CodeFailed
+}
+
+func refuse(who string, code wire.Code, format string, args ...any) error {
+	return &refusedError{who: who, code: code, reason: fmt.Sprintf(format, args...)}
+}

@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// MoveRequest is what an operator wants moved.
+type MoveRequest struct {
+	// Flow is the one connection to move; all when it is not valid.
+	Flow tcprepair.Flow
+	// To is the host to move to; any other server of the service when empty.
+	To string
+	// Service restricts a move of all connections to one service.
+	Service string
+	// Drain keeps new connections away and goes on until none is left.
+	Drain bool
+	// Concurrency is how many moves are in flight; the configuration's when zero.
+	Concurrency int
+	// Timeout bounds everything; none when zero.
+	Timeout time.Duration
+}
+
+const (
+	// maxTries is how often an operation tries one connection.
+	maxTries = 4
+	// relistTime is the pause between two looks for connections that a drain has not seen yet.
+	relistTime = 100 * time.Millisecond
+	// quietLists is how often a drain must find nothing to move before it is over: a connection can be on its way from
+	// the listen queue to the application.
+	quietLists = 3
+)
+
+// operation moves many connections. The engine owns it.
+type operation struct {
+	e       *engine
+	req     MoveRequest
+	report  func(Moved)
+	planned func(total int)
+	over    func(error)
+
+	queue    []located
+	seen     map[tcprepair.Flow]int // tries
+	total    int
+	active   int
+	next     int // rotates over the targets
+	listing  bool
+	relistAt time.Time
+	quiet    int
+	deadline time.Time
+	err      error
+	finished bool
+}
+
+// startOperation begins req; the callbacks are called in the engine's goroutine.
+func (e *engine) startOperation(req MoveRequest, planned func(int), report func(Moved), over func(error)) *operation {
+	if req.Concurrency <= 0 {
+		req.Concurrency = e.cfg.Migration.Concurrency
+	}
+	op := &operation{e: e, req: req, report: report, planned: planned, over: over, seen: make(map[tcprepair.Flow]int)}
+	if req.Timeout > 0 {
+		op.deadline = time.Now().Add(req.Timeout)
+	}
+	e.ops[op] = struct{}{}
+	if req.To != "" {
+		if err := op.checkTarget(); err != nil {
+			op.cancel(err)
+			return op
+		}
+	}
+	if req.Drain {
+		e.setDraining(true)
+	}
+	op.list()
+	return op
+}
+
+func (op *operation) checkTarget() error {
+	if op.req.To == op.e.cfg.Host {
+		return errSelf
+	}
+	if op.e.peers[op.req.To] == nil {
+		return fmt.Errorf("%q is no configured peer", op.req.To)
+	}
+	return nil
+}
+
+// list looks for connections to move.
+func (op *operation) list() {
+	op.listing = true
+	op.e.list(wire.List{Flow: op.req.Flow}, func(found []located) {
+		op.listing = false
+		op.add(found)
+		op.pump()
+	})
+}
+
+func (op *operation) add(found []located) {
+	single := op.req.Flow.IsValid()
+	added := 0
+	for _, l := range found {
+		if op.seen[l.status.Flow] > 0 || op.req.Service != "" && l.status.Service != op.req.Service {
+			continue
+		}
+		if !l.status.Movable && !single {
+			op.seen[l.status.Flow] = maxTries
+			op.report(Moved{
+				Flow: l.status.Flow, Outcome: OutcomeResumed,
+				Err: refuse("application", wire.CodeNotMovable, "it has no exporter for %s", l.status.Service),
+			})
+			continue
+		}
+		op.seen[l.status.Flow] = 1
+		op.queue = append(op.queue, l)
+		added++
+	}
+	if single && len(found) == 0 && op.total == 0 {
+		op.cancel(fmt.Errorf("%v: %w", op.req.Flow, errNoFlow))
+	}
+	op.total += added
+	if added > 0 {
+		op.quiet = 0
+		op.planned(op.total)
+	} else {
+		op.quiet++
+	}
+}
+
+// pump starts moves as far as the concurrency allows, and ends the operation when nothing is left to do.
+func (op *operation) pump() {
+	for op.err == nil && op.active < op.req.Concurrency && len(op.queue) > 0 {
+		l := op.queue[0]
+		op.queue = op.queue[1:]
+		to, err := op.target(l)
+		if err != nil {
+			op.report(Moved{Flow: l.status.Flow, Outcome: OutcomeResumed, Err: err})
+			continue
+		}
+		op.active++
+		op.e.startSource(l.app, l.status, to, func(m Moved) { op.moved(l, m) })
+	}
+	if op.active > 0 || op.listing || op.finished {
+		return
+	}
+	switch {
+	case op.err != nil:
+	case len(op.queue) > 0:
+		return
+	case op.req.Drain && op.quiet < quietLists:
+		if op.relistAt.IsZero() {
+			op.relistAt = time.Now().Add(relistTime)
+		}
+		return
+	}
+	op.finished = true
+	delete(op.e.ops, op)
+	op.over(op.err)
+}
+
+// target chooses where a connection goes: the servers of its service in turn.
+func (op *operation) target(l located) (string, error) {
+	if op.req.To != "" {
+		return op.req.To, nil
+	}
+	svc, ok := op.e.service(l.status.Service, l.status.Flow)
+	if !ok {
+		return "", errNotServed
+	}
+	others := slices.DeleteFunc(slices.Clone(svc.Servers), func(s string) bool { return s == op.e.cfg.Host })
+	if len(others) == 0 {
+		return "", errNoTarget
+	}
+	op.next++
+	return others[op.next%len(others)], nil
+}
+
+// moved takes in the end of one move. A refusal that another host or a later moment may not repeat is tried again.
+func (op *operation) moved(l located, m Moved) {
+	op.active--
+	if m.Outcome == OutcomeResumed && op.err == nil && op.seen[m.Flow] < maxTries && op.retryable(m.Err) {
+		op.seen[m.Flow]++
+		op.queue = append(op.queue, l)
+	} else {
+		op.report(m)
+	}
+	op.pump()
+}
+
+func (op *operation) retryable(err error) bool {
+	var r *refusedError
+	if !errors.As(err, &r) {
+		return op.req.To == "" && !errors.Is(err, errAborted)
+	}
+	switch r.code {
+	case wire.CodeBusy, wire.CodeNotNow:
+		return true
+	case wire.CodeDraining, wire.CodeNoService, wire.CodeNoAddress:
+		return op.req.To == ""
+	}
+	return false
+}
+
+// cancel starts no further moves; those in flight end by themselves.
+func (op *operation) cancel(err error) {
+	if op.err == nil {
+		op.err = err
+	}
+	op.queue = nil
+	op.pump()
+}
+
+func (op *operation) tick(now time.Time) {
+	switch {
+	case !op.deadline.IsZero() && now.After(op.deadline) && op.err == nil:
+		op.cancel(fmt.Errorf("not everything was moved within %v", op.req.Timeout))
+	case !op.relistAt.IsZero() && now.After(op.relistAt) && op.err == nil && !op.listing:
+		op.relistAt = time.Time{}
+		op.list()
+	}
+}
+
+// setDraining tells the entries of the services whether this host takes connections.
+func (e *engine) setDraining(on bool) {
+	if e.draining == on {
+		return
+	}
+	e.draining = on
+	told := make(map[string]bool)
+	for _, s := range e.cfg.Services {
+		if p := e.peers[s.Entry]; p != nil && !told[s.Entry] {
+			told[s.Entry] = true
+			p.send(0, &wire.Presence{Draining: on})
+		}
+	}
+	e.setServices()
+}
+
+// abort gives up the moves of one flow, or all of them.
+func (e *engine) abort(f tcprepair.Flow) int {
+	n := 0
+	for _, s := range e.sources {
+		if !f.IsValid() || s.flow == f {
+			n++
+			s.step(migration.Event{Kind: migration.Canceled, Err: errAborted})
+		}
+	}
+	return n
+}

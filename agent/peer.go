@@ -1,0 +1,236 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+const (
+	dialTimeout      = 2 * time.Second
+	handshakeTimeout = 2 * time.Second
+	// A peer that has been silent for pingAfter is asked for a sign of life; silence for deadAfter means it is gone.
+	pingAfter = time.Second
+	deadAfter = 3 * time.Second
+)
+
+// peer is the connection to another host's agent that this side opens, to make requests: offers to a target,
+// leases and commits to an entry. Answers come back on it. It is opened when first needed and then kept. The engine
+// owns it.
+type peer struct {
+	e    *engine
+	name string
+	addr string
+	mac  string
+
+	link    *wire.Link
+	dialing bool
+	// waiting are frames for as soon as the connection stands.
+	waiting []wire.Frame
+	heard   time.Time
+	pinged  bool
+	err     error
+}
+
+// send sends a request, now or once the connection stands. If it cannot be opened, everybody who uses it is told.
+func (p *peer) send(id uint64, m wire.Message) {
+	if p.link != nil {
+		if err := p.link.Send(id, m); err != nil {
+			p.lost(p.link, err)
+		}
+		return
+	}
+	p.waiting = append(p.waiting, wire.Frame{ID: id, Message: m})
+	p.dial()
+}
+
+// dial opens the connection in the background.
+func (p *peer) dial() {
+	if p.dialing || p.link != nil {
+		return
+	}
+	p.dialing = true
+	go func() {
+		link, err := p.e.dial(p.name, p.addr)
+		p.e.post(func(e *engine) {
+			p.dialing = false
+			if err != nil {
+				p.down(fmt.Errorf("connect to %s: %w", p.name, err))
+				return
+			}
+			p.up(link)
+		})
+	}()
+}
+
+// dial opens a connection and exchanges Hello. It runs outside the engine's goroutine.
+func (e *engine) dial(name, addr string) (*wire.Link, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
+	defer cancel()
+	d := net.Dialer{KeepAlive: 5 * time.Second}
+	d.SetMultipathTCP(false)
+	conn, err := d.DialContext(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
+	}
+	if e.identity != nil {
+		c := tls.Client(conn, e.identity.client(name))
+		if err := c.HandshakeContext(ctx); err != nil {
+			_ = conn.Close()
+			return nil, err
+		}
+		conn = c
+	}
+	link := wire.NewLink(conn)
+	if err := greet(ctx, link, e.cfg.Host, name); err != nil {
+		_ = link.Close()
+		return nil, err
+	}
+	return link, nil
+}
+
+// greet exchanges Hello with a peer that must call itself name.
+func greet(ctx context.Context, link *wire.Link, self, name string) error {
+	stop := context.AfterFunc(ctx, func() { _ = link.Close() })
+	defer stop()
+	if err := link.Send(0, wire.NewHello(self, Version())); err != nil {
+		return err
+	}
+	f, _, err := link.Receive()
+	if err != nil {
+		return err
+	}
+	h, ok := f.Message.(*wire.Hello)
+	if !ok {
+		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
+	}
+	if name != "" && h.Name != name {
+		return fmt.Errorf("the host there calls itself %q, not %q: check the peers' names and addresses", h.Name, name)
+	}
+	_, err = wire.Negotiate(h)
+	return err
+}
+
+func (p *peer) up(link *wire.Link) {
+	p.link, p.err, p.heard, p.pinged = link, nil, time.Now(), false
+	go p.receive(link)
+	if p.e.draining {
+		_ = link.Send(0, &wire.Presence{Draining: true})
+	}
+	waiting := p.waiting
+	p.waiting = nil
+	for _, f := range waiting {
+		p.send(f.ID, f.Message)
+	}
+}
+
+func (p *peer) receive(link *wire.Link) {
+	for {
+		f, _, err := link.Receive()
+		if err != nil {
+			p.e.post(func(*engine) { p.lost(link, err) })
+			return
+		}
+		p.e.post(func(e *engine) {
+			if p.link == link {
+				p.heard, p.pinged = time.Now(), false
+				e.answer(p, f)
+			}
+		})
+	}
+}
+
+// lost ends the connection; a new one is opened when it is needed.
+func (p *peer) lost(link *wire.Link, err error) {
+	if p.link != link {
+		return
+	}
+	go link.Close() //nolint:errcheck // always nil
+	p.link = nil
+	p.down(err)
+}
+
+// down tells everybody who uses the connection.
+func (p *peer) down(err error) {
+	p.err, p.waiting = err, nil
+	for _, s := range p.e.sources {
+		if s.target == p.name {
+			s.step(migration.Event{Kind: migration.PeerLost, Err: err})
+		}
+		if s.entry == p.name {
+			s.step(migration.Event{Kind: migration.EntryLost, Err: err})
+		}
+	}
+	for _, t := range p.e.targets {
+		if t.entry == p.name {
+			t.step(migration.Event{Kind: migration.EntryLost, Err: err})
+		}
+	}
+}
+
+// tick keeps an eye on a silent peer.
+func (p *peer) tick(now time.Time) {
+	if p.link == nil {
+		return
+	}
+	switch silent := now.Sub(p.heard); {
+	case silent > deadAfter:
+		p.lost(p.link, errors.New("the peer is silent"))
+	case silent > pingAfter && !p.pinged:
+		p.pinged = true
+		_ = p.link.Send(0, &wire.Ping{})
+	}
+}
+
+// answer handles a frame that a peer sent in answer to a request.
+func (e *engine) answer(p *peer, f wire.Frame) {
+	s, t := e.sources[f.ID], e.targets[f.ID]
+	fromTarget := s != nil && s.target == p.name
+	fromEntry := s != nil && s.entry == p.name
+	switch m := f.Message.(type) {
+	case *wire.Pong:
+	case *wire.Accept:
+		if fromTarget {
+			s.step(migration.Event{Kind: migration.Accepted})
+		}
+	case *wire.StateStored:
+		if fromTarget {
+			s.step(migration.Event{Kind: migration.Stored})
+		}
+	case *wire.Refuse:
+		if fromTarget {
+			s.step(migration.Event{Kind: migration.Refused, Err: &refusedError{who: p.name, code: m.Code, reason: m.Reason}})
+		}
+	case *wire.Committed:
+		if fromTarget {
+			s.step(migration.Event{Kind: migration.Committed})
+		}
+	case *wire.Leased:
+		if fromEntry {
+			s.step(migration.Event{Kind: migration.Leased})
+		}
+	case *wire.LeaseRefused:
+		if fromEntry {
+			err := &refusedError{who: "entry " + p.name, code: m.Code, reason: m.Reason}
+			s.step(migration.Event{Kind: migration.LeaseRefused, Err: err})
+		}
+	case *wire.Owner:
+		ev := migration.Event{Kind: migration.OwnerIs, Owner: migration.Owner{Host: m.Host, Epoch: m.Epoch, Unknown: m.Unknown}}
+		switch {
+		case fromEntry:
+			s.step(ev)
+		case t != nil && t.entry == p.name:
+			t.step(ev)
+		}
+	default:
+		p.lost(p.link, fmt.Errorf("%w: %v as an answer", wire.ErrMalformed, f.Message.Kind()))
+	}
+}

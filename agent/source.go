@@ -1,0 +1,370 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// inlineState is how much State travels with the snapshot, within the freeze; more is sent before it, in bytes.
+const inlineState = 32 << 10
+
+// heldFrameBytes bounds the packets in one Held frame, in bytes.
+const heldFrameBytes = wire.ChunkSize
+
+// holdBoth keeps the client's packets, and silences the host's own: a frozen socket can acknowledge nothing.
+const holdBoth = gate.Ingress | gate.Egress
+
+// source carries out what a migration.Source decides. The engine owns it.
+type source struct {
+	e       *engine
+	id      uint64
+	machine *migration.Source
+	flow    tcprepair.Flow
+	service string
+	epoch   uint32
+	app     *application
+	target  string
+	entry   string
+
+	fd       int // the application's socket, ours until it is closed
+	frozen   bool
+	parts    wire.Assembly // what the application has sent so far
+	state    []byte
+	ahead    []byte
+	stored   bool // State has been sent ahead of the transfer
+	snapshot []byte
+	pending  []migration.Event
+	stepping bool
+
+	started, frozenAt time.Time
+	result            Moved
+	done              func(Moved)
+}
+
+// Moved tells how a move ended.
+type Moved struct {
+	Flow    tcprepair.Flow
+	To      string
+	Outcome string
+	Err     error
+	// Freeze is the time from holding the first packet until the target's word that the flow is its own, or until the
+	// connection went on here; Snapshot is the part of it in which the socket was frozen and read.
+	Freeze, Snapshot, Total time.Duration
+	Held                    int
+	StateBytes              int
+	SnapshotBytes           int
+}
+
+// Outcomes of a move.
+const (
+	OutcomeMoved   = "moved"
+	OutcomeResumed = "resumed"
+	OutcomeLost    = "lost"
+	OutcomeGone    = "gone"
+)
+
+// startSource begins to move a connection; done is called in the engine's goroutine when it is over.
+func (e *engine) startSource(app *application, st wire.FlowStatus, to string, done func(Moved)) {
+	fail := func(err error) {
+		done(Moved{Flow: st.Flow, To: to, Outcome: OutcomeResumed, Err: err})
+	}
+	svc, ok := e.service(st.Service, st.Flow)
+	switch {
+	case !ok:
+		fail(errNotServed)
+		return
+	case to == e.cfg.Host:
+		fail(errSelf)
+		return
+	case e.moving[st.Flow] != nil || e.taking[st.Flow] != nil:
+		fail(errMoving)
+		return
+	case e.peers[to] == nil:
+		fail(fmt.Errorf("%q is no configured peer", to))
+		return
+	}
+	s := &source{
+		e: e, id: newID(), flow: st.Flow, service: st.Service, epoch: st.Epoch, app: app, target: to, entry: svc.Entry,
+		fd: -1, started: time.Now(), done: done,
+	}
+	s.machine = migration.NewSource(migration.SourceParams{
+		Host: e.cfg.Host, Target: to, Epoch: st.Epoch, Ahead: app.preparer(st.Service),
+	}, e.times)
+	e.sources[s.id], e.moving[s.flow] = s, s
+	s.step(migration.Event{Kind: migration.Start})
+}
+
+func (s *source) step(ev migration.Event) { s.stepAt(time.Now(), ev) }
+
+// stepAt feeds the machine and carries out what it says. An action may lead to the next event at once; that is
+// queued, so that the actions of one step are never interleaved with those of another.
+func (s *source) stepAt(now time.Time, ev migration.Event) {
+	s.pending = append(s.pending, ev)
+	if s.stepping {
+		return
+	}
+	s.stepping = true
+	for len(s.pending) > 0 {
+		ev = s.pending[0]
+		s.pending = s.pending[1:]
+		s.run(s.machine.Step(now, ev))
+	}
+	s.stepping = false
+}
+
+func (s *source) run(actions []migration.Action) {
+	for _, a := range actions {
+		s.perform(a)
+	}
+}
+
+func (s *source) perform(a migration.Action) {
+	switch a.Verb {
+	case migration.SendOffer:
+		s.toTarget(&wire.Offer{Flow: s.flow, Service: s.service, Epoch: s.epoch, Limit: s.e.times.Limit})
+	case migration.SendLease:
+		s.lease()
+	case migration.SendCancel:
+		s.toTarget(&wire.Cancel{Reason: a.Err.Error()})
+	case migration.SendAbort:
+		s.abort()
+	case migration.AskPrepare:
+		s.app.send(s.id, &wire.Prepare{Flow: s.flow, Target: s.target, Limit: s.e.times.Limit})
+	case migration.SendAhead:
+		s.sendBlob(wire.BlobAhead, s.ahead)
+	case migration.AskExport:
+		s.app.send(s.id, &wire.Export{Flow: s.flow, Target: s.target, Limit: s.e.times.Limit})
+	case migration.SendState:
+		s.stored = true
+		s.sendBlob(wire.BlobState, s.state)
+	case migration.Freeze:
+		s.freeze()
+	case migration.SendTransfer:
+		s.transfer()
+	case migration.Thaw:
+		s.thaw()
+	case migration.Release:
+		s.release()
+	case migration.ResumeApp:
+		s.app.send(s.id, &wire.Resume{Reason: a.Err.Error()})
+	case migration.Discard:
+		s.discard()
+	case migration.SendHeld:
+		s.sendHeld()
+	case migration.TellMigrated:
+		s.app.send(s.id, &wire.Migrated{})
+	case migration.Reset:
+		s.reset()
+	case migration.Finish:
+		s.finish(a.Err)
+	default:
+		s.e.log.Error("a source cannot do this", "verb", a.Verb)
+	}
+}
+
+// toTarget sends to the target, which is not known to a source that was recovered from an older application.
+func (s *source) toTarget(m wire.Message) {
+	if p := s.e.peers[s.target]; p != nil {
+		p.send(s.id, m)
+	}
+}
+
+func (s *source) lease() {
+	m := &wire.Lease{Flow: s.flow, Epoch: s.epoch, To: s.target, TTL: s.e.times.Limit}
+	if s.entry != s.e.cfg.Host {
+		s.e.peers[s.entry].send(s.id, m)
+		return
+	}
+	if err := s.e.grantLease(s.id, m, s.e.cfg.Host); err != nil {
+		s.step(migration.Event{Kind: migration.LeaseRefused, Err: err})
+		return
+	}
+	s.step(migration.Event{Kind: migration.Leased})
+}
+
+func (s *source) abort() {
+	if s.entry != s.e.cfg.Host {
+		s.e.peers[s.entry].send(s.id, &wire.Abort{Flow: s.flow, Epoch: s.epoch})
+		return
+	}
+	s.e.ledger.Abort(time.Now(), s.id, s.flow, s.e.cfg.Host)
+	s.step(migration.Event{Kind: migration.OwnerIs, Owner: s.e.owner(s.flow)})
+}
+
+// sendBlob sends a value whole, ahead of the frame that will need it.
+func (s *source) sendBlob(b wire.Blob, value []byte) {
+	ahead, tail := wire.Split(b, value)
+	for _, c := range append(ahead, &wire.Chunk{Blob: b, Data: tail}) {
+		s.toTarget(c)
+	}
+	s.toTarget(&wire.StateSent{})
+}
+
+// frame takes in what the application says about this move; it owns fd.
+func (s *source) frame(m wire.Message, fd int) {
+	switch m := m.(type) {
+	case *wire.Chunk:
+		if err := s.parts.Add(m, s.e.cfg.Migration.StateBytes); err != nil {
+			s.app.lost(err)
+		}
+	case *wire.Prepared:
+		s.ahead = s.parts.Ahead(m.Ahead)
+		s.step(migration.Event{Kind: migration.Prepared})
+	case *wire.Exported:
+		if s.fd >= 0 || s.machine.State() != migration.SourceExporting {
+			_ = unix.Close(fd)
+			return
+		}
+		s.fd = fd
+		s.state = s.parts.State(m.State)
+		s.result.StateBytes = len(s.state)
+		s.step(migration.Event{Kind: migration.Exported, Large: len(s.state) > inlineState})
+	case *wire.Refuse:
+		err := &refusedError{who: "application", code: m.Code, reason: m.Reason}
+		s.step(migration.Event{Kind: migration.ExportRefused, Err: err})
+	}
+}
+
+// freeze holds the flow's packets, then freezes the socket and reads it. Whatever fails is undone.
+func (s *source) freeze() {
+	s.frozenAt = time.Now()
+	if err := s.e.gate.Hold(s.flow, holdBoth, s.e.times.HoldTTL()); err != nil {
+		s.step(migration.Event{Kind: migration.FreezeFailed, Err: fmt.Errorf("hold packets: %w", err)})
+		return
+	}
+	snap, err := s.take()
+	if err != nil {
+		if s.frozen {
+			s.thaw()
+		}
+		s.release()
+		s.step(migration.Event{Kind: migration.FreezeFailed, Err: err})
+		return
+	}
+	s.snapshot = snap
+	s.result.Snapshot = time.Since(s.frozenAt)
+	s.result.SnapshotBytes = len(snap)
+	s.step(migration.Event{Kind: migration.Frozen})
+}
+
+func (s *source) take() ([]byte, error) {
+	if err := tcprepair.Freeze(s.fd); err != nil {
+		return nil, err
+	}
+	s.frozen = true
+	snap, err := tcprepair.Take(s.fd, tcprepair.Limits{QueueBytes: s.e.cfg.Migration.QueueBytes})
+	if err != nil {
+		return nil, err
+	}
+	if snap.Flow != s.flow {
+		return nil, fmt.Errorf("the application exported %v instead of %v", snap.Flow, s.flow)
+	}
+	return snap.AppendBinary(nil)
+}
+
+func (s *source) transfer() {
+	state := s.state
+	if s.stored {
+		state = nil
+	}
+	ahead, tail := wire.Split(wire.BlobSnapshot, s.snapshot)
+	for _, c := range ahead {
+		s.toTarget(c)
+	}
+	s.toTarget(&wire.Transfer{Snapshot: tail, State: state})
+	s.snapshot = nil
+}
+
+func (s *source) thaw() {
+	s.frozen = false
+	if err := tcprepair.Resume(s.fd); err != nil {
+		s.e.log.Error("cannot thaw a connection", "flow", s.flow, "error", err)
+	}
+}
+
+func (s *source) release() {
+	held, err := s.e.gate.Release(s.flow)
+	if err != nil {
+		s.e.log.Error("cannot release held packets", "flow", s.flow, "error", err)
+	}
+	s.result.Held += held.Packets
+}
+
+func (s *source) discard() {
+	s.result.Freeze = time.Since(s.frozenAt)
+	s.frozen = false
+	if err := tcprepair.Discard(s.fd); err != nil {
+		s.e.log.Error("cannot discard a connection that has moved", "flow", s.flow, "error", err)
+	}
+}
+
+// sendHeld lets the gate forward from here on, and sends the target what was held.
+func (s *source) sendHeld() {
+	n, _ := s.e.cfg.node(s.target)
+	frames, err := s.e.gate.Forward(s.flow, n, s.e.cfg.Gate.StrayTime)
+	if err != nil {
+		s.e.log.Error("cannot forward stray packets", "flow", s.flow, "to", s.target, "error", err)
+	}
+	s.result.Held += len(frames)
+	for len(frames) > 0 {
+		n, size := 0, 0
+		for n < len(frames) && (n == 0 || size+len(frames[n]) <= heldFrameBytes) {
+			size += len(frames[n])
+			n++
+		}
+		s.toTarget(&wire.Held{Frames: frames[:n]})
+		frames = frames[n:]
+	}
+	s.toTarget(&wire.Held{Last: true})
+}
+
+func (s *source) reset() {
+	s.frozen = false
+	if err := tcprepair.Reset(s.fd); err != nil {
+		s.e.log.Error("cannot reset a connection", "flow", s.flow, "error", err)
+	}
+}
+
+func (s *source) finish(err error) {
+	delete(s.e.sources, s.id)
+	delete(s.e.moving, s.flow)
+	if s.fd >= 0 {
+		_ = unix.Close(s.fd)
+		s.fd = -1
+	}
+	r := s.result
+	r.Flow, r.To, r.Err, r.Total = s.flow, s.target, err, time.Since(s.started)
+	switch s.machine.State() {
+	case migration.SourceMoved:
+		r.Outcome = OutcomeMoved
+		s.e.counters.movedOut++
+	case migration.SourceLost:
+		r.Outcome = OutcomeLost
+		s.e.counters.lost++
+	default:
+		r.Outcome = OutcomeResumed
+		if codeOf(err) == wire.CodeNoFlow {
+			r.Outcome = OutcomeGone
+		}
+		if !s.frozenAt.IsZero() {
+			r.Freeze = time.Since(s.frozenAt)
+		}
+		s.e.counters.resumed++
+	}
+	s.e.metrics.moved(r)
+	if err != nil {
+		s.e.log.Warn("a connection did not move", "flow", s.flow, "to", s.target, "outcome", r.Outcome, "error", err)
+	} else {
+		s.e.log.Debug("moved", "flow", s.flow, "to", s.target, "freeze", r.Freeze, "total", r.Total, "held", r.Held)
+	}
+	s.done(r)
+}

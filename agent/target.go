@@ -1,0 +1,294 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"fmt"
+	"net"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// target carries out what a migration.Target decides. The engine owns it.
+type target struct {
+	e       *engine
+	id      uint64
+	machine *migration.Target
+	flow    tcprepair.Flow
+	service string
+	epoch   uint32
+	from    *incoming
+	app     *application
+	entry   string
+
+	parts    wire.Assembly
+	snapshot []byte
+	state    []byte
+	held     bool // the gate holds the flow's packets here
+	restored *tcprepair.Restored
+	pending  []migration.Event
+	stepping bool
+	started  time.Time
+	// recovering is set when a former agent began the move: there is no source to talk to, and no lease to use.
+	recovering bool
+	// late is set when only the agent that restored the socket can thaw it.
+	late bool
+}
+
+// offered answers an Offer: whatever speaks against it is found now, while the connection is still served.
+func (e *engine) offered(in *incoming, id uint64, m *wire.Offer) {
+	if e.targets[id] != nil {
+		return // a doubled frame
+	}
+	t := &target{
+		e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, from: in, started: time.Now(),
+	}
+	if err := t.check(); err != nil {
+		e.counters.refused++
+		in.send(id, refusal(err))
+		return
+	}
+	t.machine = migration.NewTarget(migration.TargetParams{Host: e.cfg.Host, Epoch: m.Epoch, Limit: m.Limit}, e.times)
+	e.targets[id], e.taking[t.flow] = t, t
+	t.step(migration.Event{Kind: migration.Start})
+}
+
+func (t *target) check() error {
+	e := t.e
+	svc, ok := e.service(t.service, t.flow)
+	switch {
+	case e.draining:
+		return refuse(e.cfg.Host, wire.CodeDraining, "")
+	case !ok:
+		return refuse(e.cfg.Host, wire.CodeNoService, "%s at %v is not configured here", t.service, t.flow.Local)
+	case e.taking[t.flow] != nil || e.moving[t.flow] != nil:
+		return refuse(e.cfg.Host, wire.CodeInUse, "%v is being moved here already", t.flow)
+	case len(e.targets) >= e.cfg.Migration.Incoming:
+		return refuse(e.cfg.Host, wire.CodeBusy, "%d moves to this host are under way", len(e.targets))
+	}
+	if t.app = e.importer(t.service); t.app == nil {
+		return refuse(e.cfg.Host, wire.CodeNoService, "no application here imports %s", t.service)
+	}
+	t.entry = svc.Entry
+	return e.localAddress(t.flow)
+}
+
+// localAddress checks that the host holds the flow's address (KERNEL 14).
+func (e *engine) localAddress(f tcprepair.Flow) error {
+	addrs, err := net.InterfaceAddrs()
+	if err != nil {
+		return refuse(e.cfg.Host, wire.CodeNoAddress, "%v", err)
+	}
+	want := net.IP(f.Local.Addr().AsSlice())
+	for _, a := range addrs {
+		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(want) {
+			return nil
+		}
+	}
+	return refuse(e.cfg.Host, wire.CodeNoAddress, "%v is not on this host: add it to lo", f.Local.Addr())
+}
+
+func (t *target) step(ev migration.Event) { t.stepAt(time.Now(), ev) }
+
+// stepAt is source.stepAt's twin.
+func (t *target) stepAt(now time.Time, ev migration.Event) {
+	t.pending = append(t.pending, ev)
+	if t.stepping {
+		return
+	}
+	t.stepping = true
+	for len(t.pending) > 0 {
+		ev = t.pending[0]
+		t.pending = t.pending[1:]
+		t.run(t.machine.Step(now, ev))
+	}
+	t.stepping = false
+}
+
+func (t *target) run(actions []migration.Action) {
+	for _, a := range actions {
+		t.perform(a)
+	}
+}
+
+func (t *target) perform(a migration.Action) {
+	switch a.Verb {
+	case migration.Reserve:
+		t.from.send(t.id, &wire.Accept{})
+	case migration.SendStored:
+		t.from.send(t.id, &wire.StateStored{})
+	case migration.Restore:
+		t.restore()
+	case migration.SendCommit:
+		t.commit()
+	case migration.Thaw:
+		t.thaw()
+	case migration.ActivateApp:
+		t.app.send(t.id, &wire.Activate{})
+	case migration.SendCommitted:
+		t.from.send(t.id, &wire.Committed{Epoch: t.epoch + 1})
+	case migration.SendRefuse:
+		t.from.send(t.id, refusal(a.Err))
+	case migration.WithdrawApp:
+		t.app.send(t.id, &wire.Withdraw{Reason: a.Err.Error()})
+	case migration.Discard:
+		if t.restored != nil {
+			if err := t.restored.Discard(); err != nil {
+				t.e.log.Error("cannot discard a restored connection", "flow", t.flow, "error", err)
+			}
+			t.restored = nil
+		}
+	case migration.Release:
+		t.release()
+	case migration.Finish:
+		t.finish(a.Err)
+	default:
+		t.e.log.Error("a target cannot do this", "verb", a.Verb)
+	}
+}
+
+// frame takes in what the source sends after its offer.
+func (t *target) frame(m wire.Message) {
+	switch m := m.(type) {
+	case *wire.Chunk:
+		// A snapshot has two queues and some more.
+		limit := max(t.e.cfg.Migration.StateBytes, 2*t.e.cfg.Migration.QueueBytes+wire.ChunkSize)
+		if err := t.parts.Add(m, limit); err != nil {
+			t.from.lost(err)
+		}
+	case *wire.StateSent:
+		t.step(migration.Event{Kind: migration.StateSent})
+	case *wire.Transfer:
+		t.snapshot, t.state = t.parts.Snapshot(m.Snapshot), t.parts.State(m.State)
+		t.step(migration.Event{Kind: migration.Transferred})
+	case *wire.Held:
+		if t.machine.State() == migration.TargetDraining && len(m.Frames) > 0 {
+			if err := t.e.gate.Replay(t.flow, m.Frames); err != nil {
+				t.e.log.Error("cannot replay held packets", "flow", t.flow, "error", err)
+			}
+		}
+		if m.Last {
+			t.step(migration.Event{Kind: migration.HeldLast})
+		}
+	case *wire.Cancel:
+		err := &refusedError{who: "source " + t.from.name, code: wire.CodeUnspecified, reason: m.Reason}
+		t.step(migration.Event{Kind: migration.Canceled, Err: err})
+	}
+}
+
+// restore makes the connection's socket and offers it to the application. The flow's packets are held here from now
+// on: the first one after the entry has switched the path must wait for those that the source still has.
+func (t *target) restore() {
+	err := t.makeSocket()
+	if err != nil {
+		t.step(migration.Event{Kind: migration.RestoreFailed, Err: err})
+		return
+	}
+	ahead, tail := wire.Split(wire.BlobState, t.state)
+	for _, c := range ahead {
+		t.app.send(t.id, c)
+	}
+	sentAhead, aheadTail := wire.Split(wire.BlobAhead, t.parts.Ahead(nil))
+	for _, c := range sentAhead {
+		t.app.send(t.id, c)
+	}
+	t.snapshot, t.state, t.parts = nil, nil, wire.Assembly{}
+	m := &wire.Import{Flow: t.flow, Epoch: t.epoch + 1, Service: t.service, State: tail, Ahead: aheadTail, Late: t.late}
+	fd, err := unix.FcntlInt(uintptr(t.restored.FD()), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		t.drop()
+		t.step(migration.Event{Kind: migration.RestoreFailed, Err: fmt.Errorf("duplicate the descriptor: %w", err)})
+		return
+	}
+	t.step(migration.Event{Kind: migration.Restored})
+	t.app.sendFD(t.id, m, fd)
+}
+
+func (t *target) makeSocket() error {
+	snap, err := tcprepair.Decode(t.snapshot, tcprepair.Limits{QueueBytes: t.e.cfg.Migration.QueueBytes})
+	if err != nil {
+		return err
+	}
+	if snap.Flow != t.flow {
+		return fmt.Errorf("the snapshot is of %v, offered was %v", snap.Flow, t.flow)
+	}
+	if err := t.e.gate.Hold(t.flow, gate.Ingress, t.e.times.HoldTTL()); err != nil {
+		return fmt.Errorf("hold packets: %w", err)
+	}
+	t.held = true
+	cfg := tcprepair.RestoreConfig{}
+	if seeder := t.e.seeder; seeder != nil && snap.Advice.CongestionWindow > 0 {
+		cfg.BeforeConnect = func(fd int) error { return seeder.Seed(fd, snap.Advice.CongestionWindow) }
+	}
+	t.late = snap.Late()
+	t.restored, err = tcprepair.Restore(snap, cfg)
+	return err
+}
+
+// drop ends a restored socket that could not be offered.
+func (t *target) drop() {
+	_ = t.restored.Discard()
+	t.restored = nil
+}
+
+func (t *target) commit() {
+	if t.recovering {
+		t.query()
+		return
+	}
+	if t.entry != t.e.cfg.Host {
+		t.e.peers[t.entry].send(t.id, &wire.Commit{Flow: t.flow, Epoch: t.epoch})
+		return
+	}
+	owner := t.e.commit(t.id, t.flow, t.epoch, t.e.cfg.Host)
+	t.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
+}
+
+func (t *target) query() {
+	if t.entry != t.e.cfg.Host {
+		t.e.peers[t.entry].send(t.id, &wire.Query{Flow: t.flow})
+		return
+	}
+	t.step(migration.Event{Kind: migration.OwnerIs, Owner: t.e.owner(t.flow)})
+}
+
+func (t *target) thaw() {
+	err := t.restored.Thaw()
+	if err == nil && t.recovering && t.late {
+		err = errLate
+	}
+	if err != nil {
+		t.e.log.Error("cannot thaw a connection: it will be reset", "flow", t.flow, "error", err)
+		_ = t.restored.Reset()
+	}
+	_ = t.restored.Close()
+	t.restored = nil
+}
+
+func (t *target) release() {
+	if !t.held {
+		return
+	}
+	t.held = false
+	if _, err := t.e.gate.Release(t.flow); err != nil {
+		t.e.log.Error("cannot release held packets", "flow", t.flow, "error", err)
+	}
+}
+
+func (t *target) finish(err error) {
+	delete(t.e.targets, t.id)
+	delete(t.e.taking, t.flow)
+	if t.machine.State() == migration.TargetLive {
+		t.e.counters.movedIn++
+		t.e.metrics.taken.Inc()
+		return
+	}
+	t.e.counters.refused++
+	t.e.log.Warn("did not take a connection over", "flow", t.flow, "from", t.from.name, "error", err)
+}

@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	netnslab "github.com/rehome-net/rehome/netns-lab"
+	"github.com/rehome-net/rehome/netns-lab/demo"
+	"github.com/rehome-net/rehome/netns-lab/scenario"
+)
+
+// standingLab is the name of the lab that "lab up" builds unless it is given another.
+const standingLab = "lab"
+
+func newLab() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "lab",
+		Short: "Try rehome in network namespaces on this machine",
+		Long: `A lab is a network of namespaces on this machine: a client, an entry and servers on one switch, with the agent on each
+host and a demo server on each server. "lab run" plays a scenario in a lab of its own; "lab up" leaves one standing.`,
+	}
+	cmd.AddCommand(newLabList(), newLabRun(), newLabUp(), newLabExec(), newLabDown(), newLabServe())
+	return cmd
+}
+
+func newLabList() *cobra.Command {
+	return &cobra.Command{
+		Use: "list", Short: "List the scenarios, and the labs that stand", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			out := cmd.OutOrStdout()
+			fmt.Fprintln(out, "scenarios:")
+			for _, s := range scenarios() {
+				fmt.Fprintf(out, "  %-16s %s\n", s.name, s.about)
+			}
+			labs, err := netnslab.List()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			fmt.Fprintln(out, "standing labs:")
+			for _, l := range labs {
+				fmt.Fprintln(out, "  "+l)
+			}
+			return nil
+		},
+	}
+}
+
+// labScenario is one that "lab run" can play.
+type labScenario struct {
+	name, about string
+	// play returns the result, which --output json prints, and whether it is good.
+	play func(ctx context.Context, o labOptions) (any, bool, error)
+}
+
+type labOptions struct {
+	command    []string
+	migrations int
+	size       int64
+	interval   time.Duration
+	report     io.Writer
+	logLevel   string
+}
+
+func scenarios() []labScenario {
+	return []labScenario{{
+		name:  "live-migration",
+		about: "a download, an upload and an echo session move between three servers while they go on",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.LiveMigration(ctx, scenario.LiveMigrationConfig{
+				Command: o.command, Migrations: o.migrations, Size: o.size, Interval: o.interval, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
+	}}
+}
+
+func newLabRun() *cobra.Command {
+	var output outputFormat
+	var o labOptions
+	var mib int64
+	cmd := &cobra.Command{
+		Use:       "run SCENARIO",
+		Short:     "Play a scenario in a lab of its own and report what the clients saw",
+		Args:      cobra.ExactArgs(1),
+		ValidArgs: []string{"live-migration"},
+		RunE: func(cmd *cobra.Command, args []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			o.command, o.size = []string{self}, mib<<20
+			o.report = cmd.OutOrStdout()
+			if output == "json" {
+				o.report = cmd.ErrOrStderr()
+			}
+			for _, s := range scenarios() {
+				if s.name == args[0] {
+					return runScenario(cmd, s, o)
+				}
+			}
+			return fmt.Errorf("lab run: there is no scenario %q: \"rehome lab list\" shows them", args[0])
+		},
+	}
+	output.register(cmd)
+	f := cmd.Flags()
+	f.IntVar(&o.migrations, "migrations", 20, "how often each connection moves")
+	f.Int64Var(&mib, "size", 1024, "size of the transferred file in MiB")
+	f.DurationVar(&o.interval, "interval", 50*time.Millisecond, "pause between two rounds of moves")
+	f.StringVar(&o.logLevel, "log-level", "warn", "the agents' log level")
+	return cmd
+}
+
+func runScenario(cmd *cobra.Command, s labScenario, o labOptions) error {
+	result, ok, err := s.play(cmd.Context(), o)
+	if err != nil {
+		return &exitError{exitFailed, err}
+	}
+	enc := json.NewEncoder(cmd.OutOrStdout())
+	enc.SetIndent("", "  ")
+	if err := enc.Encode(result); err != nil {
+		return &exitError{exitFailed, err}
+	}
+	if !ok {
+		return &exitError{exitFailed, fmt.Errorf("%s: not ok", s.name)}
+	}
+	return nil
+}
+
+func newLabUp() *cobra.Command {
+	var name, root string
+	var servers int
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Build a lab with agents and demo servers, and leave it standing",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			topo := netnslab.Standard(servers)
+			topo.Name = name
+			c, err := scenario.StartCluster(cmd.Context(), scenario.ClusterConfig{
+				Topology: topo, Command: []string{self}, Root: root,
+			})
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			out := cmd.OutOrStdout()
+			fmt.Fprintf(out, "lab %s stands: http://%v/ and echo at %v:%d\n", name, topo.VIP4(), topo.VIP4(), scenario.EchoPort)
+			for _, h := range topo.Hosts {
+				fmt.Fprintf(out, "  %-8s %-7s %v\n", h.Name, h.Role, h.Addr4())
+			}
+			fmt.Fprintf(out, "the agent of host a: --agent %s\n", scenario.ControlSocket(name, "a"))
+			if err := c.Release(); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&name, "lab", standingLab, "name of the lab")
+	f.StringVar(&root, "root", ".", "directory that the demo servers serve")
+	f.IntVar(&servers, "servers", 3, "number of servers")
+	return cmd
+}
+
+func newLabExec() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use:   "exec HOST COMMAND [ARG...]",
+		Short: "Run a command on a host of a standing lab",
+		Example: `  rehome lab exec client curl -s http://10.77.0.100/README.md
+  rehome lab exec a rehome status --flows`,
+		Args: cobra.MinimumNArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			lab, err := netnslab.Reopen(name)
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			defer lab.Release() //nolint:errcheck // nothing was changed
+			host, err := lab.Host(args[0])
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			c := host.Command(cmd.Context(), args[1], args[2:]...)
+			c.Stdin, c.Stdout, c.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
+			c.Env = append(os.Environ(), controlEnvironment+"="+scenario.ControlSocket(name, args[0]))
+			var exit *exec.ExitError
+			if err := c.Run(); errors.As(err, &exit) && exit.ExitCode() > 0 {
+				return &exitError{exit.ExitCode(), err}
+			} else if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "lab", standingLab, "name of the lab")
+	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func newLabDown() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "down", Short: "Remove a standing lab", Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error {
+			if err := scenario.TakeDown(name); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "lab", standingLab, "name of the lab")
+	return cmd
+}
+
+func newLabServe() *cobra.Command {
+	var cfg demo.Config
+	cmd := &cobra.Command{
+		Use: "serve", Short: "Run the demo server", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			log, err := newLogger(cmd, "info")
+			if err != nil {
+				return err
+			}
+			cfg.Logger = log
+			if err := demo.Serve(cmd.Context(), cfg, nil); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&cfg.Agent, "agent-socket", "", "the agent's socket for applications")
+	f.StringVar(&cfg.Root, "root", ".", "directory to serve")
+	f.StringVar(&cfg.Files, "files", "", "address for HTTP, such as :80")
+	f.StringVar(&cfg.Echo, "echo", "", "address for echo, such as :7")
+	return cmd
+}

@@ -1,0 +1,84 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Command rehome moves live TCP connections between servers: it is the agent on every host, and the operator's tool.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rehome-net/rehome/agent"
+)
+
+// Exit codes.
+const (
+	exitFailed  = 1 // what was asked for did not happen, or not all of it
+	exitUsage   = 2 // the command line or the configuration is wrong
+	exitNoAgent = 3 // the agent cannot be reached
+)
+
+// exitError is an error with the exit code that it leads to.
+type exitError struct {
+	code int
+	err  error
+}
+
+func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Unwrap() error { return e.err }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
+
+// run executes one command line and returns its exit code.
+func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
+	root := newRoot()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	err := root.ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintln(stderr, "rehome:", err)
+	var exit *exitError
+	if errors.As(err, &exit) {
+		return exit.code
+	}
+	return exitUsage
+}
+
+func newRoot() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "rehome",
+		Short: "Move live TCP connections between servers",
+		Long: `rehome moves live TCP connections between servers; clients keep their connection and never notice.
+
+On every server runs "rehome agent"; the operator types "rehome drain" before a reboot, or "rehome migrate" for one
+connection.
+
+Exit codes: 0 done; 1 not done, or not all of it; 2 wrong command line or configuration; 3 the agent cannot be reached.`,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+		Version:       agent.Version(),
+	}
+	root.AddCommand(newAgent(), newMigrate(), newDrain(), newUndrain(), newAbort(), newStatus(), newCheck(), newLab(), newVersion())
+	return root
+}
+
+func newVersion() *cobra.Command {
+	return &cobra.Command{
+		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), agent.Version()) },
+	}
+}

@@ -1,0 +1,264 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/agent/api"
+)
+
+// mover is what migrate and drain have in common.
+type mover struct {
+	control
+	output      outputFormat
+	to, service string
+	concurrency int
+	timeout     time.Duration
+	verbose     bool
+}
+
+func (m *mover) register(cmd *cobra.Command) {
+	m.control.register(cmd)
+	m.output.register(cmd)
+	f := cmd.Flags()
+	f.StringVar(&m.to, "to", "", "host to move to (default: the service's other servers in turn)")
+	f.StringVar(&m.service, "service", "", "only connections of this service")
+	f.IntVar(&m.concurrency, "concurrency", 0, "moves in flight at a time (default: the agent's setting)")
+	f.DurationVar(&m.timeout, "timeout", 0, "time for everything; what has not moved then stays (default: none)")
+	f.BoolVarP(&m.verbose, "verbose", "v", false, "a line for each connection")
+}
+
+func newMigrate() *cobra.Command {
+	m := &mover{}
+	var all bool
+	cmd := &cobra.Command{
+		Use:   "migrate {FLOW | --all} [--to HOST]",
+		Short: "Move one live connection, or all, to another host",
+		Long: `Move live connections of this host to another one. FLOW is client:port-server:port as "rehome status --flows" shows it.
+
+A connection that cannot be moved goes on where it was; the reason is printed and the exit code is 1.`,
+		Example: `  rehome migrate 192.0.2.7:40312-198.51.100.1:443 --to web-2
+  rehome migrate --all --to web-2 --service files`,
+		Args: cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if (len(args) == 1) == all {
+				return errors.New("migrate: give either a FLOW or --all")
+			}
+			req := &api.MoveRequest{}
+			if len(args) == 1 {
+				req.Flow = args[0]
+				m.verbose = true
+			}
+			return m.run(cmd, req)
+		},
+	}
+	m.register(cmd)
+	cmd.Flags().BoolVar(&all, "all", false, "every connection that can be moved")
+	return cmd
+}
+
+func newDrain() *cobra.Command {
+	m := &mover{}
+	cmd := &cobra.Command{
+		Use:   "drain [--to HOST]",
+		Short: "Empty this host: move every connection away and take no new ones",
+		Long: `Empty this host before a reboot: its services' entries send it no new connections, other hosts move none to it, and
+every live connection is moved away. "rehome undrain" takes it back.
+
+The exit code is 1 if a connection could not be moved; it goes on here, and the reason is printed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return m.run(cmd, &api.MoveRequest{Drain: true})
+		},
+	}
+	m.register(cmd)
+	return cmd
+}
+
+func newUndrain() *cobra.Command {
+	c := &control{}
+	cmd := &cobra.Command{
+		Use: "undrain", Short: "Take connections again after a drain", Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			client, err := c.dial()
+			if err != nil {
+				return err
+			}
+			defer client.Close() //nolint:errcheck // nothing was written
+			_, err = client.Undrain(cmd.Context(), &api.UndrainRequest{})
+			return c.callError(err)
+		},
+	}
+	c.register(cmd)
+	return cmd
+}
+
+func newAbort() *cobra.Command {
+	c := &control{}
+	cmd := &cobra.Command{
+		Use:   "abort [FLOW]",
+		Short: "Give up moves in flight; their connections go on here",
+		Args:  cobra.MaximumNArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			client, err := c.dial()
+			if err != nil {
+				return err
+			}
+			defer client.Close() //nolint:errcheck // nothing was written
+			req := &api.AbortRequest{}
+			if len(args) == 1 {
+				req.Flow = args[0]
+			}
+			r, err := client.Abort(cmd.Context(), req)
+			if err != nil {
+				return c.callError(err)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%d aborted\n", r.GetAborted())
+			return nil
+		},
+	}
+	c.register(cmd)
+	return cmd
+}
+
+// run asks the agent for a move and reports its progress.
+func (m *mover) run(cmd *cobra.Command, req *api.MoveRequest) error {
+	req.To, req.Service = m.to, m.service
+	req.Concurrency, req.TimeoutMicros = uint32(max(m.concurrency, 0)), m.timeout.Microseconds()
+	client, err := m.dial()
+	if err != nil {
+		return err
+	}
+	defer client.Close() //nolint:errcheck // nothing was written
+	stream, err := client.Move(cmd.Context(), req)
+	if err != nil {
+		return m.callError(err)
+	}
+	p := &progress{out: cmd.OutOrStdout(), log: cmd.ErrOrStderr(), json: m.output == "json", verbose: m.verbose}
+	for {
+		ev, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return p.end()
+		}
+		if err != nil {
+			if errors.Is(cmd.Context().Err(), context.Canceled) {
+				return &exitError{exitFailed, errors.New("interrupted: no further connections are moved; those in flight are seen to their end")}
+			}
+			return m.callError(err)
+		}
+		p.event(ev)
+	}
+}
+
+// progress prints what becomes of a move.
+type progress struct {
+	out, log      io.Writer
+	json, verbose bool
+	total, done   uint32
+	shown         time.Time
+	moves         []moveResult
+	summary       *api.Summary
+}
+
+// moveResult is one connection in the output.
+type moveResult struct {
+	Flow           string `json:"flow"`
+	To             string `json:"to"`
+	Outcome        string `json:"outcome"`
+	Error          string `json:"error,omitempty"`
+	FreezeMicros   int64  `json:"freezeMicros"`
+	TotalMicros    int64  `json:"totalMicros"`
+	SnapshotMicros int64  `json:"snapshotMicros"`
+	HeldPackets    uint32 `json:"heldPackets"`
+	StateBytes     uint64 `json:"stateBytes"`
+	SnapshotBytes  uint64 `json:"snapshotBytes"`
+}
+
+// moveSummary is the whole output in JSON.
+type moveSummary struct {
+	Moved              uint32       `json:"moved"`
+	Failed             uint32       `json:"failed"`
+	Lost               uint32       `json:"lost"`
+	Gone               uint32       `json:"gone"`
+	TotalMicros        int64        `json:"totalMicros"`
+	FreezeMedianMicros int64        `json:"freezeMedianMicros"`
+	FreezeP99Micros    int64        `json:"freezeP99Micros"`
+	Error              string       `json:"error,omitempty"`
+	Connections        []moveResult `json:"connections"`
+}
+
+func (p *progress) event(ev *api.MoveEvent) {
+	switch {
+	case ev.GetPlanned() != nil:
+		p.total = ev.GetPlanned().GetTotal()
+	case ev.GetMoved() != nil:
+		p.moved(ev.GetMoved())
+	case ev.GetSummary() != nil:
+		p.summary = ev.GetSummary()
+	}
+}
+
+func (p *progress) moved(m *api.Moved) {
+	p.done++
+	r := moveResult{
+		Flow: m.GetFlow(), To: m.GetTo(), Outcome: m.GetOutcome(), Error: m.GetError(),
+		FreezeMicros: m.GetFreezeMicros(), TotalMicros: m.GetTotalMicros(), SnapshotMicros: m.GetSnapshotMicros(),
+		HeldPackets: m.GetHeldPackets(), StateBytes: m.GetStateBytes(), SnapshotBytes: m.GetSnapshotBytes(),
+	}
+	switch {
+	case p.json:
+		p.moves = append(p.moves, r)
+	case r.Outcome != agent.OutcomeMoved:
+		fmt.Fprintf(p.log, "%s  %s: %s\n", r.Flow, r.Outcome, r.Error)
+	case p.verbose:
+		fmt.Fprintf(p.out, "%s  moved to %s  freeze %d us  total %d us  held %d packets\n",
+			r.Flow, r.To, r.FreezeMicros, r.TotalMicros, r.HeldPackets)
+	case time.Since(p.shown) > time.Second:
+		p.shown = time.Now()
+		fmt.Fprintf(p.log, "%d of %d\n", p.done, p.total)
+	}
+}
+
+// end prints the summary and returns an error unless everything was moved.
+func (p *progress) end() error {
+	s := p.summary
+	if s == nil {
+		return &exitError{exitFailed, errors.New("the agent ended before the move was over: ask \"rehome status\" what is left")}
+	}
+	if p.json {
+		enc := json.NewEncoder(p.out)
+		enc.SetIndent("", "  ")
+		if p.moves == nil {
+			p.moves = []moveResult{}
+		}
+		err := enc.Encode(moveSummary{
+			Moved: s.GetMoved(), Failed: s.GetFailed(), Lost: s.GetLost(), Gone: s.GetGone(), TotalMicros: s.GetTotalMicros(),
+			FreezeMedianMicros: s.GetFreezeMedianMicros(), FreezeP99Micros: s.GetFreezeP99Micros(),
+			Error: s.GetError(), Connections: p.moves,
+		})
+		if err != nil {
+			return &exitError{exitFailed, err}
+		}
+	} else {
+		fmt.Fprintf(p.out, "%d moved, %d stayed, %d lost, %d ended by themselves in %v; freeze median %d us, p99 %d us\n",
+			s.GetMoved(), s.GetFailed(), s.GetLost(), s.GetGone(),
+			(time.Duration(s.GetTotalMicros()) * time.Microsecond).Round(time.Millisecond),
+			s.GetFreezeMedianMicros(), s.GetFreezeP99Micros())
+	}
+	switch {
+	case s.GetError() != "":
+		return &exitError{exitFailed, errors.New(s.GetError())}
+	case s.GetFailed() > 0 || s.GetLost() > 0:
+		return &exitError{exitFailed, fmt.Errorf("%d connections did not move", s.GetFailed()+s.GetLost())}
+	}
+	return nil
+}

@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package gate
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+const (
+	// drainRounds bounds how often Release empties the tap before it opens the gate with packets perhaps still waiting:
+	// draining until nothing comes could chase live traffic for ever (KERNEL 27).
+	drainRounds = 16
+	// lastFrames are delivered last, with acknowledgements allowed again: enough for an immediate one (RFC 5681, 4.2:
+	// every second full segment), where a single segment would get a delayed one.
+	lastFrames = 2
+	// drainFrames bounds one round.
+	drainFrames = 4096
+	// lapseGrace is what the kernel's coarse clock may lag behind, and more.
+	lapseGrace = 20 * time.Millisecond
+)
+
+// Hold keeps the packets of a flow from both ends, or one of them, for at most ttl: what the client sends is queued, what
+// this host sends is dropped. Holding again renews ttl and may add a direction. Packets that passed the gate before Hold
+// returned may still be on their way through the stack: a snapshot has to look whether the socket is at rest.
+//
+// Freeze the socket right after an Egress hold: a data segment refused at egress stays unsent, but costs the socket some
+// of its congestion window. (Acknowledgements are swallowed without that.)
+func (g *Gate) Hold(f tcprepair.Flow, d Direction, ttl time.Duration) error {
+	return g.HoldAll(d, ttl, f)
+}
+
+// HoldAll is Hold for many flows. On an error those not named by it may be held; Unhold them or let ttl pass.
+func (g *Gate) HoldAll(d Direction, ttl time.Duration, flows ...tcprepair.Flow) error {
+	if d == 0 || d&^(Ingress|Egress) != 0 || ttl <= 0 {
+		return &OpError{Op: "hold", Err: fmt.Errorf("direction %d for %v: want Ingress, Egress or both, for some time", d, ttl)}
+	}
+	ops := make([]gateOperation, len(flows))
+	for i, f := range flows {
+		if !f.IsValid() {
+			return &OpError{Op: "hold", Flow: f, Err: errors.New("flow is not valid")}
+		}
+		ops[i] = newOperation(gateCodeOP_HOLD, f)
+		ops[i].Direction, ops[i].Ttl = uint8(d), uint64(ttl)
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return &OpError{Op: "hold", Err: ErrClosed}
+	}
+	// The queues come first: a held packet must find one.
+	deadline := time.Now().Add(ttl)
+	for _, f := range flows {
+		g.queue(f).deadline = deadline
+	}
+	if err := g.table.run(ops); err != nil {
+		return &OpError{Op: "hold", Err: err}
+	}
+	for i := range ops {
+		if err := answer(&ops[i]); err != nil {
+			delete(g.queues, flows[i])
+			return &OpError{Op: "hold", Flow: flows[i], Err: err}
+		}
+	}
+	return nil
+}
+
+func (g *Gate) queue(f tcprepair.Flow) *queue {
+	q := g.queues[f]
+	if q == nil {
+		q = &queue{maxPackets: g.config.HoldPackets, maxBytes: g.config.HoldBytes}
+		g.queues[f] = q
+	}
+	return q
+}
+
+// Release gives what is held to the local stack, in order, and ends the hold. The host then serves the flow: a Forward
+// left by an earlier move is cancelled. ErrNoFlow when nothing is known of the flow.
+func (g *Gate) Release(f tcprepair.Flow) (Held, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return Held{}, &OpError{Op: "release", Flow: f, Err: ErrClosed}
+	}
+	held, err := g.release(f)
+	if err != nil {
+		return held, &OpError{Op: "release", Flow: f, Err: err}
+	}
+	return held, nil
+}
+
+// release opens the gate only when the kernel's count of held packets agrees with what has been read: only then is it
+// certain that a packet let through cannot overtake a held one.
+//
+// A client at full rate sends new packets as fast as delivered ones are acknowledged, and on a virtual network it does so
+// before the write that delivered them returns. So all but the last frames are delivered mute, with the acknowledgements
+// swallowed; the client stops at its window, the tap runs empty, the gate opens, and the last frames call forth one
+// acknowledgement of everything.
+func (g *Gate) release(f tcprepair.Flow) (Held, error) {
+	q, known := g.queues[f]
+	if !known {
+		q = &queue{}
+	}
+	var failed error
+	try := func(code gateCode, frames uint64) *gateOperation {
+		o := []gateOperation{newOperation(code, f)}
+		o[0].Frames = frames
+		failed = errors.Join(failed, g.table.run(o))
+		return &o[0]
+	}
+	if len(q.frames) <= lastFrames {
+		failed = errors.Join(failed, g.deliver(q, len(q.frames)))
+	}
+	o := try(gateCodeOP_RELEASE, q.seen)
+	for pass := 0; errors.Is(answer(o), ErrBusy) && pass < drainRounds && failed == nil; pass++ {
+		if try(gateCodeOP_MUTE, 0).Flow.Held != q.seen {
+			failed = errors.Join(failed, g.drain(drainFrames))
+		}
+		failed = errors.Join(failed, g.deliver(q, max(0, len(q.frames)-lastFrames)))
+		o = try(gateCodeOP_RELEASE, q.seen)
+	}
+	if errors.Is(answer(o), ErrBusy) {
+		o = try(gateCodeOP_RELEASE, releaseAlways)
+		// The gate is open; the rest was on its way to the tap.
+		failed = errors.Join(failed, g.drain(drainFrames))
+	}
+	failed = errors.Join(failed, g.deliver(q, len(q.frames)))
+	delete(g.queues, f)
+	if err := answer(o); err != nil && !(known && errors.Is(err, ErrNoFlow)) {
+		failed = errors.Join(failed, err)
+	}
+	println("seen", q.seen, "held", o.Flow.Held)
+	return g.outcome(q, o), failed
+}
+
+// outcome adds what the kernel counted to what the queue did.
+func (g *Gate) outcome(q *queue, o *gateOperation) Held {
+	held := q.kept
+	held.Suppressed = int(o.Flow.Dropped)
+	if o.Flow.Held > q.seen {
+		held.Dropped += int(o.Flow.Held - q.seen) // the tap was full
+	}
+	return held
+}
+
+// deliver gives the first n frames of a queue to the local stack.
+func (g *Gate) deliver(q *queue, n int) error {
+	if n == 0 {
+		return nil
+	}
+	return g.inject(q.tap, q.take(n), toStack)
+}
+
+func (g *Gate) inject(tap int, frames [][]byte, to string) error {
+	n, err := g.taps[tap].inject(frames, to)
+	if err != nil {
+		return fmt.Errorf("%d of %d held frames lost: %w", len(frames)-n, len(frames), err)
+	}
+	return nil
+}
+
+// drain sorts what waits in the taps into the queues. It handles at most limit frames of each tap.
+func (g *Gate) drain(limit int) error {
+	var errs []error
+	for i, t := range g.taps {
+		_, err := t.drain(limit, func(frame []byte) { g.keep(i, frame) })
+		errs = append(errs, err)
+	}
+	return errors.Join(errs...)
+}
+
+// keep puts a frame into its flow's queue. A frame without one was held by a former process, or its hold has just ended;
+// the kernel knows which.
+func (g *Gate) keep(tap int, frame []byte) {
+	f, ok := frameFlow(frame)
+	if !ok {
+		return
+	}
+	q := g.queues[f]
+	if q == nil {
+		ops := []gateOperation{newOperation(gateCodeOP_QUERY, f)}
+		if err := g.table.run(ops); err != nil {
+			g.overflow++
+			return
+		}
+		r := routeInfo(&ops[0])
+		if answer(&ops[0]) != nil || r.Hold&Ingress == 0 {
+			if g.inject(tap, [][]byte{frame}, toTable) != nil {
+				g.overflow++
+			}
+			return
+		}
+		q = g.queue(f)
+		q.deadline = time.Now().Add(r.Left)
+	}
+	if !q.add(frame, tap) {
+		g.overflow++
+	}
+}
+
+// lapse gives frames whose hold ended by its deadline back to the gate, which now does with them what the flow's route
+// says.
+func (g *Gate) lapse(now time.Time) {
+	for f, q := range g.queues {
+		if now.Before(q.deadline.Add(lapseGrace)) {
+			continue
+		}
+		delete(g.queues, f)
+		g.lapsed++
+		frames := len(q.frames)
+		err := g.inject(q.tap, q.take(len(q.frames)), toTable)
+		g.config.Logger.Warn("hold ended by its deadline", "flow", f, "frames", frames, "error", err)
+	}
+}
+
+// Unhold ends a hold and throws away what was kept.
+func (g *Gate) Unhold(f tcprepair.Flow) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return &OpError{Op: "unhold", Flow: f, Err: ErrClosed}
+	}
+	ops := []gateOperation{newOperation(gateCodeOP_RELEASE, f)}
+	ops[0].Frames = releaseAlways
+	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
+	delete(g.queues, f)
+	if err == nil {
+		err = answer(&ops[0])
+	}
+	if err != nil {
+		return &OpError{Op: "unhold", Flow: f, Err: err}
+	}
+	return nil
+}
+
+// Take removes and returns the frames held so far; the hold stays.
+func (g *Gate) Take(f tcprepair.Flow) ([][]byte, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return nil, &OpError{Op: "take", Flow: f, Err: ErrClosed}
+	}
+	if err := g.drain(drainFrames); err != nil {
+		return nil, &OpError{Op: "take", Flow: f, Err: err}
+	}
+	q := g.queues[f]
+	if q == nil {
+		return nil, &OpError{Op: "take", Flow: f, Err: ErrNoFlow}
+	}
+	return q.take(len(q.frames)), nil
+}
+
+// Forward sends the flow's packets to another node for ttl, ends the hold, and returns what is still held, in order, for
+// the caller to bring to the target (whose Replay takes it). Where this gate is the flow's entry its own record of the
+// owner stands and nothing expires.
+func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, error) {
+	fail := func(err error) ([][]byte, error) { return nil, &OpError{Op: "forward", Flow: f, Err: err} }
+	if to == 0 || to >= MaxNodes || ttl <= 0 {
+		return fail(fmt.Errorf("to node %d for %v: want another host, for some time", to, ttl))
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return fail(ErrClosed)
+	}
+	ops := []gateOperation{newOperation(gateCodeOP_FORWARD, f)}
+	ops[0].Node, ops[0].Ttl = uint16(to), uint64(ttl)
+	if err := g.table.run(ops); err != nil {
+		return fail(err)
+	}
+	if err := answer(&ops[0]); err != nil {
+		return fail(err)
+	}
+	// What was held before the switch is in a queue or a tap by now.
+	err := g.drain(drainFrames)
+	var frames [][]byte
+	if q := g.queues[f]; q != nil {
+		frames = q.take(len(q.frames))
+		delete(g.queues, f)
+	}
+	if err != nil {
+		return frames, &OpError{Op: "forward", Flow: f, Err: err}
+	}
+	return frames, nil
+}
+
+// Replay gives frames that another host held to the local stack, past this host's own hold and before what it holds: call
+// it before Release. A frame of another flow is refused with ErrFrame, and then none is replayed.
+func (g *Gate) Replay(f tcprepair.Flow, frames [][]byte) error {
+	for _, frame := range frames {
+		if of, ok := frameFlow(frame); !ok || of != f || len(frame) > maxFrame {
+			return &OpError{Op: "replay", Flow: f, Err: ErrFrame}
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return &OpError{Op: "replay", Flow: f, Err: ErrClosed}
+	}
+	tap := 0
+	if q := g.queues[f]; q != nil {
+		tap = q.tap
+	}
+	if err := g.inject(tap, frames, toStack); err != nil {
+		return &OpError{Op: "replay", Flow: f, Err: err}
+	}
+	return nil
+}

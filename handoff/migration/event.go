@@ -1,0 +1,130 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migration
+
+import "fmt"
+
+// Event is something that happened to one migration, at the source or at the target.
+type Event struct {
+	Kind EventKind
+	// Err says why, for the events that tell of a refusal, a failure or a loss.
+	Err error
+	// Owner is the entry's answer, for OwnerIs.
+	Owner Owner
+	// Large is set with Exported when the State is too large to travel within the freeze.
+	Large bool
+}
+
+// Owner is who holds a flow according to its entry.
+type Owner struct {
+	Host  string
+	Epoch uint32
+	// Unknown is set when the entry has no such flow.
+	Unknown bool
+}
+
+// String returns the owner as host/epoch.
+func (o Owner) String() string {
+	if o.Unknown {
+		return "unknown"
+	}
+	return fmt.Sprintf("%s/%d", o.Host, o.Epoch)
+}
+
+// EventKind says what happened.
+type EventKind uint8
+
+// Events. S, T: at the source, at the target.
+const (
+	Start           EventKind = iota + 1 // S T: first event
+	Accepted                             // S: the target has reserved a place
+	Refused                              // S: the target refuses and promises not to commit
+	Leased                               // S: the entry grants the lease
+	LeaseRefused                         // S: the entry does not
+	Prepared                             // S: the application's State to send ahead is here (may be empty)
+	Stored                               // S: the target has what was sent ahead
+	Exported                             // S: the application has stopped; its State and socket are here
+	ExportRefused                        // S: the application goes on serving
+	Frozen                               // S: packets are held, the socket is frozen and its snapshot taken
+	FreezeFailed                         // S: that failed; the socket is as it was
+	Committed                            // S: the target says that the flow is its own
+	StateSent                            // T: all that the source sends ahead is here
+	Transferred                          // T: the frozen connection is here
+	Restored                             // T: the socket is restored, still frozen, and offered to the application
+	RestoreFailed                        // T: that failed; nothing is left of it
+	Imported                             // T: the application has understood the State
+	ImportRefused                        // T: the application has not
+	HeldLast                             // T: the source has sent everything it had held
+	OwnerIs                              // S T: the entry's answer to Abort and Commit
+	PeerLost                             // S: no connection to the target; T: to the source
+	EntryLost                            // S T: no connection to the entry
+	ApplicationLost                      // S T: no connection to the application
+	Canceled                             // S: the operator's abort; T: the source withdraws
+	Tick                                 // S T: time has passed
+)
+
+// String returns the event's name as it stands in transcripts.
+func (k EventKind) String() string {
+	names := [...]string{
+		"?", "start", "accepted", "refused", "leased", "lease-refused", "prepared", "stored", "exported", "export-refused",
+		"frozen", "freeze-failed", "committed", "state-sent", "transferred", "restored", "restore-failed", "imported",
+		"import-refused", "held-last", "owner", "peer-lost", "entry-lost", "application-lost", "canceled", "tick",
+	}
+	if int(k) < len(names) {
+		return names[k]
+	}
+	return fmt.Sprintf("event %d", uint8(k))
+}
+
+// Action is something the machine wants done. Actions are carried out in the order in which they are returned.
+type Action struct {
+	Verb Verb
+	// Err says why, where something is refused or given up, and nil for a success.
+	Err error
+}
+
+// Verb says what is to be done.
+type Verb uint8
+
+// Actions. S, T: of the source, of the target.
+const (
+	SendOffer     Verb = iota + 1 // S: to the target
+	SendLease                     // S: to the entry
+	SendCancel                    // S: to the target
+	SendAbort                     // S: to the entry; also when no connection stands: then as soon as one does
+	AskPrepare                    // S: application, what can be sent ahead?
+	SendAhead                     // S: the prepared State, then StateSent
+	AskExport                     // S: application, stop and export
+	SendState                     // S: the exported State ahead of the freeze, then StateSent
+	Freeze                        // S: hold packets, freeze, take the snapshot; answer Frozen or FreezeFailed
+	SendTransfer                  // S: the snapshot and the State
+	Thaw                          // S: the frozen socket goes on; T: leave repair mode, the connection is live
+	Release                       // S T: held packets to the own stack, in order; the gate is open again
+	ResumeApp                     // S: application, go on as if nothing had happened
+	Discard                       // S T: end the frozen socket silently
+	SendHeld                      // S: the gate forwards from here on; what was held goes to the target
+	TellMigrated                  // S: application, the connection is at its new host
+	Reset                         // S: end the connection with a RST
+	Reserve                       // T: answer Accept
+	SendStored                    // T: answer StateStored
+	Restore                       // T: hold the flow's packets here, restore the socket, offer it to the application
+	SendCommit                    // T: to the entry; also when no connection stands: then as soon as one does
+	WithdrawApp                   // T: application, forget the import
+	SendRefuse                    // T: refuse, with the promise not to commit
+	ActivateApp                   // T: application, the connection is yours
+	SendCommitted                 // T: to the source
+	Finish                        // S T: the migration is over; Err is nil when the connection is at the target
+)
+
+// String returns the action's name as it stands in transcripts.
+func (v Verb) String() string {
+	names := [...]string{
+		"?", "send-offer", "send-lease", "send-cancel", "send-abort", "ask-prepare", "send-ahead", "ask-export", "send-state",
+		"freeze", "send-transfer", "thaw", "release", "resume-app", "discard", "send-held", "tell-migrated", "reset",
+		"reserve", "send-stored", "restore", "send-commit", "withdraw-app", "send-refuse", "activate-app", "send-committed", "finish",
+	}
+	if int(v) < len(names) {
+		return names[v]
+	}
+	return fmt.Sprintf("verb %d", uint8(v))
+}

@@ -1,0 +1,708 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migration
+
+import (
+	"errors"
+	"slices"
+	"time"
+)
+
+// host is one server: what its kernel keeps, its agent, and its application.
+type host struct {
+	// The kernel's part outlives the processes.
+	sock      socket
+	hold      bool
+	holdUntil time.Time
+
+	// The agent's part is gone when it dies.
+	hasSource bool
+	source    Source
+	sourceID  uint8
+	sourceGen uint8 // of the connection to the target that the offer went through
+	hasTarget bool
+	target    Target
+	targetID  uint8
+	targetGen uint8
+	recovery  recovery
+	local     []localEvent // answers of the agent's own kernel calls that it has not looked at yet
+	waiting   []frame      // for the entry, as soon as a connection stands
+	seen      []uint8      // offers that have been answered
+	appLinked bool
+
+	downUntil time.Duration
+	toApp     []frame
+	toAgent   []frame
+	app       app
+}
+
+// socket is the kernel's, with the descriptors that keep it.
+type socket struct {
+	state      socketState
+	app, agent bool
+}
+
+type socketState uint8
+
+const (
+	sockNone socketState = iota
+	sockLive
+	sockFrozen
+)
+
+// app is an application built with package handoff: it exports and imports, and tells a new agent what the old one left.
+type app struct {
+	alive, linked bool
+	phase         appPhase
+	id            uint8
+	epoch         uint32
+	importer      bool // what it waits for is an import
+	orphan        bool // the agent that asked for the import is gone
+}
+
+type appPhase uint8
+
+const (
+	appIdle appPhase = iota
+	appServing
+	appExporting
+	appExported
+	appImporting
+	appImported
+)
+
+func (p appPhase) String() string {
+	return [...]string{"idle", "serving", "exporting", "exported", "importing", "imported"}[p]
+}
+
+// recovery is a new agent's work on a move that its predecessor left behind.
+type recovery struct {
+	on, target bool
+	id         uint8
+	epoch      uint32
+	retry      time.Time
+}
+
+type localEvent struct {
+	kind EventKind
+	id   uint8
+}
+
+var errModel = errors.New("refused by the model")
+
+// dies counts down to the death of the process that is at work; it reports whether the process is dead.
+func (w *world) dies(n node) bool {
+	if w.crashed {
+		return true
+	}
+	if w.crash == 0 {
+		w.crashed = true
+		w.killAgent(n, [2]bool{true, true})
+		return true
+	}
+	if w.crash > 0 {
+		w.crash--
+	}
+	return false
+}
+
+// sourceStep feeds h's source and does what it says.
+func (w *world) sourceStep(h node, e Event) {
+	x := &w.hosts[h]
+	if w.rules.resumeOnPeerLost && e.Kind == PeerLost && x.source.state == SourceSent {
+		e.Kind = Refused
+	}
+	before := x.source.Deadline()
+	actions := x.source.Step(w.clock(h), e)
+	w.note("%v: source %v -> %v", h, e.Kind, x.source.state)
+	w.examine(h, e, before, x.source.Deadline(), x.source.state.Final(), actions)
+	for _, a := range actions {
+		if w.dies(h) {
+			return
+		}
+		w.sourceAct(h, a)
+	}
+	w.dies(h)
+}
+
+// examine checks what every step of a machine must keep.
+func (w *world) examine(h node, e Event, before, after time.Time, final bool, actions []Action) {
+	for i, a := range actions {
+		if a.Verb == Finish && (i != len(actions)-1 || !final) {
+			w.fail("host %v: %v: actions after Finish, or Finish in a state that is not final", h, e.Kind)
+		}
+	}
+	if final {
+		if len(actions) == 0 || actions[len(actions)-1].Verb != Finish {
+			w.fail("host %v: %v led to a final state without Finish", h, e.Kind)
+		}
+		if !after.IsZero() {
+			w.fail("host %v: a deadline after the end", h)
+		}
+		return
+	}
+	if e.Kind == Tick && !after.IsZero() && !after.After(w.clock(h)) {
+		w.fail("host %v: a tick left a deadline that has passed (%v, before %v)", h, after.Sub(origin), before.Sub(origin))
+	}
+}
+
+func (w *world) sourceAct(h node, a Action) {
+	x := &w.hosts[h]
+	id := x.sourceID
+	w.note("%v: %v", h, a.Verb)
+	toTarget := func(k frameKind) { w.send(h, h.other(), x.sourceGen, frame{kind: k, id: id, epoch: x.source.epoch}) }
+	switch a.Verb {
+	case SendOffer:
+		toTarget(frameOffer)
+	case SendLease:
+		w.toEntry(h, frame{kind: frameLease, id: id, epoch: x.source.epoch})
+	case SendCancel:
+		toTarget(frameCancel)
+	case SendAbort:
+		w.toEntry(h, frame{kind: frameAbort, id: id, epoch: x.source.epoch})
+	case AskPrepare:
+		w.toApp(h, frame{kind: framePrepare, id: id})
+	case AskExport:
+		w.toApp(h, frame{kind: frameExport, id: id})
+	case SendAhead, SendState:
+		toTarget(frameStateSent)
+	case Freeze:
+		if x.sock.state == sockLive {
+			x.sock.state = sockFrozen
+			w.holdPackets(h)
+			x.local = push(x.local, localEvent{Frozen, id})
+		} else {
+			x.local = push(x.local, localEvent{FreezeFailed, id})
+		}
+	case SendTransfer:
+		toTarget(frameTransfer)
+	case Thaw:
+		w.thaw(h)
+	case Release:
+		x.hold = false
+	case ResumeApp:
+		w.toApp(h, frame{kind: frameResume, id: id})
+	case Discard:
+		w.discard(h)
+	case SendHeld:
+		x.hold = false
+		toTarget(frameHeld)
+	case TellMigrated:
+		w.toApp(h, frame{kind: frameMigrated, id: id})
+	case Reset:
+		w.reset(h)
+	case Finish:
+		x.hasSource = false
+		w.settled = w.now
+		w.releaseDescriptor(h)
+	default:
+		w.fail("a source said %v", a.Verb)
+	}
+}
+
+func (w *world) targetStep(h node, e Event) {
+	x := &w.hosts[h]
+	before := x.target.Deadline()
+	actions := x.target.Step(w.clock(h), e)
+	w.note("%v: target %v -> %v", h, e.Kind, x.target.state)
+	w.examine(h, e, before, x.target.Deadline(), x.target.state.Final(), actions)
+	for _, a := range actions {
+		if w.dies(h) {
+			return
+		}
+		w.targetAct(h, a)
+	}
+	w.dies(h)
+}
+
+func (w *world) targetAct(h node, a Action) {
+	x := &w.hosts[h]
+	id := x.targetID
+	w.note("%v: %v", h, a.Verb)
+	toSource := func(k frameKind) { w.send(h, h.other(), x.targetGen, frame{kind: k, id: id, epoch: x.target.epoch}) }
+	switch a.Verb {
+	case Reserve:
+		toSource(frameAccept)
+	case SendStored:
+		toSource(frameStateStored)
+	case Restore:
+		if x.sock.state != sockNone {
+			x.local = push(x.local, localEvent{RestoreFailed, id})
+			return
+		}
+		w.holdPackets(h)
+		x.sock = socket{state: sockFrozen, agent: true}
+		x.local = push(x.local, localEvent{Restored, id})
+		w.toApp(h, frame{kind: frameImport, id: id, epoch: x.target.epoch + 1})
+		w.releaseIfUnheld(h)
+	case SendCommit:
+		w.toEntry(h, frame{kind: frameCommit, id: id, epoch: x.target.epoch})
+		if w.rules.thawBeforeAnswer {
+			w.thaw(h)
+		}
+	case Thaw:
+		w.thaw(h)
+		w.releaseDescriptor(h)
+	case ActivateApp:
+		w.toApp(h, frame{kind: frameActivate, id: id, epoch: x.target.epoch + 1})
+	case SendCommitted:
+		toSource(frameCommitted)
+	case SendRefuse:
+		toSource(frameRefuse)
+	case WithdrawApp:
+		w.toApp(h, frame{kind: frameWithdraw, id: id})
+	case Discard:
+		w.discard(h)
+	case Release:
+		x.hold = false
+	case Finish:
+		x.hasTarget = false
+		w.settled = w.now
+		w.releaseDescriptor(h)
+	default:
+		w.fail("a target said %v", a.Verb)
+	}
+}
+
+func (w *world) holdPackets(h node) {
+	ttl := w.cfg.HoldTTL()
+	if w.rules.shortHold {
+		ttl = w.cfg.Limit / 2
+	}
+	w.hosts[h].hold, w.hosts[h].holdUntil = true, w.clock(h).Add(ttl)
+}
+
+func (w *world) thaw(h node) {
+	if s := &w.hosts[h].sock; s.state == sockFrozen {
+		s.state = sockLive
+		w.note("%v: LIVE", h)
+	}
+}
+
+func (w *world) discard(h node) { w.hosts[h].sock = socket{} }
+
+func (w *world) reset(h node) {
+	if w.hosts[h].sock.state != sockNone {
+		w.tell("reset by " + h.String())
+	}
+	w.hosts[h].sock = socket{}
+}
+
+// tell notes that the client learns of the connection's end.
+func (w *world) tell(by string) {
+	if !w.clientTold {
+		w.clientTold, w.toldBy = true, by
+		w.note("client: %s", by)
+	}
+}
+
+// releaseDescriptor closes the agent's descriptor.
+func (w *world) releaseDescriptor(h node) {
+	w.hosts[h].sock.agent = false
+	w.releaseIfUnheld(h)
+}
+
+// releaseIfUnheld is the kernel's close of a socket whose last descriptor is gone: a live one ends with a FIN or RST, a
+// frozen one vanishes (KERNEL 10).
+func (w *world) releaseIfUnheld(h node) {
+	x := &w.hosts[h]
+	if x.sock.state == sockNone || x.sock.app || x.sock.agent {
+		return
+	}
+	travels := func(f frame) bool {
+		return f.kind == frameImport || f.kind == frameExported || f.kind == frameRecover
+	}
+	if slices.ContainsFunc(x.toApp, travels) || slices.ContainsFunc(x.toAgent, travels) {
+		return
+	}
+	if x.sock.state == sockLive {
+		w.tell("closed by " + h.String())
+	} else {
+		w.vanished = true
+	}
+	x.sock = socket{}
+}
+
+// toEntry sends f to the entry, now or as soon as a connection stands.
+func (w *world) toEntry(h node, f frame) {
+	l := w.link(h, entryE)
+	if g := l.view[l.side(h)]; g != 0 {
+		w.send(h, entryE, g, f)
+		return
+	}
+	w.note("%v: %v waits for a connection", h, f)
+	w.hosts[h].waiting = push(w.hosts[h].waiting, f)
+}
+
+func (w *world) toApp(h node, f frame) {
+	x := &w.hosts[h]
+	w.note("%v: agent -> app: %v", h, f)
+	if x.appLinked && x.app.alive {
+		x.toApp = push(x.toApp, f)
+	}
+}
+
+func (w *world) fromApp(h node, f frame) {
+	x := &w.hosts[h]
+	w.note("%v: app -> agent: %v", h, f)
+	if x.app.linked && x.appLinked {
+		x.toAgent = push(x.toAgent, f)
+	}
+}
+
+// hostReceives is the agent's end of its connections with other hosts.
+func (w *world) hostReceives(h, from node, g uint8, f frame) {
+	x := &w.hosts[h]
+	isSource := x.hasSource && x.sourceID == f.id
+	isTarget := x.hasTarget && x.targetID == f.id
+	switch f.kind {
+	case frameLost:
+		w.hostLost(h, from, g)
+	case frameOffer:
+		w.offered(h, g, f)
+	case frameAccept, frameStateStored, frameRefuse, frameCommitted, frameLeased, frameLeaseRefused:
+		kinds := map[frameKind]EventKind{
+			frameAccept: Accepted, frameStateStored: Stored, frameRefuse: Refused, frameCommitted: Committed,
+			frameLeased: Leased, frameLeaseRefused: LeaseRefused,
+		}
+		if isSource {
+			w.sourceStep(h, Event{Kind: kinds[f.kind], Err: errModel})
+		}
+	case frameStateSent, frameTransfer, frameHeld, frameCancel:
+		kinds := map[frameKind]EventKind{
+			frameStateSent: StateSent, frameTransfer: Transferred, frameHeld: HeldLast, frameCancel: Canceled,
+		}
+		if isTarget {
+			w.targetStep(h, Event{Kind: kinds[f.kind], Err: errModel})
+		}
+	case frameOwner:
+		switch {
+		case isSource:
+			w.sourceStep(h, Event{Kind: OwnerIs, Owner: f.owner})
+		case isTarget:
+			w.targetStep(h, Event{Kind: OwnerIs, Owner: f.owner})
+		case x.recovery.on && x.recovery.id == f.id:
+			w.recovered(h, f.owner)
+		}
+	}
+}
+
+func (w *world) offered(h node, g uint8, f frame) {
+	x := &w.hosts[h]
+	if slices.Contains(x.seen, f.id) {
+		return
+	}
+	x.seen = push(x.seen, f.id)
+	if x.hasSource || x.hasTarget || x.recovery.on || !x.appLinked || x.app.phase != appIdle || x.sock.state != sockNone {
+		w.send(h, h.other(), g, frame{kind: frameRefuse, id: f.id})
+		return
+	}
+	x.hasTarget, x.targetID, x.targetGen = true, f.id, g
+	x.target = *NewTarget(TargetParams{Host: h.String(), Epoch: f.epoch, Limit: w.cfg.Limit}, w.cfg)
+	w.targetStep(h, Event{Kind: Start})
+}
+
+// hostLost is the end of a connection as the agent at h sees it.
+func (w *world) hostLost(h, from node, g uint8) {
+	x := &w.hosts[h]
+	l := w.link(h, from)
+	if v := &l.view[l.side(h)]; *v == g {
+		*v = 0
+	}
+	if from != entryE {
+		if x.hasSource && x.sourceGen == g {
+			w.sourceStep(h, Event{Kind: PeerLost})
+		}
+		if x.hasTarget && x.targetGen == g && !w.crashed {
+			w.targetStep(h, Event{Kind: PeerLost})
+		}
+		return
+	}
+	w.entryLost(h)
+}
+
+func (w *world) entryLost(h node) {
+	x := &w.hosts[h]
+	if x.hasSource {
+		w.sourceStep(h, Event{Kind: EntryLost})
+	}
+	if x.hasTarget && !w.crashed {
+		w.targetStep(h, Event{Kind: EntryLost})
+	}
+}
+
+// agentHears is the agent's end of its connection with the application.
+func (w *world) agentHears(h node, f frame) {
+	x := &w.hosts[h]
+	isSource := x.hasSource && x.sourceID == f.id
+	isTarget := x.hasTarget && x.targetID == f.id
+	switch f.kind {
+	case frameLost:
+		x.appLinked = false
+		if x.hasSource {
+			w.sourceStep(h, Event{Kind: ApplicationLost})
+		}
+		if x.hasTarget && !w.crashed {
+			w.targetStep(h, Event{Kind: ApplicationLost})
+		}
+	case framePrepared:
+		if isSource {
+			w.sourceStep(h, Event{Kind: Prepared})
+		}
+	case frameExported:
+		if !isSource || x.source.state != SourceExporting {
+			w.toApp(h, frame{kind: frameResume, id: f.id})
+			w.releaseIfUnheld(h)
+			return
+		}
+		x.sock.agent = true
+		w.sourceStep(h, Event{Kind: Exported, Large: f.large})
+	case frameExportRefused:
+		if isSource {
+			w.sourceStep(h, Event{Kind: ExportRefused, Err: errModel})
+		}
+	case frameImported:
+		if isTarget {
+			w.targetStep(h, Event{Kind: Imported})
+		}
+	case frameImportRefused:
+		if isTarget {
+			w.targetStep(h, Event{Kind: ImportRefused, Err: errModel})
+		}
+	case frameRecover:
+		w.recover(h, f)
+	}
+}
+
+// recover takes up a move that the agent's predecessor left behind. A source ends the lease and asks who owns the flow. A
+// target commits, which either completes the move or proves that no Commit of its predecessor can do so any more; but
+// not when the predecessor has discarded the socket, as it may have promised the source not to commit.
+func (w *world) recover(h node, f frame) {
+	x := &w.hosts[h]
+	x.sock.agent = x.sock.state != sockNone
+	x.recovery = recovery{on: true, target: f.target, id: f.id, epoch: f.epoch}
+	dead := x.sock.state == sockNone && !w.rules.recoverBlindly
+	switch {
+	case dead && f.target:
+		w.endRecovery(h, frameWithdraw)
+	case dead:
+		w.endRecovery(h, frameMigrated)
+	case f.target && x.sock.state == sockLive:
+		w.endRecovery(h, frameActivate)
+	default:
+		w.askAgain(h)
+	}
+}
+
+// askAgain asks the entry for a recovery.
+func (w *world) askAgain(h node) {
+	r := &w.hosts[h].recovery
+	r.retry = w.clock(h).Add(w.cfg.Retry)
+	kind := frameAbort
+	if r.target {
+		kind = frameCommit
+		if w.rules.recoverByQuery {
+			kind = frameQuery
+		}
+	}
+	w.toEntry(h, frame{kind: kind, id: r.id, epoch: r.epoch})
+}
+
+func (w *world) recovered(h node, o Owner) {
+	r := w.hosts[h].recovery
+	switch {
+	case r.target && o.Host == h.String() && o.Epoch == r.epoch+1:
+		if w.hosts[h].sock.state == sockNone {
+			w.fail("host %v: a new agent committed for a socket that its predecessor had discarded", h)
+		}
+		w.thaw(h)
+		w.endRecovery(h, frameActivate)
+	case r.target:
+		w.discard(h)
+		w.endRecovery(h, frameWithdraw)
+	case o.Host == h.String() && o.Epoch == r.epoch:
+		w.thaw(h)
+		w.endRecovery(h, frameResume)
+	case o.Epoch > r.epoch:
+		w.discard(h)
+		w.endRecovery(h, frameMigrated)
+	default:
+		w.reset(h)
+		w.endRecovery(h, frameMigrated)
+	}
+}
+
+func (w *world) endRecovery(h node, answer frameKind) {
+	x := &w.hosts[h]
+	epoch := x.recovery.epoch
+	if answer == frameActivate {
+		epoch++
+	}
+	w.toApp(h, frame{kind: answer, id: x.recovery.id, epoch: epoch})
+	x.recovery = recovery{}
+	x.hold = false
+	w.settled = w.now
+	w.releaseDescriptor(h)
+}
+
+// appHears is the application's end of its connection with the agent.
+func (w *world) appHears(h node, f frame) {
+	x := &w.hosts[h]
+	a := &x.app
+	mine := a.id == f.id
+	switch f.kind {
+	case frameLost:
+		a.linked = false
+		switch a.phase {
+		case appExporting:
+			a.phase = appServing
+		case appImporting:
+			a.orphan = true
+		}
+	case framePrepare:
+		w.fromApp(h, frame{kind: framePrepared, id: f.id})
+	case frameExport:
+		if a.phase == appServing && x.sock.state == sockLive {
+			a.phase, a.id = appExporting, f.id
+		} else {
+			w.fromApp(h, frame{kind: frameExportRefused, id: f.id})
+		}
+	case frameResume:
+		if mine && (a.phase == appExporting || a.phase == appExported) {
+			a.phase = appServing
+		}
+	case frameMigrated:
+		if mine && a.phase == appExported {
+			a.phase = appIdle
+			x.sock.app = false
+			w.releaseIfUnheld(h)
+		}
+	case frameImport:
+		// A descriptor of a socket that has been discarded meanwhile is worth nothing, but it is one.
+		x.sock.app = x.sock.state != sockNone
+		a.phase, a.id, a.epoch, a.orphan = appImporting, f.id, f.epoch, false
+	case frameActivate:
+		if mine && a.phase == appImported {
+			a.phase, a.epoch = appServing, f.epoch
+		}
+	case frameWithdraw:
+		if mine && (a.phase == appImporting || a.phase == appImported) {
+			a.phase = appIdle
+			x.sock.app = false
+			w.releaseIfUnheld(h)
+		}
+	}
+}
+
+// appWorks lets the application finish an export or import.
+func (w *world) appWorks(h node, refuse bool) {
+	x := &w.hosts[h]
+	a := &x.app
+	switch {
+	case a.phase == appExporting && refuse:
+		a.phase = appServing
+		w.fromApp(h, frame{kind: frameExportRefused, id: a.id})
+	case a.phase == appExporting:
+		a.phase, a.importer = appExported, false
+		w.fromApp(h, frame{kind: frameExported, id: a.id, epoch: a.epoch, large: w.large})
+	case a.phase == appImporting && refuse:
+		a.phase = appIdle
+		w.fromApp(h, frame{kind: frameImportRefused, id: a.id})
+		x.sock.app = false
+		w.releaseIfUnheld(h)
+	case a.phase == appImporting:
+		a.phase, a.importer = appImported, true
+		if a.orphan {
+			w.appRecovers(h)
+			return
+		}
+		w.fromApp(h, frame{kind: frameImported, id: a.id})
+	}
+}
+
+// appLinks connects the application to a new agent, and tells it what the old one left.
+func (w *world) appLinks(h node) {
+	x := &w.hosts[h]
+	x.app.linked, x.appLinked = true, true
+	if p := x.app.phase; p == appExported || p == appImported {
+		w.appRecovers(h)
+	}
+}
+
+func (w *world) appRecovers(h node) {
+	a := &w.hosts[h].app
+	epoch := a.epoch
+	if a.importer {
+		epoch--
+	}
+	w.fromApp(h, frame{kind: frameRecover, id: a.id, epoch: epoch, target: a.importer})
+}
+
+// entryReceives is the entry's end of its connections; the owner table is asked and changed in one step with the ledger.
+func (w *world) entryReceives(from node, g uint8, f frame) {
+	now := w.clock(entryE)
+	e := &w.entry
+	answer := func(x frame) {
+		if w.dies(entryE) {
+			return
+		}
+		x.id = f.id
+		w.send(entryE, from, g, x)
+	}
+	switch f.kind {
+	case frameLease:
+		if w.dies(entryE) {
+			return
+		}
+		kind := frameLeased
+		w.withLedger(func(l *Ledger) {
+			if w.rules.renewLease {
+				if old, ok := l.leases[flowUnderTest]; ok && old.id == uint64(f.id) {
+					old.until = now.Add(w.cfg.Limit)
+				}
+			}
+			err := l.Lease(now, LeaseRequest{
+				ID: uint64(f.id), Flow: flowUnderTest, Epoch: f.epoch, From: from.String(), To: from.other().String(), TTL: w.cfg.Limit,
+			}, e.owner)
+			if err != nil {
+				kind = frameLeaseRefused
+			}
+		})
+		answer(frame{kind: kind})
+	case frameCommit:
+		w.commit(now, from, f, answer)
+	case frameAbort:
+		if w.dies(entryE) {
+			return
+		}
+		w.withLedger(func(l *Ledger) {
+			l.Abort(now, uint64(f.id), flowUnderTest, from.String())
+			if w.rules.forgetAborted {
+				l.ended = nil
+				l.order.Init()
+			}
+		})
+		answer(frame{kind: frameOwner, owner: e.owner})
+	case frameQuery:
+		answer(frame{kind: frameOwner, owner: e.owner})
+	}
+}
+
+func (w *world) commit(now time.Time, from node, f frame, answer func(frame)) {
+	e := &w.entry
+	if w.dies(entryE) {
+		return
+	}
+	epoch, err := e.ledger.Commit(now, uint64(f.id), flowUnderTest, from.String())
+	if w.rules.commitWithoutLease {
+		epoch, err = f.epoch, nil
+	}
+	if err == nil && epoch == f.epoch {
+		w.changeOwner(epoch, from)
+		if w.dies(entryE) {
+			return
+		}
+		w.withLedger(func(l *Ledger) { l.End(now, uint64(f.id), flowUnderTest) })
+	}
+	answer(frame{kind: frameOwner, owner: e.owner})
+}

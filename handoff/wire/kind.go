@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import "fmt"
+
+// Kind is the number of a message on the wire. Append-only.
+type Kind uint8
+
+// Kinds of frames: 1-15 everywhere, 16-31 between source and target, 32-47 with the entry, 64 and above between agent
+// and application.
+const (
+	KindHello        Kind = 1
+	KindPing         Kind = 2
+	KindPong         Kind = 3
+	KindRefuse       Kind = 4
+	KindChunk        Kind = 5
+	KindOffer        Kind = 16
+	KindAccept       Kind = 17
+	KindStateSent    Kind = 18
+	KindStateStored  Kind = 19
+	KindTransfer     Kind = 20
+	KindCommitted    Kind = 21
+	KindHeld         Kind = 22
+	KindCancel       Kind = 23
+	KindLease        Kind = 32
+	KindLeased       Kind = 33
+	KindCommit       Kind = 34
+	KindAbort        Kind = 35
+	KindQuery        Kind = 36
+	KindOwner        Kind = 37
+	KindEnded        Kind = 38
+	KindPresence     Kind = 39
+	KindLeaseRefused Kind = 40
+	KindRegister     Kind = 64
+	KindRegistered   Kind = 65
+	KindList         Kind = 66
+	KindFlows        Kind = 67
+	KindExport       Kind = 68
+	KindExported     Kind = 69
+	KindResume       Kind = 70
+	KindMigrated     Kind = 71
+	KindImport       Kind = 72
+	KindImported     Kind = 73
+	KindActivate     Kind = 74
+	KindWithdraw     Kind = 75
+	KindRecover      Kind = 76
+	KindPrepare      Kind = 77
+	KindPrepared     Kind = 78
+)
+
+// Carries reports whether a frame of this kind is accompanied by one file descriptor.
+func (k Kind) Carries() bool {
+	return k == KindExported || k == KindImport || k == KindRecover
+}
+
+// String returns the message's name.
+func (k Kind) String() string {
+	if m := newMessage(k); m != nil {
+		return fmt.Sprintf("%T", m)[len("*wire."):]
+	}
+	return fmt.Sprintf("kind %d", uint8(k))
+}
+
+// newMessage returns an empty message of kind k, nil when k is unknown.
+func newMessage(k Kind) Message {
+	switch k {
+	case KindHello:
+		return &Hello{}
+	case KindPing:
+		return &Ping{}
+	case KindPong:
+		return &Pong{}
+	case KindRefuse:
+		return &Refuse{}
+	case KindChunk:
+		return &Chunk{}
+	case KindOffer:
+		return &Offer{}
+	case KindAccept:
+		return &Accept{}
+	case KindStateSent:
+		return &StateSent{}
+	case KindStateStored:
+		return &StateStored{}
+	case KindTransfer:
+		return &Transfer{}
+	case KindCommitted:
+		return &Committed{}
+	case KindHeld:
+		return &Held{}
+	case KindCancel:
+		return &Cancel{}
+	case KindLease:
+		return &Lease{}
+	case KindLeased:
+		return &Leased{}
+	case KindCommit:
+		return &Commit{}
+	case KindAbort:
+		return &Abort{}
+	case KindQuery:
+		return &Query{}
+	case KindOwner:
+		return &Owner{}
+	case KindEnded:
+		return &Ended{}
+	case KindLeaseRefused:
+		return &LeaseRefused{}
+	case KindPresence:
+		return &Presence{}
+	case KindRegister:
+		return &Register{}
+	case KindRegistered:
+		return &Registered{}
+	case KindList:
+		return &List{}
+	case KindFlows:
+		return &Flows{}
+	case KindExport:
+		return &Export{}
+	case KindExported:
+		return &Exported{}
+	case KindResume:
+		return &Resume{}
+	case KindMigrated:
+		return &Migrated{}
+	case KindImport:
+		return &Import{}
+	case KindImported:
+		return &Imported{}
+	case KindActivate:
+		return &Activate{}
+	case KindWithdraw:
+		return &Withdraw{}
+	case KindRecover:
+		return &Recover{}
+	case KindPrepare:
+		return &Prepare{}
+	case KindPrepared:
+		return &Prepared{}
+	}
+	return nil
+}
+
+// The messages' kinds.
+func (*Hello) Kind() Kind        { return KindHello }
+func (*Ping) Kind() Kind         { return KindPing }
+func (*Pong) Kind() Kind         { return KindPong }
+func (*Refuse) Kind() Kind       { return KindRefuse }
+func (*Chunk) Kind() Kind        { return KindChunk }
+func (*Offer) Kind() Kind        { return KindOffer }
+func (*Accept) Kind() Kind       { return KindAccept }
+func (*StateSent) Kind() Kind    { return KindStateSent }
+func (*StateStored) Kind() Kind  { return KindStateStored }
+func (*Transfer) Kind() Kind     { return KindTransfer }
+func (*Committed) Kind() Kind    { return KindCommitted }
+func (*Held) Kind() Kind         { return KindHeld }
+func (*Cancel) Kind() Kind       { return KindCancel }
+func (*Lease) Kind() Kind        { return KindLease }
+func (*Leased) Kind() Kind       { return KindLeased }
+func (*Commit) Kind() Kind       { return KindCommit }
+func (*Abort) Kind() Kind        { return KindAbort }
+func (*Query) Kind() Kind        { return KindQuery }
+func (*Owner) Kind() Kind        { return KindOwner }
+func (*Ended) Kind() Kind        { return KindEnded }
+func (*LeaseRefused) Kind() Kind { return KindLeaseRefused }
+func (*Presence) Kind() Kind     { return KindPresence }
+func (*Register) Kind() Kind     { return KindRegister }
+func (*Registered) Kind() Kind   { return KindRegistered }
+func (*List) Kind() Kind         { return KindList }
+func (*Flows) Kind() Kind        { return KindFlows }
+func (*Export) Kind() Kind       { return KindExport }
+func (*Exported) Kind() Kind     { return KindExported }
+func (*Resume) Kind() Kind       { return KindResume }
+func (*Migrated) Kind() Kind     { return KindMigrated }
+func (*Import) Kind() Kind       { return KindImport }
+func (*Imported) Kind() Kind     { return KindImported }
+func (*Activate) Kind() Kind     { return KindActivate }
+func (*Withdraw) Kind() Kind     { return KindWithdraw }
+func (*Recover) Kind() Kind      { return KindRecover }
+func (*Prepare) Kind() Kind      { return KindPrepare }
+func (*Prepared) Kind() Kind     { return KindPrepared }
+
+// Code says why something was refused, for programs. Append-only.
+type Code uint8
+
+// Codes of Refuse.
+const (
+	CodeUnspecified Code = iota
+	// CodeNoService: nobody on the host serves this service, or not by importing.
+	CodeNoService
+	// CodeNoAddress: the service's address is not on the host, or not ready.
+	CodeNoAddress
+	// CodeInUse: the host already has a connection, or a reservation, of this flow.
+	CodeInUse
+	// CodeBusy: no room for another migration.
+	CodeBusy
+	// CodeNoFlow: the receiver has no such connection.
+	CodeNoFlow
+	// CodeNotNow: the application is not at a point where it can export; asking again may succeed.
+	CodeNotNow
+	// CodeNotMovable: the connection cannot be moved as it is.
+	CodeNotMovable
+	// CodeEpoch: the flow is not of the epoch, or not the property, of who asks.
+	CodeEpoch
+	// CodeDraining: the host takes no connections at present.
+	CodeDraining
+	// CodeFailed: the receiver tried and the kernel or the application said no.
+	CodeFailed
+	// CodeTimeout: the time for it is over.
+	CodeTimeout
+	// CodeVersion: no version of the protocol in common.
+	CodeVersion
+)
+
+// String returns the code in words.
+func (c Code) String() string {
+	names := [...]string{
+		"unspecified", "no such service", "address not ready", "in use", "busy", "no such flow", "not now",
+		"not movable", "wrong epoch or owner", "draining", "failed", "timed out", "no common version",
+	}
+	if int(c) < len(names) {
+		return names[c]
+	}
+	return fmt.Sprintf("code %d", uint8(c))
+}
+
+// Blob names a value that travels in chunks. Append-only.
+type Blob uint8
+
+// Blobs.
+const (
+	BlobState    Blob = 1
+	BlobSnapshot Blob = 2
+	BlobAhead    Blob = 3
+)

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package wire
+
+import (
+	"time"
+
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// Hello opens every connection, in both directions.
+type Hello struct {
+	// Min and Max are the versions of the protocol that the sender speaks.
+	Min, Max uint16
+	// Name is the sender: a host's name between agents, a program's name from an application.
+	Name string
+	// Software is the sender's version, for logs only.
+	Software string
+}
+
+// Ping asks for a Pong with the same id: the proof of life on an idle connection.
+type Ping struct{}
+
+// Pong answers Ping.
+type Pong struct{}
+
+// Refuse says no to the request of the same id. From a target it is also a promise: the target has not asked the
+// entry for the flow and never will.
+type Refuse struct {
+	Code   Code
+	Reason string
+}
+
+// Chunk carries the next part of a value too large for one frame.
+type Chunk struct {
+	Blob Blob
+	Data []byte
+}
+
+// Offer asks the target whether it would take a connection.
+type Offer struct {
+	Flow    tcprepair.Flow
+	Service string
+	Epoch   uint32
+	// Limit is how long the source waits for the whole move, from the arrival of the offer.
+	Limit time.Duration
+}
+
+// Accept says that the target has reserved a place for the offered connection.
+type Accept struct{}
+
+// StateSent says that the State sent ahead is complete, and asks for StateStored.
+type StateSent struct{}
+
+// StateStored says that the target holds the State that was sent ahead.
+type StateStored struct{}
+
+// Transfer carries the frozen connection: the source has stopped.
+type Transfer struct {
+	Snapshot, State []byte
+}
+
+// Committed tells the source that the flow is the target's.
+type Committed struct {
+	Epoch uint32
+}
+
+// Held carries packets that the source held back: Ethernet frames, in their order of arrival.
+type Held struct {
+	Frames [][]byte
+	Last   bool
+}
+
+// Cancel tells the target that the source withdraws its offer; nothing has been transferred.
+type Cancel struct {
+	Reason string
+}
+
+// Lease asks the entry to let a flow be moved: until TTL has passed, and unless aborted, To may commit.
+type Lease struct {
+	Flow  tcprepair.Flow
+	Epoch uint32
+	To    string
+	TTL   time.Duration
+}
+
+// Leased grants a Lease.
+type Leased struct{}
+
+// LeaseRefused denies a Lease.
+type LeaseRefused struct {
+	Code   Code
+	Reason string
+}
+
+// Commit asks the entry to make the sender the flow's owner and to switch the path, if the lease of this id stands.
+type Commit struct {
+	Flow  tcprepair.Flow
+	Epoch uint32
+}
+
+// Abort asks the entry to end the lease of this id.
+type Abort struct {
+	Flow  tcprepair.Flow
+	Epoch uint32
+}
+
+// Query asks the entry who owns a flow.
+type Query struct {
+	Flow tcprepair.Flow
+}
+
+// Owner is the entry's answer to Commit, Abort and Query: who owns the flow now.
+type Owner struct {
+	Flow  tcprepair.Flow
+	Host  string
+	Epoch uint32
+	// Unknown is set when the entry has no such flow.
+	Unknown bool
+}
+
+// Ended tells the entry that a flow's connection is over.
+type Ended struct {
+	Flow  tcprepair.Flow
+	Epoch uint32
+}
+
+// Presence tells an entry whether the sender takes new connections. It holds while the connection that it came over
+// stands.
+type Presence struct {
+	Draining bool
+}
+
+// Register announces a listening service of an application.
+type Register struct {
+	Service string
+	// Address is the listener's address, host:port; an unspecified host means every local address.
+	Address string
+	// Importer says that the application can take connections over; an application without it only gives them away.
+	Importer bool
+	// Preparer says that the application can send part of a connection's State ahead, and wants Prepare before Export.
+	Preparer bool
+}
+
+// Registered answers Register.
+type Registered struct{}
+
+// List asks an application for its connections, or for one of them.
+type List struct {
+	// Flow is the one asked for; all when it is not valid.
+	Flow tcprepair.Flow
+}
+
+// Flows answers List. A long answer comes in several frames of the same id.
+type Flows struct {
+	Flows []FlowStatus
+	Last  bool
+}
+
+// FlowStatus describes one connection of an application.
+type FlowStatus struct {
+	Flow    tcprepair.Flow
+	Service string
+	Epoch   uint32
+	// Age is the time since the application accepted or imported the connection.
+	Age time.Duration
+	// Movable is false when the application has no way to export the connection's State.
+	Movable bool
+}
+
+// Prepare asks an application for the part of a connection's State that can be sent ahead. The application goes
+// on serving the connection.
+type Prepare struct {
+	Flow   tcprepair.Flow
+	Target string
+	Limit  time.Duration
+}
+
+// Prepared answers Prepare.
+type Prepared struct {
+	Ahead []byte
+}
+
+// Export asks an application to export a connection.
+type Export struct {
+	Flow tcprepair.Flow
+	// Target is the host that will take the connection over.
+	Target string
+	// Limit is how long the agent waits for the answer.
+	Limit time.Duration
+}
+
+// Exported answers Export: the State, and the connection's socket as a descriptor. The application neither reads nor
+// writes from here on, until Resume or Migrated.
+type Exported struct {
+	State   []byte
+	Epoch   uint32
+	Service string
+}
+
+// Resume tells the application that the move did not happen: the connection goes on.
+type Resume struct {
+	Reason string
+}
+
+// Migrated tells the application that the connection is at its new host.
+type Migrated struct{}
+
+// Import hands a connection to the target's application: its socket as a descriptor (still frozen, not to be touched
+// before Activate) and its State.
+type Import struct {
+	Flow    tcprepair.Flow
+	Epoch   uint32
+	Service string
+	// Ahead is what the source's application sent ahead with Prepared.
+	Ahead []byte
+	State []byte
+	// Late is set when the agent has more to give to the socket at Activate, which is lost with the agent: the
+	// application repeats it in Recover.
+	Late bool
+}
+
+// Imported says that the application understood the State and waits for Activate.
+type Imported struct{}
+
+// Activate says that the connection is live and the application's.
+type Activate struct{}
+
+// Withdraw takes an Import back; the application closes the descriptor.
+type Withdraw struct {
+	Reason string
+}
+
+// Recover is what an application says to a new agent about a move that the old one left unfinished; the connection's
+// socket comes along. The agent asks the entry who owns the flow and answers Resume or Migrated to a source, Activate or
+// Withdraw to a target.
+type Recover struct {
+	Flow    tcprepair.Flow
+	Service string
+	// Epoch is the flow's epoch before the move.
+	Epoch uint32
+	// Target is set when the sender was to import the connection.
+	Target bool
+	// Peer is the host that the Export named; empty for a target.
+	Peer string
+	// Late is the Import's.
+	Late bool
+}
+
+func (m *Hello) code(c *coder) {
+	integer(c, 1, &m.Min)
+	integer(c, 2, &m.Max)
+	c.text(3, &m.Name)
+	c.text(4, &m.Software)
+}
+func (m *Ping) code(*coder) {}
+func (m *Pong) code(*coder) {}
+func (m *Refuse) code(c *coder) {
+	integer(c, 1, &m.Code)
+	c.text(2, &m.Reason)
+}
+
+func (m *Chunk) code(c *coder) {
+	integer(c, 1, &m.Blob)
+	c.bytes(2, &m.Data)
+}
+
+func (m *Offer) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Service)
+	integer(c, 3, &m.Epoch)
+	c.span(4, &m.Limit)
+}
+func (m *Accept) code(*coder)      {}
+func (m *StateSent) code(*coder)   {}
+func (m *StateStored) code(*coder) {}
+func (m *Transfer) code(c *coder) {
+	c.bytes(1, &m.Snapshot)
+	c.bytes(2, &m.State)
+}
+func (m *Committed) code(c *coder) { integer(c, 1, &m.Epoch) }
+func (m *Held) code(c *coder) {
+	c.list(1, &m.Frames)
+	c.flag(2, &m.Last)
+}
+func (m *Cancel) code(c *coder) { c.text(1, &m.Reason) }
+func (m *Lease) code(c *coder) {
+	c.flow(1, &m.Flow)
+	integer(c, 2, &m.Epoch)
+	c.text(3, &m.To)
+	c.span(4, &m.TTL)
+}
+func (m *Leased) code(*coder) {}
+func (m *LeaseRefused) code(c *coder) {
+	integer(c, 1, &m.Code)
+	c.text(2, &m.Reason)
+}
+func (m *Commit) code(c *coder) {
+	c.flow(1, &m.Flow)
+	integer(c, 2, &m.Epoch)
+}
+
+func (m *Abort) code(c *coder) {
+	c.flow(1, &m.Flow)
+	integer(c, 2, &m.Epoch)
+}
+func (m *Query) code(c *coder) { c.flow(1, &m.Flow) }
+func (m *Owner) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Host)
+	integer(c, 3, &m.Epoch)
+	c.flag(4, &m.Unknown)
+}
+
+func (m *Ended) code(c *coder) {
+	c.flow(1, &m.Flow)
+	integer(c, 2, &m.Epoch)
+}
+
+func (m *Presence) code(c *coder) { c.flag(1, &m.Draining) }
+func (m *Register) code(c *coder) {
+	c.text(1, &m.Service)
+	c.text(2, &m.Address)
+	c.flag(3, &m.Importer)
+	c.flag(4, &m.Preparer)
+}
+func (m *Registered) code(*coder) {}
+func (m *List) code(c *coder)     { c.flow(1, &m.Flow) }
+func (m *Flows) code(c *coder) {
+	raw := make([][]byte, 0, len(m.Flows))
+	if c.encoding {
+		for i := range m.Flows {
+			raw = append(raw, m.Flows[i].append(nil))
+		}
+	}
+	c.list(1, &raw)
+	c.flag(2, &m.Last)
+	if !c.encoding {
+		for _, v := range raw {
+			var s FlowStatus
+			if err := s.parse(v); err != nil {
+				c.fail(1, "%v", err)
+				return
+			}
+			m.Flows = append(m.Flows, s)
+		}
+	}
+}
+
+// append encodes one entry of Flows with the grammar of a frame's fields.
+func (s *FlowStatus) append(b []byte) []byte {
+	c := coder{encoding: true, out: b}
+	s.code(&c)
+	return c.out
+}
+
+func (s *FlowStatus) parse(v []byte) error {
+	c := coder{}
+	if err := c.scan(v); err != nil {
+		return err
+	}
+	s.code(&c)
+	return c.finish()
+}
+
+func (s *FlowStatus) code(c *coder) {
+	c.flow(1, &s.Flow)
+	c.text(2, &s.Service)
+	integer(c, 3, &s.Epoch)
+	c.span(4, &s.Age)
+	c.flag(5, &s.Movable)
+}
+
+func (m *Prepare) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Target)
+	c.span(3, &m.Limit)
+}
+func (m *Prepared) code(c *coder) { c.bytes(1, &m.Ahead) }
+func (m *Export) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Target)
+	c.span(3, &m.Limit)
+}
+
+func (m *Exported) code(c *coder) {
+	c.bytes(1, &m.State)
+	integer(c, 2, &m.Epoch)
+	c.text(3, &m.Service)
+}
+func (m *Resume) code(c *coder) { c.text(1, &m.Reason) }
+func (m *Migrated) code(*coder) {}
+func (m *Import) code(c *coder) {
+	c.flow(1, &m.Flow)
+	integer(c, 2, &m.Epoch)
+	c.text(3, &m.Service)
+	c.bytes(4, &m.State)
+	c.bytes(5, &m.Ahead)
+	c.flag(6, &m.Late)
+}
+func (m *Imported) code(*coder)   {}
+func (m *Activate) code(*coder)   {}
+func (m *Withdraw) code(c *coder) { c.text(1, &m.Reason) }
+func (m *Recover) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Service)
+	integer(c, 3, &m.Epoch)
+	c.flag(4, &m.Target)
+	c.text(5, &m.Peer)
+	c.flag(6, &m.Late)
+}

@@ -1,0 +1,143 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package demo is a server written with package handoff, as an example and for the laboratory: an HTTP/1.1 file server
+// with downloads and uploads (Files), and an echo (Echo). Any of its connections can move at any moment.
+//
+// Both are one state machine, session. What it has to send next follows from the count of the bytes it has
+// written, and what it has understood stands in its record, so that there is no moment at which it cannot be exported.
+package demo
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/rehome-net/rehome/handoff"
+)
+
+// Config says what to serve. The zero value serves echoes only.
+type Config struct {
+	// Agent is the path of the agent's socket, as in handoff.Config.
+	Agent string
+	// Files is the address for HTTP, Root the directory it serves; Echo is the address for echoes. Empty ones are not served.
+	Files, Root, Echo string
+	// Logger gets what goes wrong. Nil: nothing.
+	Logger *slog.Logger
+}
+
+// Names under which the services register.
+const (
+	FilesService = "files"
+	EchoService  = "echo"
+)
+
+// Serve serves until ctx ends. ready, unless nil, is called once every listener stands.
+func Serve(ctx context.Context, cfg Config, ready func()) error {
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	s := &server{cfg: cfg, sessions: make(map[*handoff.Conn]*session)}
+	var listeners []*handoff.Listener
+	defer func() {
+		for _, ln := range listeners {
+			_ = ln.Close()
+		}
+	}()
+	for _, l := range []struct{ service, address string }{{FilesService, cfg.Files}, {EchoService, cfg.Echo}} {
+		if l.address == "" {
+			continue
+		}
+		ln, err := handoff.Listen(ctx, "tcp", l.address, handoff.Config{
+			Service: l.service, Agent: cfg.Agent, Export: s.export, Import: s.check, Logger: cfg.Logger,
+		})
+		if err != nil {
+			return err
+		}
+		listeners = append(listeners, ln)
+		go s.accept(ln, l.service)
+	}
+	if len(listeners) == 0 {
+		return errors.New("demo: nothing to serve: give an address for files or for echo")
+	}
+	if ready != nil {
+		ready()
+	}
+	<-ctx.Done()
+	return nil
+}
+
+// server knows the session of every connection, for the exporter.
+type server struct {
+	cfg Config
+
+	mu       sync.Mutex
+	sessions map[*handoff.Conn]*session
+}
+
+func (s *server) accept(ln *handoff.Listener, service string) {
+	for {
+		c, err := ln.AcceptConn()
+		if err != nil {
+			if !errors.Is(err, net.ErrClosed) {
+				s.cfg.Logger.Error("accept", "error", err)
+			}
+			return
+		}
+		go s.serve(c, service)
+	}
+}
+
+func (s *server) serve(c *handoff.Conn, service string) {
+	defer c.Close() //nolint:errcheck // nobody is left to tell
+	ses := &session{conn: c, root: s.cfg.Root}
+	ses.rec.Service = service
+	if c.Imported() {
+		if err := json.Unmarshal(c.State().Data, &ses.rec); err != nil {
+			s.cfg.Logger.Error("state", "flow", c.Flow(), "error", err) // check has seen it before
+			return
+		}
+	}
+	s.mu.Lock()
+	s.sessions[c] = ses
+	s.mu.Unlock()
+	defer func() {
+		s.mu.Lock()
+		delete(s.sessions, c)
+		s.mu.Unlock()
+	}()
+	err := ses.run()
+	if err != nil && !errors.Is(err, handoff.ErrMigrated) && !errors.Is(err, io.EOF) {
+		s.cfg.Logger.Warn("connection", "flow", c.Flow(), "error", err)
+	}
+}
+
+// export is the handoff.Exporter: the session's record, if it has understood everything that was read.
+func (s *server) export(_ context.Context, c *handoff.Conn) ([]byte, error) {
+	s.mu.Lock()
+	ses := s.sessions[c]
+	s.mu.Unlock()
+	if ses == nil {
+		return nil, handoff.ErrNotNow // accepted, and not yet served
+	}
+	ses.mu.Lock()
+	defer ses.mu.Unlock()
+	if ses.rec.Understood != c.BytesRead() {
+		return nil, handoff.ErrNotNow
+	}
+	return json.Marshal(&ses.rec)
+}
+
+// check is the handoff.Importer: a State that this server cannot go on from is refused while the source still can.
+func (s *server) check(_ context.Context, _ *handoff.Conn, st handoff.State) error {
+	var rec record
+	if err := json.Unmarshal(st.Data, &rec); err != nil {
+		return fmt.Errorf("state: %w", err)
+	}
+	_, err := rec.Reply.open(s.cfg.Root)
+	return err
+}

@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcprepair
+
+// Adopt takes over the descriptor of a connection that another process has restored and not thawed, because it died. It owns
+// fd unless it returns an error. What that process still had to give to the kernel (Snapshot.Late) is lost: when there was
+// anything, the connection can only be Reset.
+func Adopt(fd int) (*Restored, error) {
+	flow, _, err := flowOf(socket(fd))
+	if err != nil {
+		return nil, &OpError{Op: "adopt", Err: err}
+	}
+	return &Restored{sock: socket(fd), raw: -1, flow: flow, snap: &Snapshot{Flow: flow, State: Established}}, nil
+}
+
+// Late reports whether Thaw will have to give something to the kernel that Restore could not: unsent data, a FIN
+// behind it, or an option.
+func (s *Snapshot) Late() bool {
+	o := &s.Options
+	return len(s.Unsent) > 0 || s.State.Closed() || o.NotSentLowWater != 0 || o.PeekOffset != 0
+}

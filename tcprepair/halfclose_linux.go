@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcprepair
+
+import (
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+)
+
+// rawSocket sends hand-made packets; -1 is none.
+type rawSocket socket
+
+func (w rawSocket) close() {
+	if w >= 0 {
+		socket(w).close()
+	}
+}
+
+// openRaw opens a raw socket for the connection's address family.
+func openRaw(f Flow) (rawSocket, error) {
+	family := unix.AF_INET
+	if f.Local.Addr().Is6() {
+		family = unix.AF_INET6
+	}
+	s, err := newSocket(family, unix.SOCK_RAW, unix.IPPROTO_RAW)
+	if errors.Is(err, unix.EPERM) {
+		return -1, fmt.Errorf("%w CAP_NET_RAW: a half-closed connection is restored by a hand-made segment: %w", ErrPermission, err)
+	}
+	if err != nil {
+		return -1, fmt.Errorf("open raw socket: %w", err)
+	}
+	return rawSocket(s), nil
+}
+
+// halfClose takes a connection that is restored as far as Established to its state, as far as that can be done in repair mode.
+//
+//	FinWait1  our FIN                        Closing  our FIN, the peer's FIN
+//	FinWait2  our FIN, its acknowledgement   LastAck  the peer's FIN, our FIN
+//	CloseWait the peer's FIN
+//
+// Our FIN comes from shutdown: in repair mode, with the send queue selected, the kernel takes it for sent. The peer's part
+// is a hand-made segment. A FIN that was not sent yet must follow the unsent data, and so is left to Thaw.
+func (r *Restored) halfClose() (err error) {
+	s := r.snap
+	if s.State == Established || s.State == FinWait1 && !s.FinSent {
+		return nil
+	}
+	if s.State.PeerClosed() || s.State == FinWait2 {
+		if r.raw, err = openRaw(s.Flow); err != nil {
+			return err
+		}
+	}
+	switch s.State {
+	case FinWait1:
+		return r.finSent()
+	case FinWait2:
+		if err := r.finSent(); err != nil {
+			return err
+		}
+		return r.inject(tcpACK, s.finSeq()+1, FinWait2)
+	case CloseWait:
+		return r.inject(tcpFIN|tcpACK, s.SendSeq, CloseWait)
+	case LastAck:
+		if err := r.inject(tcpFIN|tcpACK, s.SendSeq, CloseWait); err != nil || !s.FinSent {
+			return err
+		}
+		return r.finSent()
+	case Closing:
+		if !s.FinSent {
+			return nil
+		}
+		if err := r.finSent(); err != nil {
+			return err
+		}
+		return r.inject(tcpFIN|tcpACK, s.SendSeq, Closing)
+	}
+	return nil
+}
+
+// closeLate is the rest of halfClose, after the unsent data has been written.
+func (r *Restored) closeLate() error {
+	s := r.snap
+	if !s.State.Closed() || s.FinSent {
+		return nil
+	}
+	if err := r.sock.shutdownWrite(); err != nil {
+		return fmt.Errorf("shut down: %w", err)
+	}
+	if s.State != Closing {
+		return nil
+	}
+	return r.send(tcpFIN|tcpACK, s.SendSeq, Closing)
+}
+
+// finSent puts a FIN into the send queue as one that has been sent.
+func (r *Restored) finSent() error {
+	if err := r.sock.selectQueue(queueSend); err != nil {
+		return fmt.Errorf("select the send queue: %w", err)
+	}
+	if err := r.sock.shutdownWrite(); err != nil {
+		return fmt.Errorf("shut down: %w", err)
+	}
+	if err := r.sock.selectQueue(queueNone); err != nil {
+		return fmt.Errorf("select no queue: %w", err)
+	}
+	return nil
+}
+
+// inject sends the connection a segment from its peer and awaits the state that follows. Meanwhile the socket is bound to lo, so that
+// what the kernel has to answer is sent into the void.
+func (r *Restored) inject(flags uint8, ack uint32, want State) error {
+	s := r.snap
+	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+		return permission(fmt.Errorf("bind to lo: %w", err), "CAP_NET_RAW")
+	}
+	if err := r.send(flags, ack, want); err != nil {
+		return err
+	}
+	// An acknowledgement that is due goes out now, while nobody hears it. 2: only now.
+	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUICKACK, 2); err != nil {
+		return fmt.Errorf("set TCP_QUICKACK: %w", err)
+	}
+	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, s.Options.Device); err != nil {
+		return permission(fmt.Errorf("unbind from lo: %w", err), "CAP_NET_RAW")
+	}
+	if err := r.sock.setWindow(s.Window); err != nil { // both ends have moved it
+		return fmt.Errorf("set TCP_REPAIR_WINDOW to %+v: %w", s.Window, err)
+	}
+	return nil
+}
+
+// send sends the segment to this host and waits for its effect. It is there when send returns, unless the softirq was put off.
+func (r *Restored) send(flags uint8, ack uint32, want State) error {
+	const attempts, milliseconds = 100, 1
+	s := r.snap
+	seq := s.nextReceive()
+	if flags&tcpFIN != 0 {
+		seq--
+	}
+	g := segment{
+		from: s.Remote, to: s.Local, seq: seq, ack: ack, flags: flags,
+		window: uint16(min(s.Window.Send>>s.Negotiated.SendScale, 1<<16-1)),
+	}
+	if err := socket(r.raw).sendTo(g.packet(), s.Local.Addr()); err != nil {
+		return fmt.Errorf("send a hand-made segment to %s: %w", s.Local, err)
+	}
+	var info tcpInfo
+	for i := 0; ; i++ {
+		if _, err := r.sock.info(&info); err != nil {
+			return fmt.Errorf("read TCP_INFO: %w", err)
+		}
+		if info.state == want {
+			return nil
+		}
+		if i == attempts {
+			return fmt.Errorf("%w: a hand-made segment from %s to %s did not lead from %s to %s: is lo up, and does a packet filter drop it",
+				ErrAddress, s.Remote, s.Local, info.state, want)
+		}
+		pause(milliseconds)
+	}
+}

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcprepair
+
+// Outline is the part of a snapshot that traffic does not change: addresses and socket options. Reading it takes longer than everything else
+// about an idle connection. Who reads it before Freeze keeps that time out of the freeze; the application must not
+// change options in between.
+type Outline struct {
+	Flow
+	// Mapped is as in Snapshot.
+	Mapped  bool
+	Options Options
+}
+
+// ReadOutline reads the outline of a connection, frozen or not.
+func ReadOutline(fd int) (*Outline, error) {
+	o := &Outline{}
+	if err := o.read(socket(fd)); err != nil {
+		return nil, opError("read options", socket(fd), err)
+	}
+	return o, nil
+}
+
+func (o *Outline) read(s socket) error {
+	flow, v6, err := flowOf(s)
+	if err != nil {
+		return err
+	}
+	o.Flow = flow
+	o.Mapped = v6 && flow.Local.Addr().Is4()
+	return o.Options.read(s, v6, flow.Local.Addr().Is6())
+}
