@@ -71,7 +71,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	if seeder != nil {
 		defer seeder.Close() //nolint:errcheck // the kernel drops it with the process
 	}
-	ls, err := a.listen(ctx, id)
+	ls, err := a.listen(ctx)
 	if err != nil {
 		return err
 	}
@@ -140,7 +140,7 @@ func (a *Agent) openSeeder() *sockops.Seeder {
 }
 
 // listen opens the agent's doors.
-func (a *Agent) listen(ctx context.Context, id *identity) (_ *listeners, err error) {
+func (a *Agent) listen(ctx context.Context) (_ *listeners, err error) {
 	ls := &listeners{}
 	defer func() {
 		if err != nil {

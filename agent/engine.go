@@ -6,6 +6,7 @@ import (
 	"context"
 	"log/slog"
 	"math/rand/v2"
+	"net/netip"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -49,8 +50,11 @@ type engine struct {
 	// absent are the servers that told this entry not to send them new connections.
 	absent   map[string]*incoming
 	draining bool
-	counters counters
-	ops      map[*operation]struct{}
+	// addresses are the host's own, as of addressesAt.
+	addresses   map[netip.Addr]bool
+	addressesAt time.Time
+	counters    counters
+	ops         map[*operation]struct{}
 }
 
 type counters struct {

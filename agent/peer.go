@@ -60,7 +60,7 @@ func (p *peer) dial() {
 	p.dialing = true
 	go func() {
 		link, err := p.e.dial(p.name, p.addr)
-		p.e.post(func(e *engine) {
+		p.e.post(func(*engine) {
 			p.dialing = false
 			if err != nil {
 				p.down(fmt.Errorf("connect to %s: %w", p.name, err))

@@ -4,9 +4,10 @@ package agent
 
 import (
 	"fmt"
-	"net"
+	"net/netip"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -14,6 +15,9 @@ import (
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
+
+// addressesAge is how long the list of the host's addresses is believed.
+const addressesAge = 500 * time.Millisecond
 
 // target carries out what a migration.Target decides. The engine owns it.
 type target struct {
@@ -81,17 +85,32 @@ func (t *target) check() error {
 
 // localAddress checks that the host holds the flow's address (KERNEL 14).
 func (e *engine) localAddress(f tcprepair.Flow) error {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return refuse(e.cfg.Host, wire.CodeNoAddress, "%v", err)
+	if now := time.Now(); now.Sub(e.addressesAt) > addressesAge {
+		addrs, err := localAddresses()
+		if err != nil {
+			return refuse(e.cfg.Host, wire.CodeNoAddress, "%v", err)
+		}
+		e.addresses, e.addressesAt = addrs, now
 	}
-	want := net.IP(f.Local.Addr().AsSlice())
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok && n.IP.Equal(want) {
-			return nil
+	if !e.addresses[f.Local.Addr()] {
+		return refuse(e.cfg.Host, wire.CodeNoAddress, "%v is not on this host, or not ready: add it to lo", f.Local.Addr())
+	}
+	return nil
+}
+
+// localAddresses returns the host's addresses that can be used: an IPv6 address that is tentative cannot yet.
+func localAddresses() (map[netip.Addr]bool, error) {
+	list, err := netlink.AddrList(nil, netlink.FAMILY_ALL)
+	if err != nil {
+		return nil, fmt.Errorf("list the host's addresses: %w", err)
+	}
+	addrs := make(map[netip.Addr]bool, len(list))
+	for _, a := range list {
+		if addr, ok := netip.AddrFromSlice(a.IP); ok && a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+			addrs[addr.Unmap()] = true
 		}
 	}
-	return refuse(e.cfg.Host, wire.CodeNoAddress, "%v is not on this host: add it to lo", f.Local.Addr())
+	return addrs, nil
 }
 
 func (t *target) step(ev migration.Event) { t.stepAt(time.Now(), ev) }
@@ -239,7 +258,7 @@ func (t *target) drop() {
 
 func (t *target) commit() {
 	if t.recovering {
-		t.query()
+		t.fence()
 		return
 	}
 	if t.entry != t.e.cfg.Host {
@@ -250,11 +269,13 @@ func (t *target) commit() {
 	t.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
 }
 
-func (t *target) query() {
+// fence ends the lease and asks who the owner is (migration.RecoverTarget).
+func (t *target) fence() {
 	if t.entry != t.e.cfg.Host {
-		t.e.peers[t.entry].send(t.id, &wire.Query{Flow: t.flow})
+		t.e.peers[t.entry].send(t.id, &wire.Abort{Flow: t.flow, Epoch: t.epoch})
 		return
 	}
+	t.e.ledger.Abort(time.Now(), t.id, t.flow, t.e.cfg.Host)
 	t.step(migration.Event{Kind: migration.OwnerIs, Owner: t.e.owner(t.flow)})
 }
 

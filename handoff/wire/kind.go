@@ -143,7 +143,7 @@ func newMessage(k Kind) Message {
 	return nil
 }
 
-// The messages' kinds.
+// Kind implements Message, here and below.
 func (*Hello) Kind() Kind        { return KindHello }
 func (*Ping) Kind() Kind         { return KindPing }
 func (*Pong) Kind() Kind         { return KindPong }

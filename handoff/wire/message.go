@@ -295,6 +295,7 @@ func (m *LeaseRefused) code(c *coder) {
 	integer(c, 1, &m.Code)
 	c.text(2, &m.Reason)
 }
+
 func (m *Commit) code(c *coder) {
 	c.flow(1, &m.Flow)
 	integer(c, 2, &m.Epoch)

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: Apache-2.0
+
+GO      ?= go
+CACHE   := $(CURDIR)/.cache
+TOOLS   := $(CACHE)/bin
+BIN     := $(CURDIR)/bin
+# Tools of fixed versions: generated code must come out the same everywhere.
+GOLANGCI_LINT := github.com/golangci/golangci-lint/v2/cmd/golangci-lint@v2.5.0
+PROTOC_GO     := google.golang.org/protobuf/cmd/protoc-gen-go@v1.36.10
+PROTOC_GRPC   := google.golang.org/grpc/cmd/protoc-gen-go-grpc@v1.5.1
+BENCHSTAT     := golang.org/x/perf/cmd/benchstat@v0.0.0-20250918210140-2eb4bb3c2f22
+FUZZTIME ?= 20s
+BENCHCOUNT ?= 1
+TESTFLAGS ?=
+
+.PHONY: all build demo test test-race bench fuzz lint generate check-generated check-clean deps clean
+
+all: build
+
+build: ## the one static binary, bin/rehome
+	CGO_ENABLED=0 $(GO) build -trimpath -o $(BIN)/rehome ./cmd/rehome
+
+demo: deps-demo build ## the main job on real traffic, in network namespaces
+	$(BIN)/rehome lab run live-migration --migrations 20
+
+.PHONY: deps-demo deps-test deps-generate
+deps-demo:
+	@.ci/apt curl
+
+deps-test:
+	@.ci/apt curl wget python3 netcat-openbsd openssh-client openssh-server
+
+deps-generate:
+	@.ci/apt clang llvm libbpf-dev protobuf-compiler
+
+test: deps-test build ## everything; needs root for what needs the kernel
+	$(GO) vet ./...
+	REHOME=$(BIN)/rehome $(GO) test -p 1 -timeout 30m $(TESTFLAGS) ./...
+
+test-race: deps-test build
+	REHOME=$(BIN)/rehome $(GO) test -race -p 1 -timeout 60m $(TESTFLAGS) ./...
+
+bench: build ## Go benchmark format, for benchstat; docs/benchmarks.md says what is what
+	REHOME=$(BIN)/rehome $(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) -timeout 60m ./...
+
+fuzz: ## every fuzz target for FUZZTIME
+	@.ci/fuzz $(FUZZTIME)
+
+lint: $(TOOLS)/golangci-lint
+	$(TOOLS)/golangci-lint run ./...
+
+$(TOOLS)/golangci-lint:
+	GOBIN=$(TOOLS) $(GO) install $(GOLANGCI_LINT)
+
+$(TOOLS)/protoc-gen-go:
+	GOBIN=$(TOOLS) $(GO) install $(PROTOC_GO)
+
+$(TOOLS)/protoc-gen-go-grpc:
+	GOBIN=$(TOOLS) $(GO) install $(PROTOC_GRPC)
+
+generate: deps-generate $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## BPF objects and gRPC code
+	PATH=$(TOOLS):$$PATH $(GO) generate ./...
+
+check-generated: generate ## committed generated code is what its sources make
+	git diff --exit-code --stat
+	$(GO) mod tidy -diff
+
+clean:
+	rm -rf $(BIN) $(CACHE)
