@@ -77,7 +77,7 @@ func TestIdentity(t *testing.T) {
 		{"server of a foreign authority", ours.issue(t, "a"), theirs.issue(t, "b"), "b", "a", false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			near, far := net.Pipe()
+			near, far := pair(t)
 			defer near.Close()
 			defer far.Close()
 			deadline := time.Now().Add(5 * time.Second)
@@ -111,6 +111,23 @@ func TestIdentity(t *testing.T) {
 			}
 		})
 	}
+}
+
+// pair returns the two ends of a connection on loopback.
+func pair(t *testing.T) (near, far net.Conn) {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	if near, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
+	if far, err = ln.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	return near, far
 }
 
 func TestLoadIdentityRefuses(t *testing.T) {

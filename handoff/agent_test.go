@@ -5,6 +5,7 @@ package handoff
 import (
 	"errors"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"sync"
@@ -329,3 +330,5 @@ func unread(t testing.TB, fd int) int {
 	}
 	return n
 }
+
+func sameAddr(a, b netip.AddrPort) bool { return a == b }

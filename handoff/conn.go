@@ -74,13 +74,13 @@ func (c *Conn) Read(b []byte) (int, error) {
 		defer c.readMu.Unlock()
 	}
 	for {
+		pauses := c.pauses.Load()
 		if !c.enter(&c.reading) {
 			if err := c.park(&c.reading); err != nil {
 				return 0, c.opError("read", err)
 			}
 			continue
 		}
-		pauses := c.pauses.Load()
 		n, err := c.tcp.Read(b)
 		if n > 0 {
 			c.reading.bytes.Add(uint64(n))
@@ -102,13 +102,13 @@ func (c *Conn) Write(b []byte) (n int, err error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	for {
+		pauses := c.pauses.Load()
 		if !c.enter(&c.writing) {
 			if err := c.park(&c.writing); err != nil {
 				return n, c.opError("write", err)
 			}
 			continue
 		}
-		pauses := c.pauses.Load()
 		step, err := c.tcp.Write(b[n:min(len(b), n+maxWrite)])
 		n += step
 		c.writing.bytes.Add(uint64(step))
@@ -136,8 +136,8 @@ func (c *Conn) leave(l *lane) {
 	}
 }
 
-// interrupted reports whether err comes from a pause that began after the given number of them, not from the
-// application's own deadline.
+// interrupted reports whether err may come from a pause that began since there had been the given number of them, read
+// before entering. If it was the application's own deadline all the same, the next attempt says so again.
 func (c *Conn) interrupted(err error, pauses uint32) bool {
 	return c.pauses.Load() != pauses && errors.Is(err, os.ErrDeadlineExceeded)
 }

@@ -89,13 +89,13 @@ func (r rawConn) Write(f func(fd uintptr) bool) error {
 func (r rawConn) transfer(op string, l *lane, f func(syscall.RawConn) error) error {
 	c := r.c
 	for {
+		pauses := c.pauses.Load()
 		if !c.enter(l) {
 			if err := c.park(l); err != nil {
 				return c.opError(op, err)
 			}
 			continue
 		}
-		pauses := c.pauses.Load()
 		raw, err := c.tcp.SyscallConn()
 		if err == nil {
 			err = f(raw)

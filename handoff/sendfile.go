@@ -48,13 +48,13 @@ func (c *Conn) sendFile(f *os.File, start, limit int64) (n int64, err error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	for limit < 0 || n < limit {
+		pauses := c.pauses.Load()
 		if !c.enter(&c.writing) {
 			if err := c.park(&c.writing); err != nil {
 				return n, c.opError("write", err)
 			}
 			continue
 		}
-		pauses := c.pauses.Load()
 		want := int64(maxWrite)
 		if limit >= 0 {
 			want = min(want, limit-n)

@@ -19,14 +19,15 @@ import (
 //	host eth0 ── p-<host> ─ i-<host> ─ n-<host> ═ Element ═ f-<host> ─ br0
 //	  (veth)      (veth)    (bridge)    (tap)     (process)    (tap)   (the switch)
 //
-// It carries frames of the link's MTU: super-packets are cut into segments on the way in, as on a real wire. It runs in two threads of this process, one for each direction. While the process keeps
-// all of its GOMAXPROCS processors busy in Go code, frames leave late: Stats says how late.
+// It carries frames of the link's MTU: super-packets are cut into segments on the way in, as on a real wire. It runs in two threads of this process, one
+// for each direction. While the process keeps all of its GOMAXPROCS processors busy in Go code, frames leave late: Stats says how late.
 type Element struct {
 	lab       *Lab
 	host      string
 	near, far *tap
 	up, down  *direction
-	stop      int // eventfd, owned
+	stop      int  // eventfd, owned
+	inserted  bool // the small bridge is this element's to remove
 	running   sync.WaitGroup
 
 	mu     sync.Mutex
@@ -35,7 +36,8 @@ type Element struct {
 }
 
 // Impair inserts an element between the host and the switch, or changes the one that is there. up is applied to what the host sends, down to
-// what it receives. Packets under way at that moment may be lost. Insert elements before the traffic.
+// what it receives. Packets under way at the moment of insertion may be lost: insert elements before the traffic. A host has one element at a time,
+// of one process: a second process gets EBUSY.
 func (l *Lab) Impair(ctx context.Context, host string, up, down Impairment) (*Element, error) {
 	fail := func(err error) (*Element, error) {
 		return nil, &OpError{Op: "impair", Lab: l.topo.Name, Host: host, Err: err}
@@ -108,10 +110,15 @@ func newElement(ctx context.Context, l *Lab, host string, up, down Impairment) (
 
 // insert makes the small bridge and moves the host's port to it. nl is the switch's.
 func (e *Element) insert(nl *netlink.Handle) error {
-	inner := "i-" + e.host
+	inner := innerName(e.host)
+	// The taps could be made, so no other process has an element here; a bridge is left from one that died.
+	if err := removeLink(nl, inner); err != nil {
+		return err
+	}
 	if err := addBridge(nl, inner, e.lab.topo.MTU); err != nil {
 		return err
 	}
+	e.inserted = true
 	// The host's port moves first. Were the taps there before it, a frame of the host's own would come back to it through them.
 	for _, port := range []string{portName(e.host), e.near.name, e.far.name} {
 		bridge := inner
@@ -132,6 +139,24 @@ func (e *Element) insert(nl *netlink.Handle) error {
 				return err
 			}
 		}
+	}
+	return nil
+}
+
+// innerName is the small bridge between a host's port and its element.
+func innerName(host string) string { return "i-" + host }
+
+// removeLink deletes a link that need not exist.
+func removeLink(nl *netlink.Handle, name string) error {
+	link, err := nl.LinkByName(name)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err == nil {
+		err = nl.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove %s: %w", name, err)
 	}
 	return nil
 }
@@ -236,17 +261,12 @@ func (e *Element) free() error {
 	if e.stop >= 0 {
 		errs = append(errs, unix.Close(e.stop))
 	}
-	errs = append(errs, e.lab.sw.netlink(func(nl *netlink.Handle) error {
-		inner, err := nl.LinkByName("i-" + e.host)
-		if errors.As(err, &netlink.LinkNotFoundError{}) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		return errors.Join(plug(nl, portName(e.host), bridgeName), nl.LinkDel(inner))
-	}))
-	// It is bounded by itself.
-	errs = append(errs, e.lab.sw.awaitForwarding(context.Background(), portName(e.host)))
+	if e.inserted {
+		errs = append(errs, e.lab.sw.netlink(func(nl *netlink.Handle) error {
+			return errors.Join(plug(nl, portName(e.host), bridgeName), removeLink(nl, innerName(e.host)))
+		}))
+		// It is bounded by itself.
+		errs = append(errs, e.lab.sw.awaitForwarding(context.Background(), portName(e.host)))
+	}
 	return errors.Join(errs...)
 }

@@ -9,8 +9,11 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"syscall"
 	"testing"
 	"time"
+
+	"github.com/vishvananda/netlink"
 
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/labtest"
@@ -161,6 +164,67 @@ func TestElementLimitsTheRate(t *testing.T) {
 	got := size * 8 / elapsed.Seconds()
 	if got < 0.8*rate || got > rate {
 		t.Errorf("%.0f Mb/s of payload through %.0f Mb/s", got/1e6, rate/1e6)
+	}
+}
+
+// A process that died with an element inserted leaves the host's port on a bridge that leads nowhere.
+func TestElementReplacesWhatADeadProcessLeft(t *testing.T) {
+	lab := labtest.New(t, netnslab.Standard(1))
+	ctx := limited(t, 20*time.Second)
+	sw, client, a := labtest.Host(t, lab, netnslab.SwitchName), labtest.Host(t, lab, "client"), labtest.Host(t, lab, "a")
+	err := sw.Do(func() error {
+		nl, err := netlink.NewHandle()
+		if err != nil {
+			return err
+		}
+		defer nl.Close()
+		attrs := netlink.NewLinkAttrs()
+		attrs.Name = "i-client"
+		bridge := &netlink.Bridge{LinkAttrs: attrs}
+		if err := nl.LinkAdd(bridge); err != nil {
+			return err
+		}
+		port, err := nl.LinkByName("p-client")
+		if err != nil {
+			return err
+		}
+		return nl.LinkSetMaster(port, bridge)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e, err := lab.Impair(ctx, "client", netnslab.Impairment{}, netnslab.Impairment{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	to := netip.AddrPortFrom(a.Addr4(), serveEcho(t, a, ":0"))
+	if _, err := ping(ctx, client, to); err != nil {
+		t.Errorf("through the element: %v", err)
+	}
+	if err := e.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := ping(ctx, client, to); err != nil {
+		t.Errorf("direct: %v", err)
+	}
+}
+
+func TestASecondElementIsRefusedAndHarmsNothing(t *testing.T) {
+	topo := netnslab.Standard(1)
+	topo.Impairments = []netnslab.HostImpairment{{Host: "client"}}
+	lab := labtest.New(t, topo)
+	ctx := limited(t, 20*time.Second)
+	other, err := netnslab.Reopen(lab.Topology().Name) // as another process would
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Release()
+	if _, err := other.Impair(ctx, "client", netnslab.Impairment{}, netnslab.Impairment{}); !errors.Is(err, syscall.EBUSY) {
+		t.Errorf("second element: %v", err)
+	}
+	a := labtest.Host(t, lab, "a")
+	if _, err := ping(ctx, labtest.Host(t, lab, "client"), netip.AddrPortFrom(a.Addr4(), serveEcho(t, a, ":0"))); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -105,8 +105,8 @@ type Verdict struct {
 type Packet struct {
 	// Size is that of the frame in bytes.
 	Size int
-	// Neighbour marks ARP and neighbour discovery. They are delayed like any packet but never lost, reordered or doubled: a lost ARP request
-	// is repeated after a whole second, which hides what the impairment does to the traffic under test.
+	// Neighbour marks ARP and neighbour discovery. They are delayed and queued like any packet but never chosen for loss, reordering or duplication: a lost
+	// ARP request is repeated after a whole second, which hides what the impairment does to the traffic under test.
 	Neighbour bool
 }
 

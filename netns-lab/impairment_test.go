@@ -49,14 +49,16 @@ func TestSchedulerTranscripts(t *testing.T) {
 		{"rate and delay", netnslab.Impairment{Rate: 12e6, Delay: 5 * ms}, []time.Duration{0, 0}, at(5*ms, 6*ms)},
 		{"burst", netnslab.Impairment{Rate: 12e6, Burst: 3000}, []time.Duration{0, 0, 0, 0, 50 * ms, 50 * ms, 50 * ms}, at(0, 0, ms, 2*ms, 50*ms, 50*ms, 51*ms)},
 		{
-			"queue", netnslab.Impairment{Rate: 12e6, Queue: 3000},
+			"queue",
+			netnslab.Impairment{Rate: 12e6, Queue: 3000},
 			[]time.Duration{0, 0, 0, 0, ms, 1 * ms},
 			append(append(at(0, ms, 2*ms), overflow), append(at(3*ms), overflow)...),
 		},
 		{"all lost", netnslab.Impairment{Loss: 1}, []time.Duration{0}, []netnslab.Verdict{{Fate: netnslab.Lost}}},
 		{"all doubled", netnslab.Impairment{Duplicate: 1, Delay: ms}, []time.Duration{0}, []netnslab.Verdict{{At: ms, Duplicated: true}}},
 		{
-			"all reordered", netnslab.Impairment{Reorder: 1, Delay: ms, ReorderBy: 3 * ms},
+			"all reordered",
+			netnslab.Impairment{Reorder: 1, Delay: ms, ReorderBy: 3 * ms},
 			[]time.Duration{0},
 			[]netnslab.Verdict{{At: 4 * ms, Reordered: true}},
 		},

@@ -283,6 +283,12 @@ func TestDownWorksWithoutState(t *testing.T) {
 	if err := os.Remove("/run/rehome-lab/" + topo.Name + ".json"); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := netnslab.Build(t.Context(), topo); !errors.Is(err, netnslab.ErrExists) {
+		t.Errorf("built over what is left: %v", err)
+	}
+	if left, err := filepath.Glob("/run/netns/rh-" + topo.Name + "-*"); err != nil || len(left) != len(topo.Hosts)+1 {
+		t.Errorf("the refusal took namespaces away: %v, %v", left, err)
+	}
 	if err := netnslab.Down(topo.Name); err != nil {
 		t.Fatal(err)
 	}

@@ -40,6 +40,7 @@ func TestStreamMeasuresTheGap(t *testing.T) {
 
 func TestStreamEnds(t *testing.T) {
 	cancelled, cancel := context.WithCancel(t.Context())
+	defer cancel()
 	for _, test := range []struct {
 		name  string
 		size  int64

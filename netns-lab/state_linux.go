@@ -35,6 +35,14 @@ func createState(s state) error {
 		if _, err := os.Lstat(statePath(s.Topology.Name)); err == nil {
 			return fmt.Errorf("%w: take it down (rehome lab down %s) or choose another name", ErrExists, s.Topology.Name)
 		}
+		// A lab whose state was lost: its namespaces are not ours to use, nor to remove when building fails.
+		left, err := labNamespaces(s.Topology.Name)
+		if err != nil {
+			return err
+		}
+		if len(left) > 0 {
+			return fmt.Errorf("%w, without state: take it down (rehome lab down %s): %v", ErrExists, s.Topology.Name, left)
+		}
 		return writeState(s)
 	})
 }

@@ -85,46 +85,25 @@ func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration))
 // fillPair leaves bytes unread at the server, and unacknowledged by the client.
 func fillPair(tb testing.TB, w *wire, p *pair, received, unacked int) {
 	tb.Helper()
-	for sent := 0; sent < received; {
-		n, err := unix.Write(p.client, ramp(sent, received-sent))
-		if err != nil && err != unix.EAGAIN {
-			tb.Fatal(err)
-		}
-		sent += max(n, 0)
-	}
+	writeAll(tb, p.client, ramp(0, received))
 	waitFor(tb, "received data", func() bool { in, _, _ := queues(tb, p.server); return in == received })
 	for round := 0; round < 8 && unacked > 0; round++ { // slow start
-		if _, err := unix.Write(p.server, ramp(0, unacked)); err != nil {
-			tb.Fatal(err)
-		}
+		writeAll(tb, p.server, ramp(0, unacked))
 		waitFor(tb, "acknowledgements", func() bool { _, out, _ := queues(tb, p.server); return out == 0 })
-		drain(tb, p.client, unacked)
+		readExactly(tb, p.client, unacked)
 	}
 	w.hold(true, true)
 	if unacked > 0 {
-		if _, err := unix.Write(p.server, ramp(0, unacked)); err != nil {
-			tb.Fatal(err)
-		}
+		writeAll(tb, p.server, ramp(0, unacked))
 		waitFor(tb, "transmission", func() bool { _, out, unsent := queues(tb, p.server); return out == unacked && unsent == 0 })
 	}
 }
 
-// drain reads and forgets n bytes.
-func drain(tb testing.TB, fd, n int) {
-	tb.Helper()
-	b := make([]byte, n)
-	waitFor(tb, "data", func() bool {
-		m, err := unix.Read(fd, b[:n])
-		if err == nil {
-			n -= m
-		}
-		return n == 0
-	})
-}
-
 func BenchmarkFreezeTake(b *testing.B) {
 	for _, q := range benchQueues() {
-		b.Run(q.name, func(b *testing.B) { report(b, func(d func(time.Duration)) { bench(b, q, true, d, func(time.Duration) {}) }) })
+		b.Run(q.name, func(b *testing.B) {
+			report(b, func(d func(time.Duration)) { bench(b, q, true, d, func(time.Duration) {}) })
+		})
 	}
 	// With the socket options read in the freeze.
 	b.Run("empty-options", func(b *testing.B) {
@@ -134,7 +113,9 @@ func BenchmarkFreezeTake(b *testing.B) {
 
 func BenchmarkRestoreThaw(b *testing.B) {
 	for _, q := range benchQueues() {
-		b.Run(q.name, func(b *testing.B) { report(b, func(d func(time.Duration)) { bench(b, q, true, func(time.Duration) {}, d) }) })
+		b.Run(q.name, func(b *testing.B) {
+			report(b, func(d func(time.Duration)) { bench(b, q, true, func(time.Duration) {}, d) })
+		})
 	}
 }
 

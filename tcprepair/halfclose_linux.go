@@ -41,7 +41,8 @@ func openRaw(f Flow) (rawSocket, error) {
 //	CloseWait the peer's FIN
 //
 // Our FIN comes from shutdown: in repair mode, with the send queue selected, the kernel takes it for sent. The peer's part
-// is a hand-made segment. A FIN that was not sent yet must follow the unsent data, and so is left to Thaw.
+// is a hand-made segment. A FIN that was not sent yet must follow the unsent data, and so is left to Thaw; so is the peer's in Closing, which the
+// kernel acknowledges at once.
 func (r *Restored) halfClose() (err error) {
 	s := r.snap
 	if s.State == Established || s.State == FinWait1 && !s.FinSent {
@@ -68,13 +69,9 @@ func (r *Restored) halfClose() (err error) {
 		}
 		return r.finSent()
 	case Closing:
-		if !s.FinSent {
-			return nil
+		if s.FinSent {
+			return r.finSent()
 		}
-		if err := r.finSent(); err != nil {
-			return err
-		}
-		return r.inject(tcpFIN|tcpACK, s.SendSeq, Closing)
 	}
 	return nil
 }
@@ -82,16 +79,15 @@ func (r *Restored) halfClose() (err error) {
 // closeLate is the rest of halfClose, after the unsent data has been written.
 func (r *Restored) closeLate() error {
 	s := r.snap
-	if !s.State.Closed() || s.FinSent {
-		return nil
+	if s.State.Closed() && !s.FinSent {
+		if err := r.sock.shutdownWrite(); err != nil {
+			return fmt.Errorf("shut down: %w", err)
+		}
 	}
-	if err := r.sock.shutdownWrite(); err != nil {
-		return fmt.Errorf("shut down: %w", err)
+	if s.State == Closing {
+		return r.send(tcpFIN|tcpACK, s.SendSeq, Closing)
 	}
-	if s.State != Closing {
-		return nil
-	}
-	return r.send(tcpFIN|tcpACK, s.SendSeq, Closing)
+	return nil
 }
 
 // finSent puts a FIN into the send queue as one that has been sent.
@@ -108,25 +104,41 @@ func (r *Restored) finSent() error {
 	return nil
 }
 
-// inject sends the connection a segment from its peer and awaits the state that follows. Meanwhile the socket is bound to lo, so that
-// what the kernel has to answer is sent into the void.
+// inject sends the connection a segment from its peer, awaits the state that follows, and sees to it that the peer does not hear of it: the
+// acknowledgement that a FIN calls for is delayed by the kernel, and sent here while the socket is bound to lo, from where it leads nowhere.
 func (r *Restored) inject(flags uint8, ack uint32, want State) error {
 	s := r.snap
-	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
-		return permission(fmt.Errorf("bind to lo: %w", err), "CAP_NET_RAW")
-	}
 	if err := r.send(flags, ack, want); err != nil {
 		return err
 	}
-	// An acknowledgement that is due goes out now, while nobody hears it. 2: only now.
-	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUICKACK, 2); err != nil {
+	if flags&tcpFIN != 0 {
+		if err := r.acknowledgeIntoTheVoid(); err != nil {
+			return err
+		}
+	}
+	if err := r.sock.setWindow(s.Window); err != nil { // both segments have moved it
+		return fmt.Errorf("set TCP_REPAIR_WINDOW to %+v: %w", s.Window, err)
+	}
+	return nil
+}
+
+// acknowledgeIntoTheVoid has the kernel send the acknowledgement that is due while the socket is bound to lo, so that no timer sends it to the peer.
+// TCP_QUICKACK alone does not, with the FIN unread in the queue; but a window that seems to be announced long ago does.
+func (r *Restored) acknowledgeIntoTheVoid() error {
+	const long = 1 << 20
+	w := r.snap.Window
+	w.Announced, w.Receive = r.snap.nextReceive()-long, w.Receive+long
+	if err := r.sock.setWindow(w); err != nil {
+		return fmt.Errorf("set TCP_REPAIR_WINDOW to %+v: %w", w, err)
+	}
+	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, "lo"); err != nil {
+		return permission(fmt.Errorf("bind to lo: %w", err), "CAP_NET_RAW")
+	}
+	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUICKACK, 2); err != nil { // 2: this once
 		return fmt.Errorf("set TCP_QUICKACK: %w", err)
 	}
-	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, s.Options.Device); err != nil {
+	if err := r.sock.setName(unix.SOL_SOCKET, unix.SO_BINDTODEVICE, r.snap.Options.Device); err != nil {
 		return permission(fmt.Errorf("unbind from lo: %w", err), "CAP_NET_RAW")
-	}
-	if err := r.sock.setWindow(s.Window); err != nil { // both ends have moved it
-		return fmt.Errorf("set TCP_REPAIR_WINDOW to %+v: %w", s.Window, err)
 	}
 	return nil
 }

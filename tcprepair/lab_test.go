@@ -4,6 +4,7 @@ package tcprepair
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -25,8 +26,10 @@ type host struct {
 	name string
 	tun  *os.File
 	jobs chan func()
-	// sent counts the TCP packets that came out of the host, resets those among them with RST.
+	// sent counts the TCP packets of the wire's connection that came out of the host, resets those among them with RST.
 	sent, resets int
+	// marks counts the packets by which settle finds out that the wire has seen all that the host sent before.
+	marks int
 }
 
 // do runs f in the host's namespace and waits for it.
@@ -119,9 +122,13 @@ type wire struct {
 
 	mu    sync.Mutex
 	owner *host
+	// port is the server's, of the connection made last.
+	port uint16
 	// holdUp keeps the packets of the client, holdDown those to it, until they are released.
 	holdUp, holdDown bool
 	heldUp, heldDown [][]byte
+	// trace tells the packets of the connection, for failures.
+	trace []string
 }
 
 const (
@@ -157,8 +164,13 @@ func (w *wire) pump(h *host) {
 		if err != nil {
 			return // closed
 		}
-		if p := append([]byte(nil), b[:n]...); isTCP(p) {
+		switch p := append([]byte(nil), b[:n]...); {
+		case isTCP(p):
 			w.carry(h, p)
+		case isMark(p):
+			w.mu.Lock()
+			h.marks++
+			w.mu.Unlock()
 		}
 	}
 }
@@ -166,6 +178,36 @@ func (w *wire) pump(h *host) {
 func isTCP(p []byte) bool {
 	const tcp = 6
 	return len(p) >= 40 && (p[0]>>4 == 4 && p[9] == tcp || p[0]>>4 == 6 && p[6] == tcp)
+}
+
+// isMark recognizes UDP over IPv4, which only settle sends.
+func isMark(p []byte) bool {
+	const udp = 17
+	return len(p) >= 28 && p[0]>>4 == 4 && p[9] == udp
+}
+
+// settle waits until the wire has taken all that h has sent so far.
+func (w *wire) settle(tb testing.TB, h *host) {
+	tb.Helper()
+	w.mu.Lock()
+	marks := h.marks
+	w.mu.Unlock()
+	var err error
+	h.do(func() {
+		var fd int
+		if fd, err = unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0); err == nil {
+			err = unix.Sendto(fd, []byte{0}, 0, &unix.SockaddrInet4{Port: 9, Addr: netip.MustParseAddr("10.71.0.3").As4()})
+			_ = unix.Close(fd)
+		}
+	})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	waitFor(tb, "the wire", func() bool {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return h.marks > marks
+	})
 }
 
 func tcpFlags(p []byte) byte {
@@ -178,6 +220,10 @@ func tcpFlags(p []byte) byte {
 func (w *wire) carry(h *host, p []byte) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	if !w.ours(p) {
+		return // the end of an earlier connection
+	}
+	w.trace = append(w.trace, fmt.Sprintf("%s %s", h.name, describePacket(p)))
 	h.sent++
 	if tcpFlags(p)&4 != 0 {
 		h.resets++
@@ -191,6 +237,35 @@ func (w *wire) carry(h *host, p []byte) {
 		w.heldDown = append(w.heldDown, p)
 	default:
 		_, _ = w.client.tun.Write(p)
+	}
+}
+
+// ours reports whether a packet is one of the connection made last.
+func (w *wire) ours(p []byte) bool {
+	t := p[40:]
+	if p[0]>>4 == 4 {
+		t = p[int(p[0]&15)*4:]
+	}
+	return binary.BigEndian.Uint16(t) == w.port || binary.BigEndian.Uint16(t[2:]) == w.port
+}
+
+func describePacket(p []byte) string {
+	t := p[40:]
+	if p[0]>>4 == 4 {
+		t = p[int(p[0]&15)*4:]
+	}
+	return fmt.Sprintf("flags %#x seq %d ack %d window %d, %d bytes", t[13], binary.BigEndian.Uint32(t[4:]), binary.BigEndian.Uint32(t[8:]),
+		binary.BigEndian.Uint16(t[14:]), len(t)-int(t[12]>>4)*4)
+}
+
+// dump logs the trace if the test has failed.
+func (w *wire) dump(tb testing.TB) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if tb.Failed() {
+		for _, l := range w.trace {
+			tb.Log(l)
+		}
 	}
 }
 
@@ -209,6 +284,16 @@ func (w *wire) hold(up, down bool) {
 			_, _ = w.client.tun.Write(p)
 		}
 		w.heldDown = nil
+	}
+}
+
+// forget ends all holding, delivering nothing, and starts counting anew.
+func (w *wire) forget() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.holdUp, w.holdDown, w.heldUp, w.heldDown, w.trace = false, false, nil, nil, nil
+	for _, h := range []*host{w.client, w.a, w.b} {
+		h.sent, h.resets = 0, 0
 	}
 }
 
@@ -278,6 +363,9 @@ func (w *wire) connect(tb testing.TB, f family, tune func(listener, client int))
 	if err != nil {
 		tb.Fatal(err)
 	}
+	w.mu.Lock()
+	w.port = port
+	w.mu.Unlock()
 	if tune != nil {
 		tune(listener, p.client)
 	}
@@ -338,6 +426,51 @@ func ramp(from, n int) []byte {
 	return b
 }
 
+// writeAll writes b to a non-blocking socket.
+func writeAll(tb testing.TB, fd int, b []byte) {
+	tb.Helper()
+	waitFor(tb, "room in the send queue", func() bool {
+		if n, err := socket(fd).send(b); err == nil {
+			b = b[n:]
+		} else if !errors.Is(err, unix.EAGAIN) {
+			tb.Fatalf("write: %v", err)
+		}
+		return len(b) == 0
+	})
+}
+
+// readExactly reads n bytes from a non-blocking socket.
+func readExactly(tb testing.TB, fd, n int) []byte {
+	tb.Helper()
+	b := make([]byte, n)
+	got := 0
+	waitFor(tb, fmt.Sprintf("%d bytes", n), func() bool {
+		m, err := socket(fd).receive(b[got:], 0)
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			tb.Fatalf("read after %d of %d bytes: %v", got, n, err)
+		}
+		got += m
+		return got == n
+	})
+	return b
+}
+
+// readEOF reads what is left of a stream.
+func readEOF(tb testing.TB, fd int) []byte {
+	tb.Helper()
+	var all []byte
+	b := make([]byte, 1<<16)
+	waitFor(tb, "the end of the stream", func() bool {
+		n, err := socket(fd).receive(b, 0)
+		if err != nil && !errors.Is(err, unix.EAGAIN) {
+			tb.Fatalf("read after %d bytes: %v", len(all), err)
+		}
+		all = append(all, b[:n]...)
+		return err == nil && n == 0
+	})
+	return all
+}
+
 // waitFor waits until a condition holds.
 func waitFor(tb testing.TB, what string, ok func() bool) {
 	tb.Helper()
@@ -376,12 +509,4 @@ func queues(tb testing.TB, fd int) (in, out, unsent int) {
 		}
 	}
 	return in, out, unsent
-}
-
-// sequence reads the sequence number of a packet, for messages.
-func sequence(p []byte) uint32 {
-	if p[0]>>4 == 4 {
-		return binary.BigEndian.Uint32(p[int(p[0]&15)*4+4:])
-	}
-	return binary.BigEndian.Uint32(p[44:])
 }

@@ -44,6 +44,7 @@ func (w *wire) move(tb testing.TB, p *pair, keepHolding bool) *Snapshot {
 	_ = unix.Close(p.server)
 	p.server = -1
 
+	w.settle(tb, target)
 	before, _ := w.count(target)
 	var r *Restored
 	target.do(func() { r, err = Restore(s, RestoreConfig{}) })
@@ -51,6 +52,7 @@ func (w *wire) move(tb testing.TB, p *pair, keepHolding bool) *Snapshot {
 		tb.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
+	w.settle(tb, target)
 	if after, _ := w.count(target); after != before {
 		tb.Errorf("restoring sent %d packets", after-before)
 	}

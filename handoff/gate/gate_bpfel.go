@@ -28,8 +28,8 @@ const (
 	gateCodeOP_COMMIT  gateCode = 5
 	gateCodeOP_ADOPT   gateCode = 6
 	gateCodeOP_FORGET  gateCode = 7
-	gateCodeOP_MUTE    gateCode = 8
-	gateCodeOP_UNMUTE  gateCode = 9
+	gateCodeOP_UNHOLD  gateCode = 8
+	gateCodeOP_MUTE    gateCode = 9
 )
 
 type gateCounters struct {

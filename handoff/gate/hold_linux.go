@@ -14,17 +14,17 @@ const (
 	// drainRounds bounds how often Release empties the tap before it opens the gate with packets perhaps still waiting:
 	// draining until nothing comes could chase live traffic for ever (KERNEL 27).
 	drainRounds = 16
-	// lastFrames are delivered last, with acknowledgements allowed again: enough for an immediate one (RFC 5681, 4.2:
-	// every second full segment), where a single segment would get a delayed one.
-	lastFrames = 2
+	// quietFrames is the longest queue delivered without muting the host.
+	quietFrames = 4
 	// drainFrames bounds one round.
 	drainFrames = 4096
-	// lapseGrace is what the kernel's coarse clock may lag behind, and more.
-	lapseGrace = 20 * time.Millisecond
+	// lapseGrace is how much later the kernel ends a hold than the process, which can do it in order.
+	lapseGrace = 50 * time.Millisecond
 )
 
 // Hold keeps the packets of a flow from both ends, or one of them, for at most ttl: what the client sends is queued, what
-// this host sends is dropped. Holding again renews ttl and may add a direction. Packets that passed the gate before Hold
+// this host sends is dropped. At ttl the process releases what it holds; if it is dead, the kernel lets packets through
+// 50 ms later. Holding again renews ttl and may add a direction. Packets that passed the gate before Hold
 // returned may still be on their way through the stack: a snapshot has to look whether the socket is at rest.
 //
 // Freeze the socket right after an Egress hold: a data segment refused at egress stays unsent, but costs the socket some
@@ -44,7 +44,7 @@ func (g *Gate) HoldAll(d Direction, ttl time.Duration, flows ...tcprepair.Flow) 
 			return &OpError{Op: "hold", Flow: f, Err: errors.New("flow is not valid")}
 		}
 		ops[i] = newOperation(gateCodeOP_HOLD, f)
-		ops[i].Direction, ops[i].Ttl = uint8(d), uint64(ttl)
+		ops[i].Direction, ops[i].Ttl = uint8(d), uint64(ttl+lapseGrace)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -92,13 +92,13 @@ func (g *Gate) Release(f tcprepair.Flow) (Held, error) {
 	return held, nil
 }
 
-// release opens the gate only when the kernel's count of held packets agrees with what has been read: only then is it
-// certain that a packet let through cannot overtake a held one.
+// release opens the gate only when the kernel's count of held packets agrees with what has been delivered: only then is
+// it certain that a packet let through cannot overtake a held one.
 //
 // A client at full rate sends new packets as fast as delivered ones are acknowledged, and on a virtual network it does so
-// before the write that delivered them returns. So all but the last frames are delivered mute, with the acknowledgements
-// swallowed; the client stops at its window, the tap runs empty, the gate opens, and the last frames call forth one
-// acknowledgement of everything.
+// before the write that delivered them returns. So a longer queue is delivered mute: the host's acknowledgements go to
+// the tap, the client stops at its window, everything held is delivered, the gate opens, and the latest acknowledgement
+// goes out for all of them.
 func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 	q, known := g.queues[f]
 	if !known {
@@ -111,28 +111,35 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 		failed = errors.Join(failed, g.table.run(o))
 		return &o[0]
 	}
-	if len(q.frames) <= lastFrames {
-		failed = errors.Join(failed, g.deliver(q, len(q.frames)))
-	}
-	o := try(gateCodeOP_RELEASE, q.seen)
-	for pass := 0; errors.Is(answer(o), ErrBusy) && pass < drainRounds && failed == nil; pass++ {
-		if try(gateCodeOP_MUTE, 0).Flow.Held != q.seen {
-			failed = errors.Join(failed, g.drain(drainFrames))
+	var o *gateOperation
+	muted := false
+	for pass := range drainRounds {
+		if pass > 0 || len(q.frames) > quietFrames {
+			muted = true
+			if try(gateCodeOP_MUTE, 0).Flow.Held != q.seen {
+				failed = errors.Join(failed, g.drain(drainFrames))
+			}
 		}
-		failed = errors.Join(failed, g.deliver(q, max(0, len(q.frames)-lastFrames)))
+		failed = errors.Join(failed, g.deliver(q))
 		o = try(gateCodeOP_RELEASE, q.seen)
+		if !errors.Is(answer(o), ErrBusy) {
+			break
+		}
 	}
 	if errors.Is(answer(o), ErrBusy) {
 		o = try(gateCodeOP_RELEASE, releaseAlways)
-		// The gate is open; the rest was on its way to the tap.
-		failed = errors.Join(failed, g.drain(drainFrames))
 	}
-	failed = errors.Join(failed, g.deliver(q, len(q.frames)))
+	if muted {
+		// Acknowledgements, and what was on its way to the tap if the gate had to be opened untimely.
+		failed = errors.Join(failed, g.drain(drainFrames), g.deliver(q))
+		if q.acknowledgement != nil {
+			failed = errors.Join(failed, g.taps[q.tap].send(q.acknowledgement))
+		}
+	}
 	delete(g.queues, f)
 	if err := answer(o); err != nil && !(known && errors.Is(err, ErrNoFlow)) {
 		failed = errors.Join(failed, err)
 	}
-	println("seen", q.seen, "held", o.Flow.Held)
 	return g.outcome(q, o), failed
 }
 
@@ -146,12 +153,12 @@ func (g *Gate) outcome(q *queue, o *gateOperation) Held {
 	return held
 }
 
-// deliver gives the first n frames of a queue to the local stack.
-func (g *Gate) deliver(q *queue, n int) error {
-	if n == 0 {
+// deliver gives a queue's frames to the local stack.
+func (g *Gate) deliver(q *queue) error {
+	if len(q.frames) == 0 {
 		return nil
 	}
-	return g.inject(q.tap, q.take(n), toStack)
+	return g.inject(q.tap, q.take(), toStack)
 }
 
 func (g *Gate) inject(tap int, frames [][]byte, to string) error {
@@ -180,6 +187,9 @@ func (g *Gate) keep(tap int, frame []byte) {
 		return
 	}
 	q := g.queues[f]
+	if q == nil && g.acknowledges(f, frame) {
+		return
+	}
 	if q == nil {
 		ops := []gateOperation{newOperation(gateCodeOP_QUERY, f)}
 		if err := g.table.run(ops); err != nil {
@@ -201,18 +211,36 @@ func (g *Gate) keep(tap int, frame []byte) {
 	}
 }
 
-// lapse gives frames whose hold ended by its deadline back to the gate, which now does with them what the flow's route
-// says.
+// acknowledges keeps the host's own acknowledgement for a flow being released, in place of the one before.
+func (g *Gate) acknowledges(f tcprepair.Flow, frame []byte) bool {
+	q := g.queues[tcprepair.Flow{Local: f.Remote, Remote: f.Local}]
+	if q == nil {
+		return false
+	}
+	q.acknowledgement = append(q.acknowledgement[:0], frame...)
+	return true
+}
+
+// lapse ends holds whose time is over, before the kernel does: so what was held comes before what is let through. Where
+// the host itself has the flow that is a release; else the frames go where the flow's route says.
 func (g *Gate) lapse(now time.Time) {
 	for f, q := range g.queues {
-		if now.Before(q.deadline.Add(lapseGrace)) {
+		if now.Before(q.deadline) {
 			continue
 		}
-		delete(g.queues, f)
 		g.lapsed++
-		frames := len(q.frames)
-		err := g.inject(q.tap, q.take(len(q.frames)), toTable)
-		g.config.Logger.Warn("hold ended by its deadline", "flow", f, "frames", frames, "error", err)
+		var held Held
+		ops := []gateOperation{newOperation(gateCodeOP_QUERY, f)}
+		err := errors.Join(g.table.run(ops), answer(&ops[0]))
+		if r := routeInfo(&ops[0]); err == nil && r.Node == 0 {
+			held, err = g.release(f)
+		} else if err == nil {
+			ops[0].Code = gateCodeOP_UNHOLD
+			err = errors.Join(g.table.run(ops), g.drain(drainFrames), g.inject(q.tap, q.take(), toTable))
+			held = g.outcome(q, &ops[0])
+		}
+		delete(g.queues, f)
+		g.config.Logger.Warn("hold ended by its deadline", "flow", f, "packets", held.Packets, "error", err)
 	}
 }
 
@@ -223,8 +251,7 @@ func (g *Gate) Unhold(f tcprepair.Flow) error {
 	if g.closed {
 		return &OpError{Op: "unhold", Flow: f, Err: ErrClosed}
 	}
-	ops := []gateOperation{newOperation(gateCodeOP_RELEASE, f)}
-	ops[0].Frames = releaseAlways
+	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
 	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
 	delete(g.queues, f)
 	if err == nil {
@@ -250,7 +277,7 @@ func (g *Gate) Take(f tcprepair.Flow) ([][]byte, error) {
 	if q == nil {
 		return nil, &OpError{Op: "take", Flow: f, Err: ErrNoFlow}
 	}
-	return q.take(len(q.frames)), nil
+	return q.take(), nil
 }
 
 // Forward sends the flow's packets to another node for ttl, ends the hold, and returns what is still held, in order, for
@@ -274,11 +301,18 @@ func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, 
 	if err := answer(&ops[0]); err != nil {
 		return fail(err)
 	}
-	// What was held before the switch is in a queue or a tap by now.
-	err := g.drain(drainFrames)
+	// What was held before the switch is in a queue or a tap by now, or about to be.
+	var err error
 	var frames [][]byte
-	if q := g.queues[f]; q != nil {
-		frames = q.take(len(q.frames))
+	q := g.queues[f]
+	for range drainRounds {
+		if q == nil || q.seen == ops[0].Flow.Held || err != nil {
+			break
+		}
+		err = g.drain(drainFrames)
+	}
+	if q != nil {
+		frames = q.take()
 		delete(g.queues, f)
 	}
 	if err != nil {

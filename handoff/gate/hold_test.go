@@ -12,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -119,6 +121,8 @@ func TestHoldReleaseUpload(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer c.Close()
+			// At full rate a veth reorders by itself, when a sender changes its CPU.
+			setInt(t, c, unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, 125_000_000)
 			stop := make(chan struct{})
 			sent := upload(t, c, stop)
 			f := flowOf(c)

@@ -269,6 +269,19 @@ func tcpInfo(t testing.TB, c net.Conn) *unix.TCPInfo {
 	return info
 }
 
+func setInt(t testing.TB, c net.Conn, level, option, value int) {
+	t.Helper()
+	raw, err := c.(*net.TCPConn).SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, value) })
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // eventually waits until ok, for at most five seconds.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()

@@ -11,6 +11,8 @@ type queue struct {
 	bytes    int // in frames now
 	deadline time.Time
 
+	acknowledgement []byte // the host's latest, kept back during Release
+
 	// Over the whole hold:
 	seen       uint64 // frames read, kept or not: compared with the kernel's count
 	kept       Held
@@ -33,12 +35,9 @@ func (q *queue) add(frame []byte, tap int) bool {
 	return true
 }
 
-// take removes and returns the first n frames.
-func (q *queue) take(n int) [][]byte {
-	frames := q.frames[:n:n]
-	q.frames = q.frames[n:]
-	for _, f := range frames {
-		q.bytes -= len(f)
-	}
+// take empties the queue.
+func (q *queue) take() [][]byte {
+	frames := q.frames
+	q.frames, q.bytes = nil, 0
 	return frames
 }

@@ -16,7 +16,7 @@ const (
 	// readBatch is how many frames a reader sorts before it lets others have the queues.
 	readBatch = 256
 	// lapseInterval is how often queues are looked through for holds past their deadline.
-	lapseInterval = 25 * time.Millisecond
+	lapseInterval = 10 * time.Millisecond
 	// sweepInterval is how often the flow tables are. It is also the grace between the two steps of a deletion.
 	sweepInterval = 5 * time.Second
 )

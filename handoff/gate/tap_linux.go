@@ -21,6 +21,7 @@ const tapQueue = 16384
 const (
 	toStack = "\x02reho\x01" // the local stack, whatever the table says
 	toTable = "\x02reho\x02" // through the gate once more
+	toWire  = "\x02reho\x03" // out of the interface; as source MAC
 )
 
 // tap is where the kernel puts what is held on one interface, and where released frames go back in. The kernel has
@@ -120,6 +121,15 @@ func (t *tap) inject(frames [][]byte, to string) (int, error) {
 		}
 	}
 	return len(frames), nil
+}
+
+// send writes a frame of this host that goes out of the interface. It overwrites the source MAC.
+func (t *tap) send(frame []byte) error {
+	copy(frame[6:], toWire)
+	if err := write(t.fd, frame); err != nil {
+		return fmt.Errorf("write tap: %w", err)
+	}
+	return nil
 }
 
 func write(fd int, frame []byte) error {

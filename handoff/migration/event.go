@@ -76,7 +76,11 @@ func (k EventKind) String() string {
 	return fmt.Sprintf("event %d", uint8(k))
 }
 
-// Action is something the machine wants done. Actions are carried out in the order in which they are returned.
+// maxActions is the largest number of actions that one event leads to.
+const maxActions = 6
+
+// Action is something the machine wants done. Actions are carried out in the order in which they are returned. Thaw,
+// Release and Discard may come where there is nothing (any more) to thaw, to release or to discard: that is no error.
 type Action struct {
 	Verb Verb
 	// Err says why, where something is refused or given up, and nil for a success.

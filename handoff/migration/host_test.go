@@ -16,19 +16,19 @@ type host struct {
 	holdUntil time.Time
 
 	// The agent's part is gone when it dies.
-	hasSource bool
-	source    Source
-	sourceID  uint8
-	sourceGen uint8 // of the connection to the target that the offer went through
-	hasTarget bool
-	target    Target
-	targetID  uint8
-	targetGen uint8
-	recovery  recovery
-	local     []localEvent // answers of the agent's own kernel calls that it has not looked at yet
-	waiting   []frame      // for the entry, as soon as a connection stands
-	seen      []uint8      // offers that have been answered
-	appLinked bool
+	hasSource  bool
+	source     Source
+	sourceID   uint8
+	sourceGen  uint8 // of the connection to the target that the offer went through
+	hasTarget  bool
+	target     Target
+	targetID   uint8
+	targetGen  uint8
+	recovering bool         // the target is a new agent's
+	local      []localEvent // answers of the agent's own kernel calls that it has not looked at yet
+	waiting    []frame      // for the entry, as soon as a connection stands
+	seen       []uint8      // offers that have been answered
+	appLinked  bool
 
 	downUntil time.Duration
 	toApp     []frame
@@ -73,14 +73,6 @@ const (
 
 func (p appPhase) String() string {
 	return [...]string{"idle", "serving", "exporting", "exported", "importing", "imported"}[p]
-}
-
-// recovery is a new agent's work on a move that its predecessor left behind.
-type recovery struct {
-	on, target bool
-	id         uint8
-	epoch      uint32
-	retry      time.Time
 }
 
 type localEvent struct {
@@ -236,7 +228,14 @@ func (w *world) targetAct(h node, a Action) {
 		w.toApp(h, frame{kind: frameImport, id: id, epoch: x.target.epoch + 1})
 		w.releaseIfUnheld(h)
 	case SendCommit:
-		w.toEntry(h, frame{kind: frameCommit, id: id, epoch: x.target.epoch})
+		kind := frameCommit
+		switch {
+		case x.recovering && w.rules.recoverByQuery:
+			kind = frameQuery
+		case x.recovering && !w.rules.recoverByCommit:
+			kind = frameAbort
+		}
+		w.toEntry(h, frame{kind: kind, id: id, epoch: x.target.epoch})
 		if w.rules.thawBeforeAnswer {
 			w.thaw(h)
 		}
@@ -381,8 +380,6 @@ func (w *world) hostReceives(h, from node, g uint8, f frame) {
 			w.sourceStep(h, Event{Kind: OwnerIs, Owner: f.owner})
 		case isTarget:
 			w.targetStep(h, Event{Kind: OwnerIs, Owner: f.owner})
-		case x.recovery.on && x.recovery.id == f.id:
-			w.recovered(h, f.owner)
 		}
 	}
 }
@@ -393,11 +390,11 @@ func (w *world) offered(h node, g uint8, f frame) {
 		return
 	}
 	x.seen = push(x.seen, f.id)
-	if x.hasSource || x.hasTarget || x.recovery.on || !x.appLinked || x.app.phase != appIdle || x.sock.state != sockNone {
+	if x.hasSource || x.hasTarget || !x.appLinked || x.app.phase != appIdle || x.sock.state != sockNone {
 		w.send(h, h.other(), g, frame{kind: frameRefuse, id: f.id})
 		return
 	}
-	x.hasTarget, x.targetID, x.targetGen = true, f.id, g
+	x.hasTarget, x.targetID, x.targetGen, x.recovering = true, f.id, g, false
 	x.target = *NewTarget(TargetParams{Host: h.String(), Epoch: f.epoch, Limit: w.cfg.Limit}, w.cfg)
 	w.targetStep(h, Event{Kind: Start})
 }
@@ -474,75 +471,32 @@ func (w *world) agentHears(h node, f frame) {
 	}
 }
 
-// recover takes up a move that the agent's predecessor left behind. A source ends the lease and asks who owns the flow. A
-// target commits, which either completes the move or proves that no Commit of its predecessor can do so any more; but
-// not when the predecessor has discarded the socket, as it may have promised the source not to commit.
+// recover takes up a move that the agent's predecessor left behind.
 func (w *world) recover(h node, f frame) {
 	x := &w.hosts[h]
 	x.sock.agent = x.sock.state != sockNone
-	x.recovery = recovery{on: true, target: f.target, id: f.id, epoch: f.epoch}
-	dead := x.sock.state == sockNone && !w.rules.recoverBlindly
-	switch {
-	case dead && f.target:
-		w.endRecovery(h, frameWithdraw)
-	case dead:
-		w.endRecovery(h, frameMigrated)
-	case f.target && x.sock.state == sockLive:
-		w.endRecovery(h, frameActivate)
-	default:
-		w.askAgain(h)
+	var actions []Action
+	if f.target {
+		var t *Target
+		t, actions = RecoverTarget(w.clock(h), TargetParams{Host: h.String(), Epoch: f.epoch}, w.cfg)
+		x.hasTarget, x.target, x.targetID, x.targetGen, x.recovering = true, *t, f.id, 0, true
+	} else {
+		var s *Source
+		s, actions = RecoverSource(w.clock(h), SourceParams{Host: h.String(), Target: h.other().String(), Epoch: f.epoch}, w.cfg)
+		x.hasSource, x.source, x.sourceID, x.sourceGen = true, *s, f.id, 0
+		w.holdPackets(h)
 	}
-}
-
-// askAgain asks the entry for a recovery.
-func (w *world) askAgain(h node) {
-	r := &w.hosts[h].recovery
-	r.retry = w.clock(h).Add(w.cfg.Retry)
-	kind := frameAbort
-	if r.target {
-		kind = frameCommit
-		if w.rules.recoverByQuery {
-			kind = frameQuery
+	for _, a := range actions {
+		if w.dies(h) {
+			return
+		}
+		if f.target {
+			w.targetAct(h, a)
+		} else {
+			w.sourceAct(h, a)
 		}
 	}
-	w.toEntry(h, frame{kind: kind, id: r.id, epoch: r.epoch})
-}
-
-func (w *world) recovered(h node, o Owner) {
-	r := w.hosts[h].recovery
-	switch {
-	case r.target && o.Host == h.String() && o.Epoch == r.epoch+1:
-		if w.hosts[h].sock.state == sockNone {
-			w.fail("host %v: a new agent committed for a socket that its predecessor had discarded", h)
-		}
-		w.thaw(h)
-		w.endRecovery(h, frameActivate)
-	case r.target:
-		w.discard(h)
-		w.endRecovery(h, frameWithdraw)
-	case o.Host == h.String() && o.Epoch == r.epoch:
-		w.thaw(h)
-		w.endRecovery(h, frameResume)
-	case o.Epoch > r.epoch:
-		w.discard(h)
-		w.endRecovery(h, frameMigrated)
-	default:
-		w.reset(h)
-		w.endRecovery(h, frameMigrated)
-	}
-}
-
-func (w *world) endRecovery(h node, answer frameKind) {
-	x := &w.hosts[h]
-	epoch := x.recovery.epoch
-	if answer == frameActivate {
-		epoch++
-	}
-	w.toApp(h, frame{kind: answer, id: x.recovery.id, epoch: epoch})
-	x.recovery = recovery{}
-	x.hold = false
-	w.settled = w.now
-	w.releaseDescriptor(h)
+	w.dies(h)
 }
 
 // appHears is the application's end of its connection with the agent.

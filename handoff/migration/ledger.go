@@ -100,9 +100,9 @@ func (l *Ledger) Commit(now time.Time, id uint64, flow tcprepair.Flow, host stri
 	return g.epoch, nil
 }
 
-// Abort ends the lease id of flow for host, its source. It is no error if there is none.
+// Abort ends the lease id of flow for host, its source or (RecoverTarget) its target. It is no error if there is none.
 func (l *Ledger) Abort(now time.Time, id uint64, flow tcprepair.Flow, host string) {
-	if g, ok := l.leases[flow]; ok && g.id == id && g.from != host {
+	if g, ok := l.leases[flow]; ok && g.id == id && g.from != host && g.to != host {
 		return
 	}
 	l.End(now, id, flow)
@@ -134,6 +134,7 @@ func (l *Ledger) Sweep(now time.Time) {
 			l.End(now, g.id, flow)
 		}
 	}
+	l.expire(now)
 }
 
 // expire forgets old ids.

@@ -153,8 +153,8 @@ func TestBrokenRules(t *testing.T) {
 			"nobody has the connection, and the client was not told",
 		},
 		{
-			"a new target agent that commits for a socket that is gone",
-			rules{recoverBlindly: true}, 1, 1, false, -10,
+			"a new target agent that commits",
+			rules{recoverByCommit: true}, 1, 1, false, -10,
 			"host a is live while the entry names b/2",
 		},
 		{

@@ -19,12 +19,14 @@ func RecoverSource(now time.Time, p SourceParams, cfg Config) (*Source, []Action
 	return s, s.out
 }
 
-// RecoverTarget returns a target whose agent died after it had offered the connection to the application. It asks
-// the entry, and thaws only what the entry already calls its own: SendCommit is to be carried out as a question.
+// RecoverTarget returns a target whose agent died after it had offered the connection to the application. It thaws only
+// what the entry already calls its own: SendCommit is to be carried out as an Abort. Neither of the two others would do. A
+// mere question leaves the lease standing, and a Commit that the dead agent had written may reach the entry after the
+// answer: nobody would have the connection. A Commit might break the promise of a Refuse that the dead agent had sent.
 func RecoverTarget(now time.Time, p TargetParams, cfg Config) (*Target, []Action) {
 	t := NewTarget(p, cfg)
 	t.state = TargetCommitting
-	t.deadline = now.Add(t.limit + t.cfg.Grace)
+	t.deadline = now.Add(t.limit + t.cfg.Orphan)
 	t.retry = now.Add(t.cfg.Retry)
 	t.do(SendCommit)
 	return t, t.out

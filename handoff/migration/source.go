@@ -76,7 +76,9 @@ type SourceParams struct {
 
 // NewSource returns the source of a move that Start begins.
 func NewSource(p SourceParams, cfg Config) *Source {
-	return &Source{cfg: cfg.WithDefaults(), host: p.Host, target: p.Target, epoch: p.Epoch, ahead: p.Ahead}
+	return &Source{
+		cfg: cfg.WithDefaults(), host: p.Host, target: p.Target, epoch: p.Epoch, ahead: p.Ahead, out: make([]Action, 0, maxActions),
+	}
 }
 
 // State returns where the source stands.
@@ -90,9 +92,9 @@ func (s *Source) Deadline() time.Time {
 	return s.deadline
 }
 
-// Step takes in one event and returns what is to be done.
+// Step takes in one event and returns what is to be done. The slice is valid until the next Step.
 func (s *Source) Step(now time.Time, e Event) []Action {
-	s.out = nil
+	s.out = s.out[:0]
 	if s.state.Final() {
 		return nil
 	}
@@ -186,8 +188,8 @@ func (s *Source) fail(e Event, err error) {
 	if e.Kind != Refused && e.Kind != PeerLost {
 		s.out = append(s.out, Action{Verb: SendCancel, Err: err})
 	}
-	if e.Kind != LeaseRefused && e.Kind != EntryLost {
-		s.do(SendAbort)
+	if e.Kind != LeaseRefused {
+		s.do(SendAbort) // also when the entry is lost: a lease that stands would be in the next try's way
 	}
 	if s.state == SourceFreezing && e.Kind != FreezeFailed {
 		// The freeze has been carried out; only its answer has not been seen.
@@ -239,7 +241,8 @@ func (s *Source) resolving(now time.Time, e Event) {
 		s.resume(s.cause)
 	case OwnerIs:
 		switch {
-		case !e.Owner.Unknown && e.Owner.Epoch == s.epoch+1 && (e.Owner.Host == s.target || s.target == "" && e.Owner.Host != s.host):
+		case !e.Owner.Unknown && e.Owner.Epoch > s.epoch:
+			// The target's, or already that of a host to which the target has moved it on: a RST would hit it there.
 			s.moved()
 		case e.Owner.Host == s.host && e.Owner.Epoch == s.epoch:
 			s.resume(s.cause)

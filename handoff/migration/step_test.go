@@ -249,16 +249,14 @@ func (w *world) startable(h node) bool {
 	x := &w.hosts[h]
 	l := w.link(hostA, hostB)
 	return w.known[h] && x.appLinked && x.app.linked && x.app.phase == appServing && x.sock.state == sockLive && !w.clientTold &&
-		!x.hasSource && !x.hasTarget && !x.recovery.on && (l.view[l.side(h)] != 0 || w.connectable(l))
+		!x.hasSource && !x.hasTarget && (l.view[l.side(h)] != 0 || w.connectable(l))
 }
 
-// due reports which of h's machines have a deadline that is over: source, target, recovery.
-func (w *world) due(h node) [3]bool {
+// due reports which of h's machines have a deadline that is over: source, target.
+func (w *world) due(h node) [2]bool {
 	x, now := &w.hosts[h], w.clock(h)
 	over := func(on bool, t time.Time) bool { return on && !t.IsZero() && !t.After(now) }
-	return [3]bool{
-		over(x.hasSource, x.source.Deadline()), over(x.hasTarget, x.target.Deadline()), over(x.recovery.on, x.recovery.retry),
-	}
+	return [2]bool{over(x.hasSource, x.source.Deadline()), over(x.hasTarget, x.target.Deadline())}
 }
 
 // next returns when the next timer is over; false when there is none.
@@ -284,7 +282,6 @@ func (w *world) next() (time.Duration, bool) {
 			if x.hasTarget {
 				timer(true, x.target.Deadline())
 			}
-			timer(x.recovery.on, x.recovery.retry)
 		}
 		timer(x.hold, x.holdUntil)
 		add(!w.known[h], x.downUntil)
@@ -430,8 +427,6 @@ func (w *world) tick(s step) {
 		w.sourceStep(s.node, Event{Kind: Tick})
 	case 1:
 		w.targetStep(s.node, Event{Kind: Tick})
-	case 2:
-		w.askAgain(s.node)
 	}
 }
 
@@ -439,6 +434,12 @@ func (w *world) tick(s step) {
 func (w *world) resolving() bool {
 	return w.hosts[hostA].hasSource && w.hosts[hostA].source.state == SourceResolving ||
 		w.hosts[hostB].hasSource && w.hosts[hostB].source.state == SourceResolving
+}
+
+// committing reports whether a target does.
+func (w *world) committing() bool {
+	return w.hosts[hostA].hasTarget && w.hosts[hostA].target.state == TargetCommitting ||
+		w.hosts[hostB].hasTarget && w.hosts[hostB].target.state == TargetCommitting
 }
 
 // pass lets time run to the next timer. What a kernel does then, it does at once. late says that something could have
@@ -452,6 +453,10 @@ func (w *world) pass(late bool) {
 	if late {
 		w.note("(late)")
 		w.lastFault = max(w.lastFault, at)
+		if w.committing() {
+			w.unheard += at - w.now
+			w.outage = w.outage || w.unheard >= w.cfg.Orphan-w.cfg.Retry
+		}
 		if w.resolving() {
 			w.slow += at - w.now
 			w.outage = w.outage || w.slow >= w.cfg.Grace-w.cfg.Retry
@@ -542,7 +547,7 @@ func (w *world) killAgent(n node, keep [2]bool) {
 		return
 	}
 	x := &w.hosts[n]
-	x.hasSource, x.hasTarget, x.recovery = false, false, recovery{}
+	x.hasSource, x.hasTarget, x.recovering = false, false, false
 	x.source, x.target = Source{}, Target{}
 	x.local, x.waiting, x.seen, x.toAgent = nil, nil, nil, nil
 	if x.appLinked {

@@ -64,7 +64,7 @@ type TargetParams struct {
 
 // NewTarget returns the target of an offer that Start accepts: what speaks against the offer has been checked before.
 func NewTarget(p TargetParams, cfg Config) *Target {
-	t := &Target{cfg: cfg.WithDefaults(), host: p.Host, epoch: p.Epoch, limit: p.Limit}
+	t := &Target{cfg: cfg.WithDefaults(), host: p.Host, epoch: p.Epoch, limit: p.Limit, out: make([]Action, 0, maxActions)}
 	if t.limit <= 0 {
 		t.limit = t.cfg.Limit
 	}
@@ -82,9 +82,9 @@ func (t *Target) Deadline() time.Time {
 	return t.deadline
 }
 
-// Step takes in one event and returns what is to be done.
+// Step takes in one event and returns what is to be done. The slice is valid until the next Step.
 func (t *Target) Step(now time.Time, e Event) []Action {
-	t.out = nil
+	t.out = t.out[:0]
 	switch t.state {
 	case TargetIdle:
 		if e.Kind == Start {

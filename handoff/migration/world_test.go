@@ -69,6 +69,7 @@ type world struct {
 	outage     bool          // the entry could not be asked for longer than the deadline
 	toldBy     string        // who ended the connection, for the failure table
 	slow       time.Duration // for how long a source has gone unanswered for no better reason than that
+	unheard    time.Duration // the same of a target
 	lastFault  time.Duration
 	settled    time.Duration
 
@@ -81,7 +82,7 @@ type world struct {
 // rules weaken the model or the drivers on purpose: a checker that cannot find these has no worth.
 type rules struct {
 	recoverByQuery     bool // a new target agent asks who the owner is, without fencing off its predecessor's Commit
-	recoverBlindly     bool // a new target agent commits although its predecessor has discarded the socket
+	recoverByCommit    bool // a new target agent commits, although its predecessor may have promised not to
 	resumeOnPeerLost   bool // the source goes on without having aborted the lease
 	thawBeforeAnswer   bool // the target goes on when it has asked, not when it was answered
 	forgetAborted      bool // the entry grants a lease that arrives after its abort
@@ -280,7 +281,7 @@ func (w *world) key(b []byte) []byte {
 	for h := range w.hosts {
 		x := &w.hosts[h]
 		n := node(h)
-		flags(x.sock.app, x.sock.agent, x.hold, x.hasSource, x.hasTarget, x.recovery.on, x.recovery.target, x.appLinked)
+		flags(x.sock.app, x.sock.agent, x.hold, x.hasSource, x.hasTarget, x.recovering, x.appLinked)
 		flags(x.app.alive, x.app.linked, x.app.importer, x.app.orphan)
 		b = append(b, byte(x.sock.state), byte(x.app.phase), x.app.id, byte(x.app.epoch), x.sourceID, x.targetID, x.targetGen)
 		if x.hold {
@@ -304,10 +305,6 @@ func (w *world) key(b []byte) []byte {
 				at(n, t.retry)
 			}
 		}
-		if x.recovery.on {
-			b = append(b, x.recovery.id, byte(x.recovery.epoch))
-			at(n, x.recovery.retry)
-		}
 		b = append(b, byte(len(x.local)))
 		for _, e := range x.local {
 			b = append(b, byte(e.kind), e.id)
@@ -324,6 +321,7 @@ func (w *world) key(b []byte) []byte {
 	b = append(b, w.entry.owner.Host...)
 	after(w.entry.downUntil)
 	b = binary.AppendVarint(b, int64(w.slow))
+	b = binary.AppendVarint(b, int64(w.unheard))
 	for _, g := range w.entry.ledger.leases {
 		b = append(b, byte(g.id), byte(g.epoch))
 		b = append(b, g.to...)

@@ -283,4 +283,3 @@ func need(programs ...string) error {
 	}
 	return nil
 }
-

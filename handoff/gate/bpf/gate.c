@@ -10,6 +10,8 @@
 // Destination MACs user space writes into frames it gives back through the tap. Locally administered.
 static const __u8 MAC_RELEASED[6] = {0x02, 'r', 'e', 'h', 'o', 1}; // to the stack
 static const __u8 MAC_AGAIN[6] = {0x02, 'r', 'e', 'h', 'o', 2};	   // through the table once more
+// As source MAC: out of the interface.
+static const __u8 MAC_WIRE[6] = {0x02, 'r', 'e', 'h', 'o', 3};
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
@@ -18,8 +20,7 @@ static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
 }
 
-// hold gives the packet to the interface's tap.
-static __always_inline int hold(struct __sk_buff *skb, struct flow *f)
+static __always_inline int to_tap(struct __sk_buff *skb, struct flow *f)
 {
 	__u32 ifindex = skb->ifindex;
 	struct port *tap = bpf_map_lookup_elem(&ports, &ifindex);
@@ -29,10 +30,15 @@ static __always_inline int hold(struct __sk_buff *skb, struct flow *f)
 		count(no_tap);
 		return TCX_DROP;
 	}
+	return bpf_redirect(tap->ifindex, 0);
+}
+
+static __always_inline int hold(struct __sk_buff *skb, struct flow *f)
+{
 	// The tap has no segmentation offload: the kernel cuts a GSO packet before user space sees it.
 	__sync_fetch_and_add(&f->held, skb->gso_segs ? skb->gso_segs : 1);
 	count(held);
-	return bpf_redirect(tap->ifindex, 0);
+	return to_tap(skb, f);
 }
 
 // expire_hop takes one from TTL or hop limit. Only strays pay it: two hosts that each believe the other has the flow
@@ -255,6 +261,8 @@ int rehome_out(struct __sk_buff *skb)
 	bare = !p.payload && skb->gso_segs <= 1 && !(p.flags & TCP_RST);
 	if (!(word & HOLD_OUT || (word & HOLD_ACK && bare)) || !hold_live(word, now))
 		return TCX_NEXT;
+	if (!(word & HOLD_OUT))
+		return to_tap(skb, f);
 	__sync_fetch_and_add(&f->dropped, 1);
 	count(suppressed);
 	// A refused segment stays unsent in the socket, which is what a snapshot wants; but the refusal also makes TCP
@@ -271,20 +279,21 @@ int rehome_tap(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);
-	__u8 dst[6], mac[6];
-	__u32 mark = 0;
+	__u8 macs[12], mac[6];
+	__u32 mark = 0, wire;
 
-	if (!port || !port->ifindex || bpf_skb_load_bytes(skb, 0, dst, 6))
+	if (!port || !port->ifindex || bpf_skb_load_bytes(skb, 0, macs, 12))
 		return TCX_DROP;
-	if (same_mac(dst, MAC_RELEASED))
+	wire = same_mac(macs + 6, MAC_WIRE);
+	if (same_mac(macs, MAC_RELEASED))
 		mark = MARK_RELEASED;
-	else if (!same_mac(dst, MAC_AGAIN))
+	else if (!wire && !same_mac(macs, MAC_AGAIN))
 		return TCX_DROP;
 	__builtin_memcpy(mac, port->mac, 6);
-	if (bpf_skb_store_bytes(skb, 0, mac, 6, 0))
+	if (bpf_skb_store_bytes(skb, wire ? 6 : 0, mac, 6, 0))
 		return TCX_DROP;
 	skb->mark = mark;
-	return bpf_redirect(port->ifindex, BPF_F_INGRESS);
+	return bpf_redirect(port->ifindex, wire ? 0 : BPF_F_INGRESS);
 }
 
 #include "operation.h"

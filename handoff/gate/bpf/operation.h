@@ -15,8 +15,8 @@ enum code {
 	OP_COMMIT,
 	OP_ADOPT,
 	OP_FORGET,
-	OP_MUTE,   // Egress hold := bare acknowledgements only
-	OP_UNMUTE, // Egress hold := none
+	OP_UNHOLD,
+	OP_MUTE, // instead of an egress hold: HOLD_ACK
 };
 
 enum { RELEASE_ALWAYS = ~0ULL };
@@ -166,16 +166,14 @@ static __always_inline void op_forward(struct operation *o, __u64 now)
 		WRITE_ONCE(f->hold, 0);
 }
 
-static __always_inline void op_mute(struct operation *o, struct flow *f, __u64 now)
+static __always_inline void op_mute(struct flow *f, __u64 now)
 {
 	__u64 h = READ_ONCE(f->hold);
 
 	if (!hold_live(h, now))
 		return;
-	if (o->code == OP_MUTE)
-		watch_egress(h & ~(__u64)HOLD_BITS);
-	h &= ~(__u64)(HOLD_OUT | HOLD_ACK);
-	WRITE_ONCE(f->hold, h | (o->code == OP_MUTE ? HOLD_ACK : 0));
+	watch_egress(h & ~(__u64)HOLD_BITS);
+	WRITE_ONCE(f->hold, (h & ~(__u64)HOLD_OUT) | HOLD_ACK);
 }
 
 static __always_inline void op_commit(struct operation *o, struct flow *f)
@@ -273,8 +271,8 @@ static long step(__u32 i, __u32 *n)
 	case OP_RELEASE:
 	case OP_COMMIT:
 	case OP_FORGET:
+	case OP_UNHOLD:
 	case OP_MUTE:
-	case OP_UNMUTE:
 		break;
 	default:
 		o->result = -EINVAL;
@@ -292,8 +290,10 @@ static long step(__u32 i, __u32 *n)
 		op_commit(o, f);
 	else if (o->code == OP_FORGET)
 		op_forget(o, f);
-	else if (o->code == OP_MUTE || o->code == OP_UNMUTE)
-		op_mute(o, f, now);
+	else if (o->code == OP_UNHOLD)
+		WRITE_ONCE(f->hold, 0);
+	else if (o->code == OP_MUTE)
+		op_mute(f, now);
 	o->flow.route = READ_ONCE(f->route);
 	o->flow.hold = READ_ONCE(f->hold);
 	o->flow.expires = READ_ONCE(f->expires);

@@ -34,7 +34,7 @@ enum {
 enum {
 	HOLD_IN = 1,
 	HOLD_OUT = 2,
-	HOLD_ACK = 4, // own bare acknowledgements only: keeps the client from sending on while what it sent is delivered
+	HOLD_ACK = 4, // own bare acknowledgements go to the tap: the client does not send on while what it sent is delivered
 	HOLD_BITS = 7,
 };
 
