@@ -85,8 +85,13 @@ func (e *engine) startSource(app *application, st wire.FlowStatus, to string, do
 	case to == e.cfg.Host:
 		fail(errSelf)
 		return
-	case e.moving[st.Flow] != nil || e.taking[st.Flow] != nil:
+	case e.moving[st.Flow] != nil:
 		fail(errMoving)
+		return
+	case e.taking[st.Flow] != nil:
+		// It has only just come, and goes on as soon as it is here.
+		t := e.taking[st.Flow]
+		t.after = append(t.after, func() { e.startSource(app, st, to, done) })
 		return
 	case e.peers[to] == nil:
 		fail(fmt.Errorf("%q is no configured peer", to))

@@ -41,6 +41,8 @@ type target struct {
 	started  time.Time
 	// recovering is set when a former agent began the move: there is no source to talk to, and no lease to use.
 	recovering bool
+	// after are to be called when the move is over.
+	after []func()
 	// late is set when only the agent that restored the socket can thaw it.
 	late bool
 }
@@ -305,6 +307,11 @@ func (t *target) release() {
 func (t *target) finish(err error) {
 	delete(t.e.targets, t.id)
 	delete(t.e.taking, t.flow)
+	defer func() {
+		for _, f := range t.after {
+			f()
+		}
+	}()
 	if t.machine.State() == migration.TargetLive {
 		t.e.counters.movedIn++
 		t.e.metrics.taken.Inc()

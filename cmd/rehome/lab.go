@@ -84,6 +84,18 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "churn",
+		about: "many connections are moved at random, over a link with loss, jitter and reordering",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Churn(ctx, scenario.ChurnConfig{
+				Command: o.command, Migrations: o.migrations, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -95,7 +107,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration"},
+		ValidArgs: []string{"live-migration", "churn"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

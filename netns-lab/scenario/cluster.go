@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"go.yaml.in/yaml/v3"
@@ -54,6 +55,9 @@ type Cluster struct {
 	dir     string
 	agents  map[string]*daemon
 	servers map[string]*daemon
+
+	mu      sync.Mutex
+	clients map[string]*api.Client
 }
 
 // daemon is a process of the cluster.
@@ -73,7 +77,7 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error
 	}
 	c := &Cluster{
 		Lab: lab, cfg: cfg, dir: ClusterDir(cfg.Topology.Name),
-		agents: make(map[string]*daemon), servers: make(map[string]*daemon),
+		agents: make(map[string]*daemon), servers: make(map[string]*daemon), clients: make(map[string]*api.Client),
 	}
 	defer func() {
 		if err != nil {
@@ -302,9 +306,27 @@ func (c *Cluster) await(ctx context.Context, d *daemon, ready func(context.Conte
 	}
 }
 
-// Client returns a client of a host's agent.
+// Client returns a client of a host's agent, which the cluster closes.
 func (c *Cluster) Client(host string) (*api.Client, error) {
-	return api.Dial(ControlSocket(c.Lab.Topology().Name, host), nil)
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if client, ok := c.clients[host]; ok {
+		return client, nil
+	}
+	client, err := api.Dial(ControlSocket(c.Lab.Topology().Name, host), nil)
+	if err == nil {
+		c.clients[host] = client
+	}
+	return client, err
+}
+
+func (c *Cluster) closeClients() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, client := range c.clients {
+		_ = client.Close()
+	}
+	clear(c.clients)
 }
 
 // Status asks a host's agent for its status.
@@ -313,7 +335,6 @@ func (c *Cluster) Status(ctx context.Context, host string) (*api.StatusResponse,
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close() //nolint:errcheck // nothing was written
 	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
 	return client.Status(ctx, &api.StatusRequest{})
@@ -365,10 +386,14 @@ func (c *Cluster) Logs(host string) string {
 }
 
 // Release leaves the cluster standing; TakeDown removes it.
-func (c *Cluster) Release() error { return c.Lab.Release() }
+func (c *Cluster) Release() error {
+	c.closeClients()
+	return c.Lab.Release()
+}
 
 // Close takes everything down.
 func (c *Cluster) Close() error {
+	c.closeClients()
 	for _, d := range c.servers {
 		_ = kill(d)
 	}

@@ -47,7 +47,6 @@ func (c *Cluster) Flows(ctx context.Context, host string) ([]*api.Flow, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close() //nolint:errcheck // nothing was written
 	stream, err := client.Flows(ctx, &api.FlowsRequest{})
 	if err != nil {
 		return nil, err
@@ -86,7 +85,6 @@ func (c *Cluster) MoveAll(ctx context.Context, from string, req *api.MoveRequest
 	if err != nil {
 		return nil, nil, err
 	}
-	defer client.Close() //nolint:errcheck // nothing was written
 	stream, err := client.Move(ctx, req)
 	if err != nil {
 		return nil, nil, err
