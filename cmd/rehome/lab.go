@@ -96,6 +96,18 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "faults",
+		about: "processes are killed at random moments of a move; --migrations counts those for each kind of process",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Faults(ctx, scenario.FaultsConfig{
+				Command: o.command, Trials: o.migrations, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -107,7 +119,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn"},
+		ValidArgs: []string{"live-migration", "churn", "faults"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

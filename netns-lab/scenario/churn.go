@@ -146,7 +146,7 @@ func (c *churn) connection(ctx context.Context, i int, conn *net.TCPConn) error 
 	}
 	r := startRamp(conn)
 	moveErr := c.moves(ctx, rand.New(rand.NewPCG(uint64(i), 7)), f)
-	n, err := r.finish()
+	n, err := r.finish(rampWait)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.result.Bytes += n
@@ -200,62 +200,4 @@ func (c *churn) moves(ctx context.Context, random *rand.Rand, f tcprepair.Flow) 
 		}
 	}
 	return nil
-}
-
-// rampEcho sends a ramp to an echo server and checks what comes back.
-type rampEcho struct {
-	conn *net.TCPConn
-	stop chan struct{}
-	sent chan error
-	got  chan error
-	n    int64 // bytes verified, final once got has been received from
-}
-
-// rampPace is how much a connection sends at a time, and how often: enough that something is always on its way.
-const (
-	rampPiece = 3000
-	rampPause = 2 * time.Millisecond
-	rampWait  = 60 * time.Second // for the rest, at the end
-)
-
-func startRamp(conn *net.TCPConn) *rampEcho {
-	r := &rampEcho{conn: conn, stop: make(chan struct{}), sent: make(chan error, 1), got: make(chan error, 1)}
-	var total atomic.Int64
-	go func() {
-		ramp := netnslab.NewRamp(0, -1)
-		buf := make([]byte, rampPiece)
-		for {
-			select {
-			case <-r.stop:
-				r.sent <- conn.CloseWrite()
-				return
-			case <-time.After(rampPause):
-			}
-			_, _ = ramp.Read(buf) // a ramp without end never fails
-			n, err := conn.Write(buf)
-			total.Add(int64(n))
-			if err != nil {
-				r.sent <- err
-				return
-			}
-		}
-	}()
-	go func() {
-		verify := netnslab.NewRampVerifier(0)
-		_, err := io.Copy(verify, struct{ io.Reader }{conn})
-		r.n = verify.Pos()
-		if err == nil && r.n != total.Load() {
-			err = fmt.Errorf("%d bytes came back of %d: %w", r.n, total.Load(), io.ErrUnexpectedEOF)
-		}
-		r.got <- err
-	}()
-	return r
-}
-
-// finish ends the ramp in order and returns how many bytes came back right.
-func (r *rampEcho) finish() (int64, error) {
-	_ = r.conn.SetReadDeadline(time.Now().Add(rampWait))
-	close(r.stop)
-	err := errors.Join(<-r.sent, <-r.got, r.conn.Close())
-	return r.n, err
 }

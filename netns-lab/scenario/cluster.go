@@ -245,7 +245,12 @@ func (c *Cluster) StartServer(ctx context.Context, host string) error {
 		return err
 	}
 	c.servers[host] = d
-	return c.await(ctx, d, func(ctx context.Context) error {
+	return c.awaitRegistered(ctx, host)
+}
+
+// awaitRegistered waits until a host's demo server has registered with its agent.
+func (c *Cluster) awaitRegistered(ctx context.Context, host string) error {
+	return c.await(ctx, c.servers[host], func(ctx context.Context) error {
 		st, err := c.Status(ctx, host)
 		if err != nil {
 			return err
