@@ -65,10 +65,12 @@ type labScenario struct {
 type labOptions struct {
 	command    []string
 	migrations int
-	size       int64
-	interval   time.Duration
-	report     io.Writer
-	logLevel   string
+	// connections is for the scenarios with many.
+	connections int
+	size        int64
+	interval    time.Duration
+	report      io.Writer
+	logLevel    string
 }
 
 func scenarios() []labScenario {
@@ -108,6 +110,18 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "drain",
+		about: "a server with many idle connections is emptied; --connections says how many",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Drain(ctx, scenario.DrainConfig{
+				Command: o.command, Connections: o.connections, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -119,7 +133,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {
@@ -141,6 +155,7 @@ func newLabRun() *cobra.Command {
 	output.register(cmd)
 	f := cmd.Flags()
 	f.IntVar(&o.migrations, "migrations", 20, "how often each connection moves")
+	f.IntVar(&o.connections, "connections", 10000, "number of connections, where a scenario has many")
 	f.Int64Var(&mib, "size", 1024, "size of the transferred file in MiB")
 	f.DurationVar(&o.interval, "interval", 50*time.Millisecond, "pause between two rounds of moves")
 	f.StringVar(&o.logLevel, "log-level", "warn", "the agents' log level")
