@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -26,26 +27,42 @@ func limited(t testing.TB, d time.Duration) context.Context {
 	return ctx
 }
 
-// serveEcho echoes on a host's address until the test ends, and returns the port.
+// serveEcho echoes on a host's address until the test ends, and returns the port. It ends before the lab does: the last packets of a connection may be lost with the
+// lab, and an end that waits for them would wait for ever.
 func serveEcho(t testing.TB, h *netnslab.Host, address string) uint16 {
 	t.Helper()
 	l, err := h.Listen(t.Context(), "tcp", address)
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = l.Close() })
-	go func() {
+	var serving sync.WaitGroup
+	ending := make(chan struct{})
+	serving.Go(func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return // closed by the cleanup
 			}
-			go func() {
-				defer c.Close()
-				_ = netnslab.Echo(c) // the client checks what it gets
-			}()
+			serving.Go(func() {
+				done := make(chan struct{})
+				go func() {
+					defer close(done)
+					_ = netnslab.Echo(c) // the client checks what it gets
+				}()
+				select {
+				case <-done:
+				case <-ending:
+				}
+				_ = c.Close()
+				<-done
+			})
 		}
-	}()
+	})
+	t.Cleanup(func() {
+		_ = l.Close()
+		close(ending)
+		serving.Wait()
+	})
 	return netip.MustParseAddrPort(l.Addr().String()).Port()
 }
 

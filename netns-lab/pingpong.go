@@ -44,11 +44,14 @@ func (p PingPong) Run(ctx context.Context, conn net.Conn) (Latencies, error) {
 	for n := 0; p.Rounds == 0 || n < p.Rounds; n++ {
 		select {
 		case <-ctx.Done():
-			if p.Rounds == 0 {
-				return times, nil
-			}
-			return times, fmt.Errorf("ping-pong: %d of %d rounds: %w", n, p.Rounds, ctx.Err())
 		case <-pause.C:
+		}
+		switch {
+		case ctx.Err() == nil:
+		case p.Rounds == 0:
+			return times, nil
+		default:
+			return times, fmt.Errorf("ping-pong: %d of %d rounds: %w", n, p.Rounds, ctx.Err())
 		}
 		_, _ = out.Read(buf) // a ramp without end never fails
 		sent := time.Now()

@@ -29,7 +29,7 @@ func newLab() *cobra.Command {
 		Long: `A lab is a network of namespaces on this machine: a client, an entry and servers on one switch, with the agent on each
 host and a demo server on each server. "lab run" plays a scenario in a lab of its own; "lab up" leaves one standing.`,
 	}
-	cmd.AddCommand(newLabList(), newLabRun(), newLabUp(), newLabExec(), newLabDown(), newLabServe())
+	cmd.AddCommand(newLabList(), newLabRun(), newLabUp(), newLabExec(), newLabRestart(), newLabDown(), newLabServe())
 	return cmd
 }
 
@@ -249,6 +249,26 @@ func newLabExec() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&name, "lab", standingLab, "name of the lab")
 	cmd.Flags().SetInterspersed(false)
+	return cmd
+}
+
+func newLabRestart() *cobra.Command {
+	var name string
+	cmd := &cobra.Command{
+		Use: "restart-agent HOST", Short: "Stop the agent of a host of a standing lab, and start it again", Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			self, err := os.Executable()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			if err := scenario.RestartAgent(cmd.Context(), name, []string{self}, args[0]); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "agent of %s restarted\n", args[0])
+			return nil
+		},
+	}
+	cmd.Flags().StringVar(&name, "lab", standingLab, "name of the lab")
 	return cmd
 }
 
