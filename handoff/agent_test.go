@@ -173,6 +173,7 @@ type exportedConn struct {
 	flow  tcprepair.Flow
 	state []byte
 	epoch uint32
+	late  bool // to be said in Import
 	fd    int
 }
 
@@ -208,7 +209,7 @@ func (f *fakeApp) export(id uint64, flow tcprepair.Flow) exportedConn {
 func (f *fakeApp) sendImport(id uint64, e exportedConn, ahead []byte) {
 	f.t.Helper()
 	var chunks []*wire.Chunk
-	m := &wire.Import{Flow: e.flow, Epoch: e.epoch + 1, Service: f.register.Service}
+	m := &wire.Import{Flow: e.flow, Epoch: e.epoch + 1, Service: f.register.Service, Late: e.late}
 	chunks, m.State = wire.Split(wire.BlobState, e.state)
 	more, tail := wire.Split(wire.BlobAhead, ahead)
 	m.Ahead = tail

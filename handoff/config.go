@@ -21,6 +21,9 @@ const (
 	// MaxState bounds a State, and what is sent ahead of it, in bytes.
 	MaxState = 64 << 20
 
+	// DefaultUnsent is the value of Config.Unsent when that is zero.
+	DefaultUnsent = 128 << 10
+
 	maxService = 255
 )
 
@@ -60,6 +63,11 @@ type Config struct {
 	// RecoverTimeout is how long a connection whose agent died during its move waits for the next one before it
 	// is closed. Zero means DefaultRecoverTimeout.
 	RecoverTimeout time.Duration
+	// Unsent bounds what the application has written and the kernel not sent yet, in bytes (TCP_NOTSENT_LOWAT): Write
+	// waits beyond it. All of that travels while the connection is frozen, so a slow client's full send buffer of some
+	// megabytes would make for some milliseconds. Zero means DefaultUnsent, which does not slow a connection down; a
+	// negative value leaves the kernel's.
+	Unsent int
 	// Logger gets what happens between the listener and the agent. Nil: nothing.
 	Logger *slog.Logger
 
@@ -90,6 +98,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.Agent == "" {
 		cfg.Agent = DefaultAgent
+	}
+	if cfg.Unsent == 0 {
+		cfg.Unsent = DefaultUnsent
 	}
 	if cfg.RecoverTimeout == 0 {
 		cfg.RecoverTimeout = DefaultRecoverTimeout

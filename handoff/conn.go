@@ -36,6 +36,7 @@ type Conn struct {
 	local       net.Addr
 	remote      net.Addr
 	state       State
+	value       atomic.Pointer[any]
 	isImported  bool
 	epoch       uint32
 	since       time.Time
@@ -239,6 +240,18 @@ func (c *Conn) Imported() bool { return c.isImported }
 
 // State returns the State with which the connection was imported, zero for one accepted here.
 func (c *Conn) State() State { return c.state }
+
+// SetValue attaches what the server knows of the connection, for its Exporter to find by Value. The package does
+// not look at it.
+func (c *Conn) SetValue(v any) { c.value.Store(&v) }
+
+// Value returns what SetValue attached last, nil at first.
+func (c *Conn) Value() any {
+	if v := c.value.Load(); v != nil {
+		return *v
+	}
+	return nil
+}
 
 // Flow returns the connection's addresses as the client's packets bear them.
 func (c *Conn) Flow() tcprepair.Flow { return c.flow }

@@ -82,6 +82,11 @@ func start(tcp *net.TCPListener, cfg Config) *Listener {
 		tcp: tcp, cfg: cfg.withDefaults(), conns: map[tcprepair.Flow]*Conn{},
 		accepted: make(chan accepted), ready: make(chan struct{}, 1), done: make(chan struct{}),
 	}
+	if l.cfg.Unsent > 0 {
+		if err := boundUnsent(tcp, l.cfg.Unsent); err != nil {
+			l.cfg.Logger.Warn("connections will move more slowly", "error", err)
+		}
+	}
 	l.agent = newRegistration(l)
 	l.wg.Add(1)
 	go l.acceptLoop()

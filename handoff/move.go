@@ -27,6 +27,7 @@ type move struct {
 	conn   *Conn
 	peer   string // the host that the connection is to go to; empty when it is to arrive
 	target bool   // the connection is to arrive
+	late   bool   // what the Import said of it
 	sent   bool   // the agent has been given the socket, or been told that the application takes it
 	cancel context.CancelFunc
 	timer  *time.Timer // set with sent: gives the move up
@@ -93,12 +94,12 @@ func (r *registration) handleExport(link *wire.Link, id uint64, m *wire.Export) 
 		return err
 	}
 	go func() {
-		defer c.moving.Store(false)
 		// An exporter that does not return in time must not make the agent wait.
 		stop := context.AfterFunc(ctx, func() { r.refuseExport(link, mv, fmt.Errorf("%w: %w", ErrNotNow, ctx.Err())) })
 		state, err := c.export(ctx, r.cfg.Export)
 		stop()
 		if err != nil {
+			c.moving.Store(false)
 			r.refuseExport(link, mv, err)
 			return
 		}
@@ -134,9 +135,11 @@ func (r *registration) sendExported(link *wire.Link, mv *move, state []byte, lim
 	if r.moves[mv.id] != mv {
 		r.mu.Unlock()
 		mv.conn.endExport()
+		mv.conn.moving.Store(false)
 		return
 	}
 	fd, err := mv.conn.commit()
+	mv.conn.moving.Store(false)
 	if err != nil {
 		r.mu.Unlock()
 		mv.conn.endExport()
@@ -202,7 +205,7 @@ func (r *registration) handleImport(link *wire.Link, id uint64, m *wire.Import, 
 		c.frames = r.cfg.framing()
 	}
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.RecoverTimeout)
-	mv := &move{id: id, conn: c, target: true, cancel: cancel}
+	mv := &move{id: id, conn: c, target: true, late: m.Late, cancel: cancel}
 	if err := r.begin(mv); err != nil {
 		cancel()
 		c.finish(eventWithdraw)
@@ -315,6 +318,7 @@ func (r *registration) recover(id uint64, mv *move) {
 	if mv.target {
 		epoch--
 	}
-	m := &wire.Recover{Flow: mv.conn.flow, Service: r.cfg.Service, Epoch: epoch, Target: mv.target, Peer: mv.peer}
-	_ = r.link.SendFD(id, m, fd)
+	_ = r.link.SendFD(id, &wire.Recover{
+		Flow: mv.conn.flow, Service: r.cfg.Service, Epoch: epoch, Target: mv.target, Peer: mv.peer, Late: mv.late,
+	}, fd)
 }

@@ -4,8 +4,16 @@ package handoff
 
 import (
 	"io"
-	"os"
+	"io/fs"
+	"syscall"
 )
+
+// file is what ReadFrom needs of an *os.File: io.Copy passes one in a wrapping of package os's own.
+type file interface {
+	io.ReadSeeker
+	syscall.Conn
+	Stat() (fs.FileInfo, error)
+}
 
 // ReadFrom implements io.ReaderFrom. A regular file is sent by sendfile(2); everything else is copied, since what
 // splice(2) has taken from a socket is lost when a pause interrupts it.
@@ -14,7 +22,7 @@ func (c *Conn) ReadFrom(r io.Reader) (int64, error) {
 	if lr, ok := r.(*io.LimitedReader); ok {
 		source, limited = lr.R, lr
 	}
-	f, ok := source.(*os.File)
+	f, ok := source.(file)
 	if !ok {
 		return c.copyFrom(r)
 	}
@@ -44,7 +52,7 @@ func (c *Conn) copyFrom(r io.Reader) (int64, error) {
 
 // sendFile sends f from offset start on, at most limit bytes unless limit is negative, and leaves f's offset
 // behind what has been sent.
-func (c *Conn) sendFile(f *os.File, start, limit int64) (n int64, err error) {
+func (c *Conn) sendFile(f file, start, limit int64) (n int64, err error) {
 	c.writeMu.Lock()
 	defer c.writeMu.Unlock()
 	for limit < 0 || n < limit {

@@ -37,6 +37,21 @@ func dupConn(tcp *net.TCPConn) (int, error) {
 	return dup, derr
 }
 
+// boundUnsent sets TCP_NOTSENT_LOWAT on ln, whose connections inherit it.
+func boundUnsent(ln *net.TCPListener, bytes int) error {
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var serr error
+	if err := raw.Control(func(fd uintptr) {
+		serr = unix.SetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_NOTSENT_LOWAT, bytes)
+	}); err != nil {
+		return err
+	}
+	return os.NewSyscallError("setsockopt", serr)
+}
+
 // isMultipath reports whether ln hands out Multipath TCP connections.
 func isMultipath(ln *net.TCPListener) (bool, error) {
 	raw, err := ln.SyscallConn()

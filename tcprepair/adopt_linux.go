@@ -14,8 +14,7 @@ func Adopt(fd int) (*Restored, error) {
 }
 
 // Late reports whether Thaw will have to give something to the kernel that Restore could not: unsent data, a FIN
-// behind it, or an option.
+// behind it. (An option that Thaw sets late, such as TCP_NOTSENT_LOWAT, can be done without.)
 func (s *Snapshot) Late() bool {
-	o := &s.Options
-	return len(s.Unsent) > 0 || s.State.Closed() || o.NotSentLowWater != 0 || o.PeekOffset != 0
+	return len(s.Unsent) > 0 || s.State.Closed()
 }
