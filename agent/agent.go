@@ -56,7 +56,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	g, err := gate.Open(gate.Config{
-		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.Gate.Pin, MaxFlows: a.cfg.Gate.MaxFlows,
+		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.pinPath(), MaxFlows: a.cfg.Gate.MaxFlows,
 		HoldPackets: a.cfg.Gate.HoldPackets, HoldBytes: a.cfg.Gate.HoldBytes, IdleTimeout: a.cfg.Gate.IdleTimeout, Logger: a.log,
 	})
 	if err != nil {

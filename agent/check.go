@@ -181,7 +181,7 @@ func checkLoopback() Finding {
 
 // checkConfig looks at what the configuration expects of this host.
 func checkConfig(cfg *Config) []Finding {
-	found := []Finding{checkPin(cfg.Gate.Pin)}
+	found := []Finding{checkPin(cfg.pinPath())}
 	for _, name := range cfg.Interfaces {
 		f := Finding{What: "interface " + name, Detail: "up"}
 		link, err := net.InterfaceByName(name)
@@ -211,7 +211,7 @@ func checkPin(path string) Finding {
 	if path == "" {
 		return Finding{
 			What: "gate.pin", Optional: true, Detail: "nothing is pinned",
-			Advice: "set gate.pin, such as /sys/fs/bpf/rehome: without it the flow table goes with the agent",
+			Advice: "leave gate.pin out: without it the flow table and the holds go with the agent",
 		}
 	}
 	f := Finding{What: "gate.pin", Detail: path}

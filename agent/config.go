@@ -22,7 +22,10 @@ import (
 const (
 	DefaultApplicationSocket = "/run/rehome/agent.sock"
 	DefaultControlSocket     = "/run/rehome/control.sock"
+	DefaultPin               = "/sys/fs/bpf/rehome"
 	DefaultPort              = "7070"
+
+	pinOff = "off"
 )
 
 // Config is an agent's configuration, one YAML file. Unknown keys are errors.
@@ -86,7 +89,9 @@ type ServiceConfig struct {
 
 // GateConfig bounds the packet gate; zero values are defaults.
 type GateConfig struct {
-	// Pin is the directory of the BPF file system that keeps the gate's state over a restart; nothing is pinned when empty.
+	// Pin is the directory of the BPF file system that keeps the gate's state over a restart (/sys/fs/bpf/rehome when
+	// empty). "off" pins nothing: an agent that is killed then takes its holds with it, and what a frozen connection
+	// acknowledges after that is lost.
 	Pin string `yaml:"pin"`
 	// MaxFlows is the size of the flow table.
 	MaxFlows uint32 `yaml:"max_flows"`
@@ -221,6 +226,9 @@ func (c *Config) setDefaults() {
 			}
 		}
 	}
+	if c.Gate.Pin == "" {
+		c.Gate.Pin = DefaultPin
+	}
 	defaultTo(&c.Gate.StrayTime, 10*time.Second)
 	defaultTo(&c.Migration.Limit, migration.Config{}.WithDefaults().Limit)
 	defaultTo(&c.Migration.Concurrency, 64)
@@ -281,6 +289,14 @@ func (s ServiceConfig) validate(hosts map[string]bool) error {
 		}
 	}
 	return nil
+}
+
+// pinPath returns the gate's pin directory, empty when nothing is pinned.
+func (c *Config) pinPath() string {
+	if c.Gate.Pin == pinOff {
+		return ""
+	}
+	return c.Gate.Pin
 }
 
 func (c *Config) controlIsPath() bool { return strings.HasPrefix(c.Control, "/") }

@@ -50,13 +50,13 @@ func (e *engine) recover(a *application, id uint64, m *wire.Recover, fd int) {
 	}, e.times)
 	s.machine = machine
 	e.sources[id], e.moving[s.flow] = s, s
-	s.run(actions)
+	s.begin(now, actions)
 }
 
 func (e *engine) recoverTarget(now time.Time, a *application, id uint64, m *wire.Recover, svc ServiceConfig, fd int) {
 	t := &target{
 		e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, app: a, entry: svc.Entry, started: now,
-		from: &incoming{e: e, name: "former agent"}, recovering: true, late: m.Late,
+		from: &incoming{e: e, name: "former agent"}, recovering: true, late: m.Late, held: true,
 	}
 	restored, err := tcprepair.Adopt(fd)
 	if err != nil {
@@ -68,5 +68,5 @@ func (e *engine) recoverTarget(now time.Time, a *application, id uint64, m *wire
 	machine, actions := migration.RecoverTarget(now, migration.TargetParams{Host: e.cfg.Host, Epoch: m.Epoch}, e.times)
 	t.machine = machine
 	e.targets[id], e.taking[t.flow] = t, t
-	t.run(actions)
+	t.begin(now, actions)
 }

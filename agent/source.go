@@ -117,19 +117,24 @@ func (s *source) stepAt(now time.Time, ev migration.Event) {
 	if s.stepping {
 		return
 	}
-	s.stepping = true
-	for len(s.pending) > 0 {
-		ev = s.pending[0]
-		s.pending = s.pending[1:]
-		s.run(s.machine.Step(now, ev))
-	}
-	s.stepping = false
+	s.begin(now, nil)
 }
 
-func (s *source) run(actions []migration.Action) {
-	for _, a := range actions {
-		s.perform(a)
+// begin carries out actions, and what follows from them.
+func (s *source) begin(now time.Time, actions []migration.Action) {
+	s.stepping = true
+	for {
+		for _, a := range actions {
+			s.perform(a)
+		}
+		if len(s.pending) == 0 {
+			break
+		}
+		ev := s.pending[0]
+		s.pending = s.pending[1:]
+		actions = s.machine.Step(now, ev)
 	}
+	s.stepping = false
 }
 
 func (s *source) perform(a migration.Action) {

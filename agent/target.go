@@ -123,19 +123,24 @@ func (t *target) stepAt(now time.Time, ev migration.Event) {
 	if t.stepping {
 		return
 	}
-	t.stepping = true
-	for len(t.pending) > 0 {
-		ev = t.pending[0]
-		t.pending = t.pending[1:]
-		t.run(t.machine.Step(now, ev))
-	}
-	t.stepping = false
+	t.begin(now, nil)
 }
 
-func (t *target) run(actions []migration.Action) {
-	for _, a := range actions {
-		t.perform(a)
+// begin is source.begin's twin.
+func (t *target) begin(now time.Time, actions []migration.Action) {
+	t.stepping = true
+	for {
+		for _, a := range actions {
+			t.perform(a)
+		}
+		if len(t.pending) == 0 {
+			break
+		}
+		ev := t.pending[0]
+		t.pending = t.pending[1:]
+		actions = t.machine.Step(now, ev)
 	}
+	t.stepping = false
 }
 
 func (t *target) perform(a migration.Action) {
@@ -281,7 +286,14 @@ func (t *target) fence() {
 	t.step(migration.Event{Kind: migration.OwnerIs, Owner: t.e.owner(t.flow)})
 }
 
+// thaw makes the connection live. From here on the hold serves only the order of packets: it is cut down to the time for
+// which the source's packets are waited for, in case this agent dies.
 func (t *target) thaw() {
+	if t.held {
+		if err := t.e.gate.Hold(t.flow, gate.Ingress, 2*t.e.times.HeldWait); err != nil {
+			t.e.log.Error("cannot shorten a hold", "flow", t.flow, "error", err)
+		}
+	}
 	err := t.restored.Thaw()
 	if err == nil && t.recovering && t.late {
 		err = errLate

@@ -57,6 +57,8 @@ func (c Config) HoldTTL() time.Duration {
 var (
 	// ErrTimeout means that the move was not over within Config.Limit.
 	ErrTimeout = errors.New("not finished in time")
+	// ErrNoReason stands for the error of an event that should have told why and did not.
+	ErrNoReason = errors.New("no reason given")
 	// ErrPeerLost means that the connection to the other agent broke.
 	ErrPeerLost = errors.New("lost the connection to the other agent")
 	// ErrEntryLost means that the connection to the flow's entry broke before it was needed.

@@ -17,12 +17,29 @@
 //   - the source may thaw it only when the target has promised not to commit (Refuse), or the entry has answered an
 //     Abort with the source as owner.
 //
-// Commit and Abort meet at the entry, which does one of them; so at most one side thaws. A side that cannot learn the
-// entry's answer until its deadline ends the connection with a RST instead of guessing.
+// Commit and Abort meet at the entry, which does one of them; so at most one side thaws. A source that cannot learn the
+// entry's answer until its deadline ends the connection with a RST instead of guessing. A target that cannot goes on
+// asking (Config.Orphan), silently: when the answer was yes, nobody else can go on, and when it was no, nobody waits for it.
 //
 // This differs from a commit that the source requests: the target asks by itself as soon as its application has
 // imported, which takes a round trip out of the freeze; the lease gives the source the means to fence it off.
 //
 // The kernel keeps the rule, too, when an agent dies: the source's packet gate drops what a frozen socket might send,
 // for longer than the lease lasts (see Config.Limit).
+//
+// # What the caller must keep
+//
+// The machines are right only under these rules. What happens without the first and the third, the model in this package's
+// tests shows (TestBrokenRules).
+//
+//   - The gate's hold outlives the agent. A frozen socket acknowledges what reaches it; were the target to commit
+//     then, that data would be lost.
+//   - A move has one id everywhere: with the target, the entry's lease and the application. It is random, so that no two
+//     hosts and no two lives of an agent choose the same.
+//   - An agent that takes up its predecessor's move aborts the lease of that id, in either role, before it believes an
+//     answer. A question alone does not stop a Commit that is under way.
+//   - The entry changes owner and epoch in one step, and they outlive its process; the Ledger need not.
+//   - Frames do not outlive their connection: what a restarted agent or entry reads comes from a connection of its own. A
+//     Refuse is a promise only on the connection that the offer went through.
+//   - A connection that the entry first sees gets an epoch that no lease of an older one with the same addresses has.
 package migration

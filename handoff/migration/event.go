@@ -15,6 +15,18 @@ type Event struct {
 	Large bool
 }
 
+// withReason returns the event with an error where one is needed: what is passed on to others must not be nil, which
+// would say success.
+func (e Event) withReason() Event {
+	switch e.Kind {
+	case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled:
+		if e.Err == nil {
+			e.Err = ErrNoReason
+		}
+	}
+	return e
+}
+
 // Owner is who holds a flow according to its entry.
 type Owner struct {
 	Host  string

@@ -5,6 +5,7 @@ package migration
 import (
 	"math/rand/v2"
 	"os"
+	"strconv"
 	"testing"
 	"time"
 )
@@ -27,7 +28,7 @@ func thorough() bool { return os.Getenv("REHOME_MODEL_TIME") != "" }
 
 // randomWorld draws a configuration, clocks and faults.
 func randomWorld(r *rand.Rand) *world {
-	configs := []Config{{}, smallTimes, {Limit: 10 * time.Minute, Grace: 10 * time.Second, Retry: time.Second}}
+	configs := []Config{{}, smallTimes(), {Limit: 10 * time.Minute, Grace: 10 * time.Second, Retry: time.Second}}
 	w := newWorld(configs[r.IntN(len(configs))])
 	w.harsh, w.ahead, w.large = r.IntN(2) == 0, r.IntN(2) == 0, r.IntN(2) == 0
 	w.migrations = 1 + r.IntN(5)
@@ -96,9 +97,9 @@ func seeded(seed uint64, traced bool) (*world, int) {
 func TestRandomRuns(t *testing.T) {
 	seed := uint64(time.Now().UnixNano())
 	if v := os.Getenv("REHOME_MODEL_SEED"); v != "" {
-		seed = 0
-		for _, c := range v {
-			seed = seed*10 + uint64(c-'0')
+		var err error
+		if seed, err = strconv.ParseUint(v, 10, 64); err != nil {
+			t.Fatalf("REHOME_MODEL_SEED: %v", err)
 		}
 	}
 	end := time.Now().Add(modelTime(t))
@@ -167,11 +168,16 @@ func TestBrokenRules(t *testing.T) {
 			rules{shortHold: true}, 1, 2, false, 0,
 			"the flow changed hands after host a's hold had ended: its frozen socket may have acknowledged data",
 		},
+		{
+			"a hold that dies with its agent",
+			rules{holdDies: true}, 1, 0, false, 0,
+			"the flow changed hands after host a's hold had ended: its frozen socket may have acknowledged data",
+		},
 	}
 	for _, tc := range tests {
 		t.Run(tc.name, func(t *testing.T) {
 			world := func() *world {
-				w := newWorld(smallTimes)
+				w := newWorld(smallTimes())
 				w.rules, w.faults, w.delays, w.harsh, w.skew[entryE] = tc.rules, tc.faults, tc.delays, tc.harsh, tc.skew
 				return w
 			}

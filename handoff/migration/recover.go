@@ -25,7 +25,7 @@ func RecoverSource(now time.Time, p SourceParams, cfg Config) (*Source, []Action
 // answer: nobody would have the connection. A Commit might break the promise of a Refuse that the dead agent had sent.
 func RecoverTarget(now time.Time, p TargetParams, cfg Config) (*Target, []Action) {
 	t := NewTarget(p, cfg)
-	t.state = TargetCommitting
+	t.state, t.alone = TargetCommitting, true
 	t.deadline = now.Add(t.limit + t.cfg.Orphan)
 	t.retry = now.Add(t.cfg.Retry)
 	t.do(SendCommit)

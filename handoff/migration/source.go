@@ -95,6 +95,7 @@ func (s *Source) Deadline() time.Time {
 // Step takes in one event and returns what is to be done. The slice is valid until the next Step.
 func (s *Source) Step(now time.Time, e Event) []Action {
 	s.out = s.out[:0]
+	e = e.withReason()
 	if s.state.Final() {
 		return nil
 	}

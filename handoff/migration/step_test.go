@@ -287,6 +287,7 @@ func (w *world) next() (time.Duration, bool) {
 		add(!w.known[h], x.downUntil)
 	}
 	add(!w.known[entryE], w.entry.downUntil)
+	add(w.wake > 0, w.wake)
 	for i := range w.links {
 		add(true, w.links[i].healsAt)
 	}
@@ -557,6 +558,7 @@ func (w *world) killAgent(n node, keep [2]bool) {
 		x.toApp = push(x.toApp, frame{kind: frameLost})
 	}
 	x.appLinked = false
+	x.hold = x.hold && !w.rules.holdDies
 	w.releaseDescriptor(n)
 }
 

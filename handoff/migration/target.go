@@ -14,6 +14,8 @@ import (
 //	            ▼           ▼            ▼             ▼
 //	           Gone ◄───────┴────────────┴─────────────┘
 //
+// Draining is passed over when the source is lost, as it will send nothing that it held.
+//
 // Nothing of the connection can reach the client before Draining.
 type TargetState uint8
 
@@ -49,6 +51,7 @@ type Target struct {
 	limit time.Duration
 
 	state           TargetState
+	alone           bool // the source is lost: nothing will come from it
 	deadline, retry time.Time
 	out             []Action
 }
@@ -85,6 +88,7 @@ func (t *Target) Deadline() time.Time {
 // Step takes in one event and returns what is to be done. The slice is valid until the next Step.
 func (t *Target) Step(now time.Time, e Event) []Action {
 	t.out = t.out[:0]
+	e = e.withReason()
 	switch t.state {
 	case TargetIdle:
 		if e.Kind == Start {
@@ -120,6 +124,9 @@ func (t *Target) reserved(now time.Time, e Event) {
 		t.finish(TargetGone, wrap(ErrPeerLost, e.Err))
 	case ApplicationLost:
 		t.refuse(wrap(ErrApplicationLost, e.Err))
+	case EntryLost:
+		// Nothing is frozen yet: better not to begin than to wait for the entry then.
+		t.refuse(wrap(ErrEntryLost, e.Err))
 	case Tick:
 		if !now.Before(t.deadline) {
 			t.refuse(ErrTimeout)
@@ -130,6 +137,8 @@ func (t *Target) reserved(now time.Time, e Event) {
 // importing goes on when the source is lost: everything is here, and the entry will say who owns the flow.
 func (t *Target) importing(now time.Time, e Event) {
 	switch e.Kind {
+	case PeerLost:
+		t.alone = true
 	case Restored:
 		t.state = TargetImporting
 	case RestoreFailed:
@@ -164,13 +173,11 @@ func (t *Target) withdraw(err error) {
 
 func (t *Target) committing(now time.Time, e Event) {
 	switch e.Kind {
+	case PeerLost:
+		t.alone = true
 	case OwnerIs:
 		if e.Owner.Host == t.host && e.Owner.Epoch == t.epoch+1 {
-			t.state = TargetDraining
-			t.deadline = now.Add(t.cfg.HeldWait)
-			t.do(Thaw)
-			t.do(ActivateApp)
-			t.do(SendCommitted)
+			t.live(now)
 			return
 		}
 		t.withdraw(fmt.Errorf("%w: %v", ErrOwner, e.Owner))
@@ -186,6 +193,20 @@ func (t *Target) committing(now time.Time, e Event) {
 			t.do(SendCommit)
 		}
 	}
+}
+
+// live makes the connection the target's.
+func (t *Target) live(now time.Time) {
+	t.do(Thaw)
+	t.do(ActivateApp)
+	if t.alone {
+		t.do(Release)
+		t.finish(TargetLive, nil)
+		return
+	}
+	t.do(SendCommitted)
+	t.state = TargetDraining
+	t.deadline = now.Add(t.cfg.HeldWait)
 }
 
 // drop ends the restored socket; held packets then go to the own stack, which answers them as it would any stray.

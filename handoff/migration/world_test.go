@@ -73,7 +73,8 @@ type world struct {
 	lastFault  time.Duration
 	settled    time.Duration
 
-	crash   int8 // actions until the process that runs now dies; -1 is never
+	wake    time.Duration // a timer of the test's own, 0 for none
+	crash   int8          // actions until the process that runs now dies; -1 is never
 	crashed bool
 	broken  string // the first rule found broken
 	trace   *trace // nil unless somebody wants to read what happened
@@ -88,6 +89,7 @@ type rules struct {
 	forgetAborted      bool // the entry grants a lease that arrives after its abort
 	renewLease         bool // a doubled Lease counts from its own arrival
 	shortHold          bool // the gate's hold ends before the lease
+	holdDies           bool // the gate's hold is gone with its agent: what an agent that pins nothing does
 	commitWithoutLease bool // the entry commits for whoever asks at the right epoch
 }
 
@@ -300,6 +302,7 @@ func (w *world) key(b []byte) []byte {
 		if x.hasTarget {
 			t := &x.target
 			b = append(b, byte(t.state), byte(t.epoch))
+			flags(t.alone)
 			at(n, t.deadline)
 			if t.state == TargetCommitting {
 				at(n, t.retry)
