@@ -41,6 +41,8 @@ type source struct {
 	state    []byte
 	ahead    []byte
 	stored   bool // State has been sent ahead of the transfer
+	outline  *tcprepair.Outline
+	received []byte // the receive queue as it was sent ahead
 	snapshot []byte
 	pending  []migration.Event
 	stepping bool
@@ -155,6 +157,7 @@ func (s *source) perform(a migration.Action) {
 		s.app.send(s.id, &wire.Export{Flow: s.flow, Target: s.target, Limit: s.e.times.Limit})
 	case migration.SendState:
 		s.stored = true
+		s.sendParts(wire.BlobReceived, s.received)
 		s.sendBlob(wire.BlobState, s.state)
 	case migration.Freeze:
 		s.freeze()
@@ -210,13 +213,17 @@ func (s *source) abort() {
 	s.step(migration.Event{Kind: migration.OwnerIs, Owner: s.e.owner(s.flow)})
 }
 
-// sendBlob sends a value whole, ahead of the frame that will need it.
+// sendBlob sends a value whole, ahead of the frame that will need it, and asks whether it has arrived.
 func (s *source) sendBlob(b wire.Blob, value []byte) {
+	s.sendParts(b, value)
+	s.toTarget(&wire.StateSent{})
+}
+
+func (s *source) sendParts(b wire.Blob, value []byte) {
 	ahead, tail := wire.Split(b, value)
 	for _, c := range append(ahead, &wire.Chunk{Blob: b, Data: tail}) {
 		s.toTarget(c)
 	}
-	s.toTarget(&wire.StateSent{})
 }
 
 // frame takes in what the application says about this move; it owns fd.
@@ -237,11 +244,31 @@ func (s *source) frame(m wire.Message, fd int) {
 		s.fd = fd
 		s.state = s.parts.State(m.State)
 		s.result.StateBytes = len(s.state)
-		s.step(migration.Event{Kind: migration.Exported, Large: len(s.state) > inlineState})
+		s.exported()
 	case *wire.Refuse:
 		err := &refusedError{who: "application", code: m.Code, reason: m.Reason}
 		s.step(migration.Event{Kind: migration.ExportRefused, Err: err})
 	}
+}
+
+// exported looks at the connection that has just stopped, while its kernel still receives: what can be read and sent now
+// lengthens no freeze. Nobody reads from it any more, so its receive queue only grows.
+func (s *source) exported() {
+	var err error
+	if s.outline, err = tcprepair.ReadOutline(s.fd); err != nil {
+		s.step(migration.Event{Kind: migration.Canceled, Err: err})
+		return
+	}
+	queued, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+	if err == nil && queued > inlineState {
+		// What stands in the way of it will be told by Take.
+		s.received, _ = tcprepair.PeekReceived(s.fd, s.limits())
+	}
+	s.step(migration.Event{Kind: migration.Exported, Large: len(s.state)+len(s.received) > inlineState})
+}
+
+func (s *source) limits() tcprepair.Limits {
+	return tcprepair.Limits{QueueBytes: s.e.cfg.Migration.QueueBytes}
 }
 
 // freeze holds the flow's packets, then freezes the socket and reads it. Whatever fails is undone.
@@ -271,7 +298,7 @@ func (s *source) take() ([]byte, error) {
 		return nil, err
 	}
 	s.frozen = true
-	snap, err := tcprepair.Take(s.fd, tcprepair.Limits{QueueBytes: s.e.cfg.Migration.QueueBytes})
+	snap, err := s.outline.TakeRest(s.fd, s.limits(), len(s.received))
 	if err != nil {
 		return nil, err
 	}

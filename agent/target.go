@@ -241,6 +241,7 @@ func (t *target) makeSocket() error {
 	if err != nil {
 		return err
 	}
+	snap.Prepend(t.parts.Received())
 	if snap.Flow != t.flow {
 		return fmt.Errorf("the snapshot is of %v, offered was %v", snap.Flow, t.flow)
 	}

@@ -34,11 +34,15 @@ func Take(fd int, lim Limits) (*Snapshot, error) {
 }
 
 // Take is as the function Take, with an outline of the connection that was read before it was frozen.
-func (o *Outline) Take(fd int, lim Limits) (*Snapshot, error) {
+func (o *Outline) Take(fd int, lim Limits) (*Snapshot, error) { return o.TakeRest(fd, lim, 0) }
+
+// TakeRest is Take without the first seen bytes of the receive queue, which PeekReceived has returned while the connection was
+// alive; nobody may have read from it in between. Snapshot.Prepend puts them back. Linux before 6.10 copies them all the same.
+func (o *Outline) TakeRest(fd int, lim Limits, seen int) (*Snapshot, error) {
 	s := &Snapshot{Flow: o.Flow, Mapped: o.Mapped, Options: o.Options}
 	err := ErrUnstable
 	for i := 0; i < takeAttempts && errors.Is(err, ErrUnstable); i++ {
-		err = s.take(socket(fd), lim)
+		err = s.take(socket(fd), lim, seen)
 	}
 	// Whichever queue is left selected, a stray write would go into it.
 	if e := socket(fd).selectQueue(queueNone); err == nil && e != nil {
@@ -55,7 +59,7 @@ func (o *Outline) Take(fd int, lim Limits) (*Snapshot, error) {
 
 // take reads the connection once. TCP_INFO, read first and last, counts the segments in and out: if nothing has changed
 // there, all that was read in between belongs to one moment.
-func (s *Snapshot) take(sock socket, lim Limits) error {
+func (s *Snapshot) take(sock socket, lim Limits, seen int) error {
 	var before, after tcpInfo
 	if err := movable(sock, &before); err != nil {
 		return err
@@ -68,7 +72,7 @@ func (s *Snapshot) take(sock socket, lim Limits) error {
 	if err := s.takeSend(sock, &before, &mem, lim); err != nil {
 		return err
 	}
-	if err := s.takeReceive(sock, &mem, lim); err != nil {
+	if err := s.takeReceive(sock, &mem, lim, seen); err != nil {
 		return err
 	}
 	if err := s.takeRest(sock, &mem); err != nil {
@@ -77,10 +81,14 @@ func (s *Snapshot) take(sock socket, lim Limits) error {
 	if _, err := sock.info(&after); err != nil {
 		return fmt.Errorf("read TCP_INFO: %w", err)
 	}
-	if before.state != after.state || before.segsIn != after.segsIn || before.segsOut != after.segsOut || before.notSent != after.notSent {
+	if !sameMoment(&before, &after) {
 		return ErrUnstable
 	}
 	return nil
+}
+
+func sameMoment(before, after *tcpInfo) bool {
+	return before.state == after.state && before.segsIn == after.segsIn && before.segsOut == after.segsOut && before.notSent == after.notSent
 }
 
 // setInfo takes over what TCP_INFO tells.
@@ -173,7 +181,7 @@ func peekSendQueue(sock socket, n, slack int) ([]byte, error) {
 	return b[got-n : got], nil
 }
 
-func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits) error {
+func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits, seen int) error {
 	if err := sock.selectQueue(queueReceive); err != nil {
 		return fmt.Errorf("select the receive queue: %w", err)
 	}
@@ -183,7 +191,7 @@ func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits) error {
 	}
 	s.Received = nil
 	if mem.receiveAlloc > 0 {
-		if s.Received, err = peekReceiveQueue(sock, lim); err != nil {
+		if s.Received, err = peekReceiveQueue(sock, lim, seen); err != nil {
 			return err
 		}
 	}
@@ -194,8 +202,51 @@ func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits) error {
 	return nil
 }
 
-// peekReceiveQueue returns the selected receive queue.
-func peekReceiveQueue(sock socket, lim Limits) ([]byte, error) {
+// PeekReceived returns a copy of what a live connection has received and nobody has read yet, so that it can be sent ahead of the
+// freeze. It must not be read from between this and TakeRest.
+func PeekReceived(fd int, lim Limits) ([]byte, error) {
+	b, err := peekLive(socket(fd), lim)
+	if err != nil {
+		return nil, opError("peek", socket(fd), err)
+	}
+	return b, nil
+}
+
+// peekLive returns what the receive queue of a live connection holds, up to an urgent byte. More may come meanwhile.
+func peekLive(sock socket, lim Limits) ([]byte, error) {
+	n, err := sock.ioctl(unix.TIOCINQ)
+	if err != nil {
+		return nil, fmt.Errorf("read SIOCINQ: %w", err)
+	}
+	b := make([]byte, min(n, lim.queueBytes()))
+	if len(b) == 0 {
+		return nil, nil
+	}
+	offset, err := sock.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	if err != nil {
+		return nil, fmt.Errorf("read SO_PEEK_OFF: %w", err)
+	}
+	if int32(offset) >= 0 { // the application uses it
+		return nil, nil
+	}
+	m, err := sock.receive(b, unix.MSG_PEEK)
+	if err != nil {
+		return nil, fmt.Errorf("read the receive queue: %w", err)
+	}
+	return b[:m], nil
+}
+
+// Prepend puts received, which was sent ahead, in front of what the snapshot holds of the receive queue.
+func (s *Snapshot) Prepend(received []byte) {
+	if len(received) == 0 {
+		return
+	}
+	s.Received = append(received, s.Received...)
+	s.ReceiveSeq -= uint32(len(received))
+}
+
+// peekReceiveQueue returns the receive queue from its byte seen on.
+func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 	n, err := sock.ioctl(unix.TIOCINQ) // without the FIN
 	if err != nil {
 		return nil, fmt.Errorf("read SIOCINQ: %w", err)
@@ -210,16 +261,26 @@ func peekReceiveQueue(sock socket, lim Limits) ([]byte, error) {
 	if _, err := sock.receive(make([]byte, 1), unix.MSG_OOB|unix.MSG_PEEK); !errors.Is(err, unix.EINVAL) {
 		return nil, ErrUrgent
 	}
-	if n == 0 {
+	if n < seen {
+		return nil, fmt.Errorf("%w: somebody has read from it: %d bytes are left of %d", ErrUnstable, n, seen)
+	}
+	if n == seen {
 		return nil, nil
 	}
 	offset, err := sock.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
 	if err != nil {
 		return nil, fmt.Errorf("read SO_PEEK_OFF: %w", err)
 	}
-	// From the beginning, and then on where the first reading ended. Linux before 6.10 has no SO_PEEK_OFF for TCP, and always peeks from the beginning.
-	follows := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, 0) == nil
+	// From there, and then on where the first reading ended. Linux before 6.10 has no SO_PEEK_OFF for TCP, and always peeks from the beginning.
+	follows := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, uint32(seen)) == nil
+	skip := seen
+	if follows {
+		n, skip = n-seen, 0
+	}
 	b, err := peekThrough(sock, n, follows)
+	if err == nil {
+		b = b[skip:]
+	}
 	if follows {
 		if e := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, offset); err == nil && e != nil {
 			err = fmt.Errorf("put SO_PEEK_OFF back: %w", e)

@@ -15,7 +15,7 @@ func Split(blob Blob, value []byte) (ahead []*Chunk, tail []byte) {
 
 // Assembly puts the chunks of one migration's values together again. The zero value is empty and ready to use.
 type Assembly struct {
-	state, snapshot, ahead []byte
+	state, snapshot, ahead, received []byte
 }
 
 // Add appends a chunk, which is copied. A value that would exceed limit bytes is refused with ErrTooLarge.
@@ -28,6 +28,8 @@ func (a *Assembly) Add(c *Chunk, limit int) error {
 		p = &a.snapshot
 	case BlobAhead:
 		p = &a.ahead
+	case BlobReceived:
+		p = &a.received
 	default:
 		return fmt.Errorf("%w: chunk of unknown value %d", ErrMalformed, c.Blob)
 	}
@@ -46,6 +48,9 @@ func (a *Assembly) Snapshot(tail []byte) []byte { return join(a.snapshot, tail) 
 
 // Ahead returns the State that was sent ahead, whose last part is tail.
 func (a *Assembly) Ahead(tail []byte) []byte { return join(a.ahead, tail) }
+
+// Received returns the part of the receive queue that was sent ahead of the freeze.
+func (a *Assembly) Received() []byte { return a.received }
 
 func join(head, tail []byte) []byte {
 	if len(head) == 0 {

@@ -79,6 +79,8 @@ func frameCases() []frameCase {
 		{"withdraw", Frame{34, &Withdraw{Reason: "source resumed"}}},
 		{"recover", Frame{35, &Recover{Flow: flow4(), Service: "files", Epoch: 5, Target: true}}},
 		{"recover source", Frame{35, &Recover{Flow: flow6(), Service: "files", Epoch: 5, Peer: "web-2"}}},
+		{"recover late", Frame{35, &Recover{Flow: flow6(), Service: "files", Epoch: 5, Target: true, Late: true}}},
+		{"import late", Frame{36, &Import{Flow: flow6(), Epoch: 1, Service: "files", Late: true}}},
 		{"list one", Frame{36, &List{Flow: flow6()}}},
 		{"presence", Frame{37, &Presence{Draining: true}}},
 		{"lease refused", Frame{38, &LeaseRefused{Code: CodeEpoch, Reason: "stale"}}},

@@ -234,4 +234,5 @@ const (
 	BlobState    Blob = 1
 	BlobSnapshot Blob = 2
 	BlobAhead    Blob = 3
+	BlobReceived Blob = 4
 )

@@ -259,8 +259,8 @@ func (s *liveMigration) move(ctx context.Context, clients ...connection) ([]move
 				mu.Lock()
 				defer mu.Unlock()
 				moves = append(moves, move{round: round, client: p.client, from: p.host, moved: m})
-				fmt.Fprintf(s.cfg.Report, "round %2d  %-8s %s -> %s  freeze %5d us (socket %3d us)  total %5d us  held %3d packets\n",
-					round, p.client, p.host, to, m.GetFreezeMicros(), m.GetSnapshotMicros(), m.GetTotalMicros(), m.GetHeldPackets())
+				fmt.Fprintf(s.cfg.Report, "round %2d  %-8s %s -> %s  freeze %5d us (socket %3d us)  total %5d us  held %4d packets  %5d KiB\n",
+					round, p.client, p.host, to, m.GetFreezeMicros(), m.GetSnapshotMicros(), m.GetTotalMicros(), m.GetHeldPackets(), m.GetSnapshotBytes()>>10)
 				p.host = to
 				return nil
 			})
