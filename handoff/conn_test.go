@@ -136,6 +136,11 @@ func TestReadFrom(t *testing.T) {
 				id++
 				n := min(test.want-read, 700_001)
 				if err := checkRamp(client, test.skip+uint64(read), n); err != nil {
+					select {
+					case r := <-done:
+						t.Errorf("the copy ended after %d bytes: %v", r.n, r.err)
+					default:
+					}
 					t.Fatal(err)
 				}
 				read += n

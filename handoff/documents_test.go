@@ -54,7 +54,7 @@ func TestDocumentedFrames(t *testing.T) {
 	}
 	examples := map[string]wire.Frame{
 		"00000009 02 0000000000000005":                                          {ID: 5, Message: &wire.Ping{}},
-		"00000019 41 0000000000000001 01 04 6563686f 02 05 3a37303030 03 01 01": {ID: 1, Message: &wire.Register{Service: "echo", Address: ":7000", Importer: true}},
+		"00000019 40 0000000000000001 01 04 6563686f 02 05 3a37303030 03 01 01": {ID: 1, Message: &wire.Register{Service: "echo", Address: ":7000", Importer: true}},
 	}
 	for printed, f := range examples {
 		b, err := wire.Append(nil, f)

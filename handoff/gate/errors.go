@@ -4,6 +4,7 @@ package gate
 
 import (
 	"errors"
+	"fmt"
 
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -12,7 +13,7 @@ import (
 var (
 	ErrNoFlow      = errors.New("flow unknown to this gate")
 	ErrEpoch       = errors.New("owner has changed meanwhile")
-	ErrExists      = errors.New("flow has an owner already")
+	ErrExists      = fmt.Errorf("flow has an owner already: %w", ErrEpoch)
 	ErrFull        = errors.New("flow table full: raise MaxFlows")
 	ErrBusy        = errors.New("entry is being changed, try again")
 	ErrFrame       = errors.New("frame is not a TCP segment of the flow")

@@ -6,6 +6,7 @@ package gate
 
 import (
 	"context"
+	"errors"
 	"testing"
 )
 
@@ -17,7 +18,7 @@ func run(t testing.TB, g *Gate) {
 	go func() { done <- g.Run(ctx) }()
 	t.Cleanup(func() {
 		cancel()
-		if err := <-done; err != nil {
+		if err := <-done; err != nil && !errors.Is(err, ErrClosed) {
 			t.Error(err)
 		}
 	})

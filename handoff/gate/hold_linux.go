@@ -137,7 +137,7 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 		}
 	}
 	delete(g.queues, f)
-	if err := answer(o); err != nil && !(known && errors.Is(err, ErrNoFlow)) {
+	if err := answer(o); err != nil && (!known || !errors.Is(err, ErrNoFlow)) {
 		failed = errors.Join(failed, err)
 	}
 	return g.outcome(q, o), failed

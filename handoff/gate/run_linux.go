@@ -4,9 +4,7 @@ package gate
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -36,9 +34,7 @@ func (g *Gate) Run(ctx context.Context) error {
 		group.Go(func() error { return g.read(ctx, i, t) })
 	}
 	group.Go(func() error { return g.tend(ctx) })
-	if err := group.Wait(); err != nil && ctx.Err() == nil {
-		return &OpError{Op: "run", Err: err}
-	} else if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
+	if err := group.Wait(); err != nil {
 		return &OpError{Op: "run", Err: err}
 	}
 	return nil
@@ -58,12 +54,18 @@ func (g *Gate) read(ctx context.Context, i int, t *tap) error {
 			return nil
 		case failed != nil:
 			return failed
-		case errors.Is(err, os.ErrClosed):
+		case err != nil && g.isClosed():
 			return ErrClosed
 		case err != nil:
 			return fmt.Errorf("wait for the tap: %w", err)
 		}
 	}
+}
+
+func (g *Gate) isClosed() bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.closed
 }
 
 func (g *Gate) readSome(i int, t *tap) (int, error) {

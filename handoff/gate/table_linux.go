@@ -27,8 +27,6 @@ const releaseAlways = ^uint64(0)
 const (
 	routeEntry = 1 << 0
 	routeStray = 1 << 2
-
-	verdictDead = 2
 )
 
 // table runs operations inside the kernel. User space never writes a flow's entry itself: only there can a change be

@@ -115,12 +115,19 @@ func (t *tap) inject(frames [][]byte, to string) (int, error) {
 		defer stayOnCPU()()
 	}
 	for i, frame := range frames {
-		t.injecting = append(append(t.injecting[:0], to...), frame[len(to):]...)
-		if err := write(t.fd, t.injecting); err != nil {
-			return i, fmt.Errorf("write tap: %w", err)
+		if err := t.injectOne(frame, to); err != nil {
+			return i, err
 		}
 	}
 	return len(frames), nil
+}
+
+func (t *tap) injectOne(frame []byte, to string) error {
+	t.injecting = append(append(t.injecting[:0], to...), frame[len(to):]...)
+	if err := write(t.fd, t.injecting); err != nil {
+		return fmt.Errorf("write tap: %w", err)
+	}
+	return nil
 }
 
 // send writes a frame of this host that goes out of the interface. It overwrites the source MAC.

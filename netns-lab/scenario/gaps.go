@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	netnslab "github.com/rehome-net/rehome/netns-lab"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// GapsConfig describes the scene "gaps": one client measures how long it waits because its connection moves.
+type GapsConfig struct {
+	// Command is how to run rehome, as in ClusterConfig.
+	Command []string
+	// Lab is the lab's name; "gaps" when empty.
+	Lab string
+	// Migrations is how often the connection moves; 1,000 when zero.
+	Migrations int
+	// Pause is the time between two moves; 5 ms when zero.
+	Pause time.Duration
+	// LogLevel is the agents'.
+	LogLevel string
+}
+
+// GapsResult is what came of it.
+type GapsResult struct {
+	Scenario string `json:"scenario"`
+	OK       bool   `json:"ok"`
+	// Idle are response times without moves, in microseconds; Gap the longest response time around each move.
+	Idle       Quantiles `json:"idleMicros"`
+	Gap        Quantiles `json:"gapMicros"`
+	Freeze     Quantiles `json:"freezeMicros"`
+	Snapshot   Quantiles `json:"snapshotMicros"`
+	Total      Quantiles `json:"totalMicros"`
+	Migrations int       `json:"migrations"`
+	// Retransmitted counts segments that either end sent again.
+	RetransmittedByClient int `json:"retransmittedByClient"`
+	RetransmittedToClient int `json:"retransmittedToClient"`
+}
+
+// Gaps plays the scene: a client sends a line, waits for the echo and sends the next, without a pause.
+func Gaps(ctx context.Context, cfg GapsConfig) (_ *GapsResult, err error) {
+	if cfg.Lab == "" {
+		cfg.Lab = "gaps"
+	}
+	if cfg.Migrations == 0 {
+		cfg.Migrations = 1000
+	}
+	if cfg.Pause == 0 {
+		cfg.Pause = 5 * time.Millisecond
+	}
+	topo := netnslab.Standard(3)
+	topo.Name = cfg.Lab
+	cluster, err := StartCluster(ctx, ClusterConfig{Topology: topo, Command: cfg.Command, Root: "/", LogLevel: cfg.LogLevel})
+	if err != nil {
+		return nil, err
+	}
+	defer func() { err = errors.Join(err, cluster.Close()) }()
+	client, err := cluster.Lab.Host("client")
+	if err != nil {
+		return nil, err
+	}
+	capture, err := client.Capture(netnslab.CaptureConfig{})
+	if err != nil {
+		return nil, err
+	}
+	conn, flow, err := dialEcho(ctx, client, topo.VIP4())
+	if err != nil {
+		return nil, errors.Join(err, endCapture(capture))
+	}
+	p := startPinger(conn)
+	r, err := measureGaps(ctx, cfg, cluster, flow, p)
+	err = errors.Join(err, p.stop())
+	trace, cerr := capture.Close()
+	if err := errors.Join(err, cerr); err != nil {
+		return nil, err
+	}
+	r.RetransmittedByClient, _ = trace.Flow(flow).From(flow.Remote).Retransmitted()
+	r.RetransmittedToClient, _ = trace.Flow(flow).From(flow.Local).Retransmitted()
+	r.OK = r.Migrations == cfg.Migrations
+	return r, nil
+}
+
+func endCapture(c *netnslab.Capture) error {
+	_, err := c.Close()
+	return err
+}
+
+// dialEcho connects a client to the echo service.
+func dialEcho(ctx context.Context, client *netnslab.Host, vip netip.Addr) (*net.TCPConn, tcprepair.Flow, error) {
+	conn, err := client.Dial(ctx, "tcp", netip.AddrPortFrom(vip, EchoPort).String())
+	if err != nil {
+		return nil, tcprepair.Flow{}, err
+	}
+	tcp, ok := conn.(*net.TCPConn)
+	if !ok {
+		return nil, tcprepair.Flow{}, fmt.Errorf("%T is no TCP connection", conn)
+	}
+	f, err := flowOf(tcp)
+	return tcp, f, err
+}
+
+func measureGaps(ctx context.Context, cfg GapsConfig, cluster *Cluster, flow tcprepair.Flow, p *pinger) (*GapsResult, error) {
+	r := &GapsResult{Scenario: "gaps"}
+	host, err := cluster.Find(ctx, flow)
+	if err != nil {
+		return nil, err
+	}
+	servers := cluster.Servers()
+	var idle, gap, freeze, snapshot, total []int64
+	for range cfg.Migrations {
+		p.longest.Store(0)
+		time.Sleep(cfg.Pause)
+		idle = append(idle, time.Duration(p.longest.Swap(0)).Microseconds())
+		to := servers[(slices.Index(servers, host)+1)%len(servers)]
+		m, err := cluster.Move(ctx, host, flow, to)
+		if err != nil {
+			return nil, err
+		}
+		host = to
+		p.await()
+		gap = append(gap, time.Duration(p.longest.Swap(0)).Microseconds())
+		freeze = append(freeze, m.GetFreezeMicros())
+		snapshot = append(snapshot, m.GetSnapshotMicros())
+		total = append(total, m.GetTotalMicros())
+		r.Migrations++
+	}
+	r.Idle, r.Gap, r.Freeze, r.Snapshot, r.Total = quantiles(idle), quantiles(gap), quantiles(freeze), quantiles(snapshot), quantiles(total)
+	return r, nil
+}
+
+// pinger plays ping-pong and remembers the longest response time.
+type pinger struct {
+	conn    *net.TCPConn
+	longest atomic.Int64 // in nanoseconds
+	rounds  atomic.Int64
+	ending  atomic.Bool
+	done    chan error
+}
+
+func startPinger(conn *net.TCPConn) *pinger {
+	p := &pinger{conn: conn, done: make(chan error, 1)}
+	go func() { p.done <- p.run() }()
+	return p
+}
+
+func (p *pinger) run() error {
+	line := []byte("how long does it take?\n")
+	buf := make([]byte, len(line))
+	for !p.ending.Load() {
+		begin := time.Now()
+		if _, err := p.conn.Write(line); err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(p.conn, buf); err != nil {
+			return err
+		}
+		if d := int64(time.Since(begin)); d > p.longest.Load() {
+			p.longest.Store(d)
+		}
+		p.rounds.Add(1)
+	}
+	return nil
+}
+
+// await waits for the answers to a question that was asked before, and to one more.
+func (p *pinger) await() {
+	want := p.rounds.Load() + 2
+	for deadline := time.Now().Add(rampWait); p.rounds.Load() < want && time.Now().Before(deadline) && len(p.done) == 0; {
+		time.Sleep(100 * time.Microsecond)
+	}
+}
+
+func (p *pinger) stop() error {
+	p.ending.Store(true)
+	_ = p.conn.SetDeadline(time.Now().Add(rampWait))
+	return errors.Join(<-p.done, p.conn.Close())
+}
