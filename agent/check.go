@@ -9,11 +9,12 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -29,89 +30,45 @@ type Finding struct {
 	Advice string `json:"advice,omitempty"`
 }
 
-type kernelNeed struct {
-	major, minor int
-	optional     bool
-	advice       string
-}
-
-// kernelNeeds returns the oldest kernels: with everything that is needed, and with what is worth having.
-func kernelNeeds() []kernelNeed {
-	return []kernelNeed{
-		{5, 15, false, "use Linux 5.15 or newer: the gate needs BPF syscall programs"},
-		{6, 6, true, "Linux 6.6 has tcx; below it the gate uses clsact"},
-	}
-}
-
-// Check looks at the machine, and at what the configuration expects of it; cfg may be nil. It changes nothing.
+// Check looks at the machine, and at what the configuration expects of it; cfg may be nil. It leaves nothing changed.
 func Check(cfg *Config) []Finding {
 	var found []Finding
-	found = append(found, checkKernel()...)
-	found = append(found, checkCapabilities()...)
-	found = append(found, checkRepair(), checkPath("BTF", "/sys/kernel/btf/vmlinux", true, "a kernel with CONFIG_DEBUG_INFO_BTF=y loads every program"),
-		checkPath("tap devices", "/dev/net/tun", false, "load the module tun"), checkLoopback())
+	for _, f := range gate.Probe() {
+		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
+	}
+	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkLoopback())
 	if cfg == nil {
 		return found
 	}
 	return append(found, checkConfig(cfg)...)
 }
 
-func checkKernel() []Finding {
-	var u unix.Utsname
-	if err := unix.Uname(&u); err != nil {
-		return []Finding{{What: "kernel", Detail: err.Error()}}
+// checkRaw looks for what restoring a half-closed connection needs.
+func checkRaw() Finding {
+	f := Finding{What: "capability CAP_NET_RAW", Detail: "for half-closed connections"}
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "run as root, or give the agent CAP_NET_RAW (AmbientCapabilities= in its unit)"
+		return f
 	}
-	release := unix.ByteSliceToString(u.Release[:])
-	major, minor := parseRelease(release)
-	needs := kernelNeeds()
-	found := make([]Finding, 0, len(needs))
-	for _, need := range needs {
-		ok := major > need.major || major == need.major && minor >= need.minor
-		f := Finding{What: fmt.Sprintf("kernel %d.%d", need.major, need.minor), OK: ok, Optional: need.optional, Detail: "Linux " + release}
-		if !ok {
-			f.Advice = need.advice
-		}
-		found = append(found, f)
-	}
-	return found
+	f.OK = true
+	_ = unix.Close(fd)
+	return f
 }
 
-func parseRelease(s string) (major, minor int) {
-	parts := strings.FieldsFunc(s, func(r rune) bool { return r < '0' || r > '9' })
-	if len(parts) < 2 {
-		return 0, 0
+// checkSeeding attaches the program that seeds congestion windows, and takes it away again.
+func checkSeeding() Finding {
+	f := Finding{What: "congestion window can be seeded", Optional: true}
+	s, err := sockops.Open("")
+	if err == nil {
+		err = s.Close()
 	}
-	major, _ = strconv.Atoi(parts[0])
-	minor, _ = strconv.Atoi(parts[1])
-	return major, minor
-}
-
-func checkCapabilities() []Finding {
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	var data [2]unix.CapUserData
-	err := unix.Capget(&header, &data[0])
-	var found []Finding
-	for _, c := range []struct {
-		name, why string
-		bit       uint
-	}{
-		{"CAP_NET_ADMIN", "freezing sockets and attaching the gate", unix.CAP_NET_ADMIN},
-		{"CAP_NET_RAW", "restoring half-closed connections", unix.CAP_NET_RAW},
-		{"CAP_BPF", "loading the gate", unix.CAP_BPF},
-		{"CAP_PERFMON", "loading the gate", unix.CAP_PERFMON},
-	} {
-		f := Finding{What: c.name, Detail: c.why}
-		switch {
-		case err != nil:
-			f.Detail = err.Error()
-		case data[c.bit/32].Effective&(1<<(c.bit%32)) != 0:
-			f.OK = true
-		default:
-			f.Advice = "run as root, or give the agent this capability (AmbientCapabilities= in its unit)"
-		}
-		found = append(found, f)
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "moved connections start slowly without it"
+		return f
 	}
-	return found
+	f.OK = true
+	return f
 }
 
 // checkRepair freezes a connection of its own, on loopback.
@@ -153,16 +110,6 @@ func tryRepair() (err error) {
 		}
 	})
 	return errors.Join(err, cerr)
-}
-
-func checkPath(what, path string, optional bool, advice string) Finding {
-	f := Finding{What: what, Optional: optional, Detail: path}
-	if _, err := os.Stat(path); err != nil {
-		f.Detail, f.Advice = err.Error(), advice
-		return f
-	}
-	f.OK = true
-	return f
 }
 
 func checkLoopback() Finding {

@@ -19,6 +19,9 @@ import (
 // addressesAge is how long the list of the host's addresses is believed.
 const addressesAge = 500 * time.Millisecond
 
+// initialWindow is the kernel's congestion window of a new connection, in segments (RFC 6928).
+const initialWindow = 10
+
 // target carries out what a migration.Target decides. The engine owns it.
 type target struct {
 	e       *engine
@@ -250,8 +253,8 @@ func (t *target) makeSocket() error {
 	}
 	t.held = true
 	cfg := tcprepair.RestoreConfig{}
-	if seeder := t.e.seeder; seeder != nil && snap.Advice.CongestionWindow > 0 {
-		cfg.BeforeConnect = func(fd int) error { return seeder.Seed(fd, snap.Advice.CongestionWindow) }
+	if seeder, window := t.e.seeder, seedWindow(snap); seeder != nil && window > 0 {
+		cfg.BeforeConnect = func(fd int) error { return seeder.Seed(fd, window) }
 	}
 	t.late = snap.Late()
 	t.restored, err = tcprepair.Restore(snap, cfg)
@@ -262,6 +265,19 @@ func (t *target) makeSocket() error {
 func (t *target) drop() {
 	_ = t.restored.Discard()
 	t.restored = nil
+}
+
+// seedWindow returns the congestion window that the connection goes on with, in segments: what fills the path at the
+// rate it had, but not what stood in queues on the way. Those have drained while the connection was frozen, and a whole
+// window sent at once would overflow them (BBR keeps its window at twice what the path holds, or more).
+func seedWindow(s *tcprepair.Snapshot) uint32 {
+	a, mss := s.Advice, uint64(s.Negotiated.MSS)
+	window := a.CongestionWindow
+	if a.MinRTT <= 0 || a.PacingRate == 0 || mss == 0 {
+		return window
+	}
+	fits := a.PacingRate * uint64(a.MinRTT.Microseconds()) / 1e6 / mss
+	return uint32(min(max(fits, initialWindow), uint64(window)))
 }
 
 func (t *target) commit() {

@@ -13,8 +13,8 @@ func Adopt(fd int) (*Restored, error) {
 	return &Restored{sock: socket(fd), raw: -1, flow: flow, snap: &Snapshot{Flow: flow, State: Established}}, nil
 }
 
-// Late reports whether Thaw will have to give something to the kernel that Restore could not: unsent data, a FIN
-// behind it. (An option that Thaw sets late, such as TCP_NOTSENT_LOWAT, can be done without.)
+// Late reports whether Thaw will have to give something to the kernel that Restore could not: unsent data, or a FIN that has not
+// been sent or (in Closing) received yet. An option that Thaw sets late, such as TCP_NOTSENT_LOWAT, can be done without.
 func (s *Snapshot) Late() bool {
-	return len(s.Unsent) > 0 || s.State.Closed()
+	return len(s.Unsent) > 0 || s.State.Closed() && !s.FinSent || s.State == Closing
 }

@@ -13,6 +13,7 @@ import (
 
 // From linux/inet_diag.h and linux/tcp.h.
 const (
+	diagInfo    = 2  // INET_DIAG_INFO
 	diagMD5     = 18 // INET_DIAG_MD5SIG
 	tcpAOInfo   = 40 // TCP_AO_INFO
 	diagReqSize = 56 // struct inet_diag_req_v2
@@ -20,10 +21,27 @@ const (
 )
 
 // unsigned returns ErrAuth if the connection's segments are signed.
-func unsigned(s socket) error {
-	if _, err := s.getPair(unix.IPPROTO_TCP, tcpAOInfo); err == nil || errors.Is(err, unix.EINVAL) {
+//
+// No socket option tells of MD5 keys. But Linux never agrees to timestamps and SACK both on a connection that has one (there
+// would be no room for SACK blocks), so a connection with both is known to be unsigned; only for others is the kernel's table
+// of sockets asked, at ten times the price. A key set on a connection that is up already, with both options, goes unnoticed.
+//
+// TCP-AO makes room for its signature in the send MSS: one that fills the path MTU is that of an unsigned connection.
+func unsigned(s socket, info *tcpInfo) error {
+	const header4, timestamps = 20 + 20, 12
+	const both = infoTimestamps | infoSACK
+	mss := info.sendMSS
+	if info.options&infoTimestamps != 0 {
+		mss += timestamps
+	}
+	if mss+header4 != info.pathMTU {
 		// EINVAL: the kernel wants more room for its answer, so it has one. Without TCP-AO it is ENOENT or ENOPROTOOPT.
-		return fmt.Errorf("%w: TCP-AO", ErrAuth)
+		if _, err := s.getPair(unix.IPPROTO_TCP, tcpAOInfo); err == nil || errors.Is(err, unix.EINVAL) {
+			return fmt.Errorf("%w: TCP-AO", ErrAuth)
+		}
+	}
+	if info.options&both == both {
+		return nil
 	}
 	flow, v6, err := flowOf(s)
 	if err != nil {
@@ -70,8 +88,8 @@ func diagRequest(flow Flow, v6 bool, cookie [2]uint32) []byte {
 	if v6 && flow.Local.Addr().Is6() {
 		family = unix.AF_INET6
 	}
-	b = append(b, family, unix.IPPROTO_TCP, 0, 0)
-	b = binary.NativeEndian.AppendUint32(b, 1<<32-1) // any state
+	b = append(b, family, unix.IPPROTO_TCP, 1<<(diagInfo-1), 0) // keys come with TCP_INFO only
+	b = binary.NativeEndian.AppendUint32(b, 1<<32-1)            // any state
 	b = binary.BigEndian.AppendUint16(b, flow.Local.Port())
 	b = binary.BigEndian.AppendUint16(b, flow.Remote.Port())
 	for _, a := range [...]netip.Addr{flow.Local.Addr(), flow.Remote.Addr()} {

@@ -33,10 +33,17 @@ func freeze(s socket) error {
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // Linux before 4.13 has none
 		return fmt.Errorf("read TCP_ULP: %w", err)
 	}
-	if ulp != "" {
+	switch ulp {
+	case "":
+	case "mptcp":
+		return ErrMPTCP
+	default:
 		return fmt.Errorf("%w: %s", ErrULP, ulp)
 	}
-	return enterRepair(s, &info)
+	if err := unsigned(s, &info); err != nil {
+		return err
+	}
+	return repairOn(s)
 }
 
 // movable fills info and refuses what is no TCP connection, or one in a state that is not moved.
@@ -53,55 +60,6 @@ func movable(s socket, info *tcpInfo) error {
 		return fmt.Errorf("%w: TCP_INFO has %d bytes, at least %d are needed (Linux 4.10)", ErrUnsupported, n, tcpInfoBytes)
 	}
 	return nil
-}
-
-// enterRepair turns repair mode on, unless the connection's segments are signed.
-//
-// No socket option tells that. But a signature makes room for itself: the kernel takes it off the send MSS. An MSS that fills the path
-// MTU, or the peer's MSS option, is that of an unsigned connection; only when something else has made it smaller is the kernel's
-// table of sockets asked, which costs some ten times as much.
-func enterRepair(s socket, info *tcpInfo) error {
-	const header4, header6, timestamps = 20 + 20, 40 + 20, 12
-	mss := info.sendMSS
-	if info.options&infoTimestamps != 0 {
-		mss += timestamps
-	}
-	if mss+header4 == info.pathMTU {
-		return repairOn(s)
-	}
-	local, _, err := s.localAddr()
-	if err != nil {
-		return fmt.Errorf("getsockname: %w", err)
-	}
-	header := uint32(header4)
-	if local.Addr().Is6() {
-		header = header6
-	}
-	if mss+header == info.pathMTU {
-		return repairOn(s)
-	}
-
-	reuse, err := s.get(unix.SOL_SOCKET, unix.SO_REUSEADDR)
-	if err != nil {
-		return fmt.Errorf("read SO_REUSEADDR: %w", err)
-	}
-	if err := repairOn(s); err != nil {
-		return err
-	}
-	clamp, err := s.get(unix.IPPROTO_TCP, unix.TCP_MAXSEG)
-	if err == nil {
-		// A restored connection has the header of its host's default, with or without timestamps. A signature takes 20 bytes.
-		if mss == clamp || mss+timestamps == clamp || mss == clamp+timestamps {
-			return nil
-		}
-		err = unsigned(s)
-	}
-	if err != nil {
-		// The socket was fine a moment ago: both calls can only fail if it is gone, and then nothing is left to be put back.
-		_ = s.repair(unix.TCP_REPAIR_OFF_NO_WP)
-		_ = s.set(unix.SOL_SOCKET, unix.SO_REUSEADDR, reuse)
-	}
-	return err
 }
 
 func repairOn(s socket) error {
@@ -152,8 +110,9 @@ func Discard(fd int) error {
 	return nil
 }
 
-// Reset ends a connection, frozen or not, with a RST to the peer. The socket stays open; its owner sees ECONNRESET. In Closing and
-// LastAck, with nothing left to send, the kernel has no RST to send: both directions have ended, and the peer's last segments meet a closed port.
+// Reset ends a connection, frozen or not, with a RST to the peer. The socket stays open; its owner sees ECONNRESET. In Closing
+// and LastAck, with nothing left to send, the kernel has no RST to send: both directions have ended, and the peer's last
+// segments meet a closed port.
 func Reset(fd int) error {
 	s := socket(fd)
 	// EPERM: without CAP_NET_ADMIN, where the socket cannot have been frozen by us. A RST needs no capability.

@@ -40,9 +40,9 @@ func openRaw(f Flow) (rawSocket, error) {
 //	FinWait2  our FIN, its acknowledgement   LastAck  the peer's FIN, our FIN
 //	CloseWait the peer's FIN
 //
-// Our FIN comes from shutdown: in repair mode, with the send queue selected, the kernel takes it for sent. The peer's part
-// is a hand-made segment. A FIN that was not sent yet must follow the unsent data, and so is left to Thaw; so is the peer's in Closing, which the
-// kernel acknowledges at once.
+// Our FIN comes from shutdown: in repair mode, with the send queue selected, the kernel takes it for sent. The peer's part is a
+// hand-made segment. A FIN that was not sent yet must follow the unsent data, and so is left to Thaw; so is the peer's in
+// Closing, which the kernel acknowledges at once.
 func (r *Restored) halfClose() (err error) {
 	s := r.snap
 	if s.State == Established || s.State == FinWait1 && !s.FinSent {
@@ -122,8 +122,9 @@ func (r *Restored) inject(flags uint8, ack uint32, want State) error {
 	return nil
 }
 
-// acknowledgeIntoTheVoid has the kernel send the acknowledgement that is due while the socket is bound to lo, so that no timer sends it to the peer.
-// TCP_QUICKACK alone does not, with the FIN unread in the queue; but a window that seems to be announced long ago does.
+// acknowledgeIntoTheVoid has the kernel send the acknowledgement that is due while the socket is bound to lo, so that no timer
+// sends it to the peer. TCP_QUICKACK alone does not, with the FIN unread in the queue; but a window that seems to be announced
+// long ago does.
 func (r *Restored) acknowledgeIntoTheVoid() error {
 	const long = 1 << 20
 	w := r.snap.Window
@@ -152,11 +153,11 @@ func (r *Restored) send(flags uint8, ack uint32, want State) error {
 		seq--
 	}
 	g := segment{
-		from: s.Remote, to: s.Local, seq: seq, ack: ack, flags: flags,
+		from: s.Flow.Remote, to: s.Flow.Local, seq: seq, ack: ack, flags: flags,
 		window: uint16(min(s.Window.Send>>s.Negotiated.SendScale, 1<<16-1)),
 	}
-	if err := socket(r.raw).sendTo(g.packet(), s.Local.Addr()); err != nil {
-		return fmt.Errorf("send a hand-made segment to %s: %w", s.Local, err)
+	if err := socket(r.raw).sendTo(g.packet(), s.Flow.Local.Addr()); err != nil {
+		return fmt.Errorf("send a hand-made segment to %s: %w", s.Flow.Local, err)
 	}
 	var info tcpInfo
 	for i := 0; ; i++ {
@@ -168,7 +169,7 @@ func (r *Restored) send(flags uint8, ack uint32, want State) error {
 		}
 		if i == attempts {
 			return fmt.Errorf("%w: a hand-made segment from %s to %s did not lead from %s to %s: is lo up, and does a packet filter drop it",
-				ErrAddress, s.Remote, s.Local, info.state, want)
+				ErrAddress, s.Flow.Remote, s.Flow.Local, info.state, want)
 		}
 		pause(milliseconds)
 	}

@@ -11,9 +11,10 @@ const maxName = 15
 // is what a new socket has, and costs no system call on restore; where a kernel default is itself adjustable (keepalive times, TTL),
 // zero stands for the default of an unconfigured kernel.
 //
-// Not carried: options of listeners (TCP_DEFER_ACCEPT, TCP_FASTOPEN), TCP_QUICKACK (which the kernel forgets by itself), IP_OPTIONS and IPv6
-// extension headers, filters (SO_ATTACH_BPF), ancillary data requests (IP_RECVTOS and kin), IP_TRANSPARENT, and shutdown(SHUT_RD). SO_REUSEADDR is always on
-// after a move: repair mode forgets it, and without it a listener could not bind.
+// Not carried: options of listeners (TCP_DEFER_ACCEPT, TCP_FASTOPEN), TCP_QUICKACK (which the kernel forgets by itself),
+// IP_OPTIONS and IPv6 extension headers, filters (SO_ATTACH_BPF), ancillary data requests (IP_RECVTOS and kin), IP_TRANSPARENT,
+// and shutdown(SHUT_RD). SO_REUSEADDR is always on after a move: repair mode forgets it, and without it a listener could not
+// bind.
 type Options struct {
 	// KeepAlive (SO_KEEPALIVE); KeepIdle and KeepInterval are seconds, KeepCount probes.
 	KeepAlive    bool
@@ -47,8 +48,8 @@ type Options struct {
 	PeekOffset uint32
 	// NonBlocking is O_NONBLOCK of the file description.
 	NonBlocking bool
-	// SendBuffer and ReceiveBuffer are sizes as getsockopt tells them (twice what setsockopt took), in bytes. They were fixed by the server if locked; if not, they are how far
-	// the kernel's autotuning had come, and it goes on from there.
+	// SendBuffer and ReceiveBuffer are sizes as getsockopt tells them (twice what setsockopt took), in bytes. They were fixed
+	// by the server if locked; if not, they are how far the kernel's autotuning had come, and it goes on from there.
 	SendBuffer          uint32
 	ReceiveBuffer       uint32
 	SendBufferLocked    bool

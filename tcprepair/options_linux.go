@@ -171,10 +171,5 @@ func (o *Options) applyBeforeBind(s socket, ipv6 bool) error {
 			return fmt.Errorf("set SO_LINGER: %w", err)
 		}
 	}
-	if o.MaxPacingRate != 0 {
-		if err := s.setUint64(unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, o.MaxPacingRate); err != nil {
-			return fmt.Errorf("set SO_MAX_PACING_RATE: %w", err)
-		}
-	}
 	return nil
 }

@@ -2,16 +2,6 @@
 
 package tcprepair
 
-// Outline is the part of a snapshot that traffic does not change: addresses and socket options. Reading it takes longer than everything else
-// about an idle connection. Who reads it before Freeze keeps that time out of the freeze; the application must not
-// change options in between.
-type Outline struct {
-	Flow
-	// Mapped is as in Snapshot.
-	Mapped  bool
-	Options Options
-}
-
 // ReadOutline reads the outline of a connection, frozen or not.
 func ReadOutline(fd int) (*Outline, error) {
 	o := &Outline{}

@@ -18,7 +18,8 @@ type RestoreConfig struct {
 	FreeBind bool
 }
 
-// Restored is a connection that has been rebuilt and is still frozen. It owns its file descriptor: one of Discard, Reset, Close and Disown ends that.
+// Restored is a connection that has been rebuilt and is still frozen. It owns its file descriptor: one of Discard, Reset, Close
+// and Disown ends that.
 //
 //	Restore ─► frozen ─ Thaw ─► alive ─ Close, Disown
 //	             └ Discard (silent), Reset (RST)
@@ -38,35 +39,33 @@ type Restored struct {
 // Restore builds the connection anew on this host, in the caller's network namespace, and leaves it frozen. Nothing reaches the
 // peer before Thaw, and if it fails nothing is left. The source must have discarded the connection first if it is on the same host.
 //
+// Repair mode does not stop timers: what is unacknowledged is sent again when the retransmission timeout ends, 0.2 s at the
+// earliest, even if Thaw has not been called. Who waits that long between the two must keep the flow's packets on the host.
+//
 // It needs CAP_NET_ADMIN, and CAP_NET_RAW for a connection whose peer has sent FIN or acknowledged ours: those states are reached by a
 // hand-made segment that this host sends to itself over lo, which must be up. What the kernel answers to it goes the same way, and is
 // dropped there; only a timer that falls between the two may send an acknowledgement to the peer, of what it knows to be acknowledged.
 //
 // Errors: ErrPermission, ErrInUse (the connection exists here), ErrAddress (the local address does not), ErrUnsupported, ErrCorrupt.
 func Restore(s *Snapshot, cfg RestoreConfig) (*Restored, error) {
-	r := &Restored{sock: -1, snap: s, raw: -1, flow: s.Flow}
-	err := s.validate(Limits{QueueBytes: 1<<31 - 1})
+	v := Reservation{sock: -1, outline: Outline{Flow: s.Flow, Mapped: s.Mapped, Options: s.Options}, cfg: cfg}
+	err := s.validate(unlimited())
 	if err == nil {
-		err = r.build(cfg)
+		err = v.build()
 	}
 	if err != nil {
-		r.release()
+		v.Close()
 		return nil, &OpError{Op: "restore", Flow: s.Flow, Err: err}
 	}
-	return r, nil
+	return v.restore(s)
 }
 
-// build goes through the steps in the one order that the kernel accepts: sequence numbers before connect, options after it and
+// unlimited are the limits of what need not be checked again.
+func unlimited() Limits { return Limits{QueueBytes: 1<<31 - 1} }
+
+// build makes the socket a connection again, in the one order that the kernel accepts: sequence numbers before connect, options after it and
 // before the queues, the window when the queues are as long as they will be.
 func (r *Restored) build(cfg RestoreConfig) error {
-	s := r.snap
-	ipv6 := s.Local.Addr().Is6()
-	if err := r.open(ipv6, cfg); err != nil {
-		return err
-	}
-	if err := s.Options.applyBeforeBind(r.sock, ipv6); err != nil {
-		return permission(err, "CAP_NET_ADMIN")
-	}
 	if err := r.connect(cfg); err != nil {
 		return err
 	}
@@ -77,37 +76,6 @@ func (r *Restored) build(cfg RestoreConfig) error {
 		return err
 	}
 	return r.halfClose()
-}
-
-// open creates the socket and puts it into repair mode, before bind: only so may many connections and their listener share a port.
-func (r *Restored) open(ipv6 bool, cfg RestoreConfig) error {
-	s := r.snap
-	family, kind := unix.AF_INET, unix.SOCK_STREAM
-	if ipv6 || s.Mapped {
-		family = unix.AF_INET6
-	}
-	if s.Options.NonBlocking {
-		kind |= unix.SOCK_NONBLOCK
-	}
-	var err error
-	if r.sock, err = newSocket(family, kind, unix.IPPROTO_TCP); err != nil {
-		r.sock = -1
-		return fmt.Errorf("create socket: %w", err)
-	}
-	if err := repairOn(r.sock); err != nil {
-		return err
-	}
-	if s.Mapped { // net.ipv6.bindv6only may say otherwise
-		if err := r.sock.set(unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0); err != nil {
-			return fmt.Errorf("clear IPV6_V6ONLY: %w", err)
-		}
-	}
-	if cfg.FreeBind {
-		if err := r.sock.set(unix.IPPROTO_IP, unix.IP_FREEBIND, 1); err != nil {
-			return fmt.Errorf("set IP_FREEBIND: %w", err)
-		}
-	}
-	return nil
 }
 
 func (r *Restored) connect(cfg RestoreConfig) error {
@@ -132,20 +100,22 @@ func (r *Restored) connect(cfg RestoreConfig) error {
 	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_MAXSEG, min(max(uint32(s.Negotiated.MSS), smallest), largest)); err != nil {
 		return fmt.Errorf("set TCP_MAXSEG: %w", err)
 	}
-	if err := r.sock.bind(s.Local, s.Mapped); err != nil {
-		return addressError("bind to "+s.Local.String(), err)
+	if rate := s.Options.MaxPacingRate; rate != 0 {
+		if err := r.sock.setUint64(unix.SOL_SOCKET, unix.SO_MAX_PACING_RATE, rate); err != nil {
+			return fmt.Errorf("set SO_MAX_PACING_RATE: %w", err)
+		}
 	}
 	if cfg.BeforeConnect != nil {
 		if err := cfg.BeforeConnect(int(r.sock)); err != nil {
 			return fmt.Errorf("before connect: %w", err)
 		}
 	}
-	err := r.sock.connect(s.Remote, s.Mapped)
+	err := r.sock.connect(s.Flow.Remote, s.Mapped)
 	if errors.Is(err, unix.EADDRNOTAVAIL) {
-		return fmt.Errorf("%w: connect to %s: %w", ErrInUse, s.Remote, err)
+		return fmt.Errorf("%w: connect to %s: %w", ErrInUse, s.Flow.Remote, err)
 	}
 	if err != nil {
-		return addressError("connect to "+s.Remote.String(), err)
+		return addressError("connect to "+s.Flow.Remote.String(), err)
 	}
 	return nil
 }

@@ -13,38 +13,27 @@ const (
 	tcpACK = 0x10
 )
 
-// segment is a TCP segment without data, made by hand: how a state that no system call can restore is reached.
+// segment is a TCP segment without data, made by hand: how a state that no system call can restore is reached. It has no
+// options: without timestamps it cannot upset those of the connection, and Linux takes it.
 type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    uint8
 	// window is the field as sent, already scaled.
 	window uint16
-	// timestamp is sent in a timestamps option if hasTimestamp is set, without an echo.
-	hasTimestamp bool
-	timestamp    uint32
 }
 
-// packet returns the segment as an IP packet for a raw socket. The kernel fills the checksum of an IPv4 header.
+// packet returns the segment as an IP packet.
 func (g *segment) packet() []byte {
-	const hopLimit, protocolTCP, tcpHeader, timestampsOption = 64, 6, 20, 12
-	size := tcpHeader
-	if g.hasTimestamp {
-		size += timestampsOption
-	}
-	t := make([]byte, 0, tcpHeader+timestampsOption)
+	const hopLimit, protocolTCP, tcpHeader = 64, 6, 20
+	t := make([]byte, 0, tcpHeader)
 	t = binary.BigEndian.AppendUint16(t, g.from.Port())
 	t = binary.BigEndian.AppendUint16(t, g.to.Port())
 	t = binary.BigEndian.AppendUint32(t, g.seq)
 	t = binary.BigEndian.AppendUint32(t, g.ack)
-	t = append(t, byte(size/4)<<4, g.flags)
+	t = append(t, tcpHeader/4<<4, g.flags)
 	t = binary.BigEndian.AppendUint16(t, g.window)
 	t = append(t, 0, 0, 0, 0) // checksum, urgent pointer
-	if g.hasTimestamp {
-		t = append(t, 1, 1, optTimestampKind, 10) // two no-ops align the option
-		t = binary.BigEndian.AppendUint32(t, g.timestamp)
-		t = append(t, 0, 0, 0, 0)
-	}
 	from, to := g.from.Addr().AsSlice(), g.to.Addr().AsSlice()
 	pseudo := uint32(protocolTCP + len(t))
 	binary.BigEndian.PutUint16(t[16:], ^fold(onesSum(onesSum(onesSum(pseudo, from), to), t)))
@@ -57,6 +46,7 @@ func (g *segment) packet() []byte {
 		p[8], p[9] = hopLimit, protocolTCP
 		copy(p[12:], from)
 		copy(p[16:], to)
+		binary.BigEndian.PutUint16(p[10:], ^fold(onesSum(0, p)))
 	} else {
 		p = make([]byte, 40, 40+len(t))
 		p[0] = 6 << 4
@@ -67,9 +57,6 @@ func (g *segment) packet() []byte {
 	}
 	return append(p, t...)
 }
-
-// optTimestampKind is the kind of the timestamps option (RFC 7323, 3.2).
-const optTimestampKind = 8
 
 // onesSum adds b, of even length, to a one's complement sum (RFC 1071).
 func onesSum(sum uint32, b []byte) uint32 {

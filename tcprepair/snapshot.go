@@ -34,7 +34,7 @@ func (l Limits) queueBytes() int {
 //	- - - - - - - - ---------+--------+----     - - - -----------+----
 //	                 sent    ^ next to send                      ^ next expected
 type Snapshot struct {
-	Flow
+	Flow Flow
 	// Mapped is true when the socket is an AF_INET6 one that speaks IPv4 (::ffff:a.b.c.d). It is restored as one, so that the application
 	// sees the same addresses in getsockname; on the wire there is no difference.
 	Mapped bool
@@ -47,7 +47,8 @@ type Snapshot struct {
 	// drops everything. 0 when timestamps were not negotiated.
 	Timestamp uint32
 
-	// SendSeq is the sequence number of the first byte of Unacked, or of what follows when that is empty. In FinWait2 it is that of the acknowledged FIN.
+	// SendSeq is the sequence number of the first byte of Unacked, or of what follows when that is empty. In FinWait2 it is
+	// that of the acknowledged FIN.
 	SendSeq uint32
 	// Unacked was sent and not acknowledged yet.
 	Unacked []byte
@@ -76,7 +77,7 @@ type Negotiated struct {
 	// SendScale scales the peer's window, ReceiveScale the one that we announce.
 	SendScale    uint8
 	ReceiveScale uint8
-	// ECN is told for the record: the kernel cannot restore it. The connection goes on without: we send no ECT packets any
+	// ECN is told for the record: the kernel cannot restore it. The connection goes on without: no packet of ours is marked as ECN-capable any
 	// more, and congestion marks on the peer's are not echoed.
 	ECN bool
 }
@@ -88,7 +89,8 @@ type Window struct {
 	// Send (snd_wnd) is what the peer allows us, MaxSend the most it ever did.
 	Send    uint32
 	MaxSend uint32
-	// Receive (rcv_wnd) is what we announced last, counted from Announced (rcv_wup), which is the sequence number acknowledged in the same segment.
+	// Receive (rcv_wnd) is what we announced last, counted from Announced (rcv_wup), which is the sequence number acknowledged
+	// in the same segment.
 	Receive   uint32
 	Announced uint32
 }
@@ -126,7 +128,7 @@ func (s *Snapshot) validate(lim Limits) error {
 	switch {
 	case !s.Flow.IsValid():
 		return fmt.Errorf("%w: addresses %s", ErrCorrupt, s.Flow)
-	case s.Mapped && !s.Local.Addr().Is4():
+	case s.Mapped && !s.Flow.Local.Addr().Is4():
 		return fmt.Errorf("%w: mapped, but not IPv4", ErrCorrupt)
 	case !s.State.Movable():
 		return fmt.Errorf("%w: state %s", ErrCorrupt, s.State)

@@ -41,8 +41,9 @@ func (o *Outline) Take(fd int, lim Limits) (*Snapshot, error) { return o.TakeRes
 func (o *Outline) TakeRest(fd int, lim Limits, seen int) (*Snapshot, error) {
 	s := &Snapshot{Flow: o.Flow, Mapped: o.Mapped, Options: o.Options}
 	err := ErrUnstable
+	unsent := uint32(0)
 	for i := 0; i < takeAttempts && errors.Is(err, ErrUnstable); i++ {
-		err = s.take(socket(fd), lim, seen)
+		err = s.take(socket(fd), lim, seen, &unsent)
 	}
 	// Whichever queue is left selected, a stray write would go into it.
 	if e := socket(fd).selectQueue(queueNone); err == nil && e != nil {
@@ -59,11 +60,17 @@ func (o *Outline) TakeRest(fd int, lim Limits, seen int) (*Snapshot, error) {
 
 // take reads the connection once. TCP_INFO, read first and last, counts the segments in and out: if nothing has changed
 // there, all that was read in between belongs to one moment.
-func (s *Snapshot) take(sock socket, lim Limits, seen int) error {
+//
+// The count of unsent bytes is an exception. While the send queue is selected, whatever makes the kernel try to send (a
+// pacing timer, the completion of an earlier packet) makes it believe that all of the queue has been sent, without a packet.
+// So what was unsent once stays unsent, in this reading and in the next.
+func (s *Snapshot) take(sock socket, lim Limits, seen int, unsent *uint32) error {
 	var before, after tcpInfo
 	if err := movable(sock, &before); err != nil {
 		return err
 	}
+	*unsent = max(*unsent, before.notSent)
+	before.notSent = *unsent
 	var mem memInfo
 	if err := sock.memory(&mem); err != nil {
 		return fmt.Errorf("read SO_MEMINFO: %w", err)
@@ -88,7 +95,7 @@ func (s *Snapshot) take(sock socket, lim Limits, seen int) error {
 }
 
 func sameMoment(before, after *tcpInfo) bool {
-	return before.state == after.state && before.segsIn == after.segsIn && before.segsOut == after.segsOut && before.notSent == after.notSent
+	return before.state == after.state && before.segsIn == after.segsIn && before.segsOut == after.segsOut
 }
 
 // setInfo takes over what TCP_INFO tells.
@@ -190,7 +197,7 @@ func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits, seen int) 
 		return fmt.Errorf("read TCP_QUEUE_SEQ: %w", err)
 	}
 	s.Received = nil
-	if mem.receiveAlloc > 0 {
+	if mem.receiveAlloc > 0 || seen > 0 {
 		if s.Received, err = peekReceiveQueue(sock, lim, seen); err != nil {
 			return err
 		}

@@ -24,8 +24,9 @@ func benchQueues() []queued {
 	}
 }
 
-// bench moves one connection from its host to the same host again and again, as a drain would over a network card: what the servers send goes into
-// a device that somebody else empties, and the client does not answer. freeze and thaw are told how long each half took.
+// bench moves one connection from its host to the same host again and again, as a drain would over a network card: what the
+// servers send goes into a device that nobody empties, and the client does not answer. With ahead set, outline and reservation
+// are made before the freeze, as a migration does. freeze and thaw are told how long each half took.
 func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration)) {
 	w := newWire(b)
 	p := w.connect(b, v4, func(listener, _ int) {
@@ -64,10 +65,22 @@ func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration))
 				return
 			}
 			_ = unix.Close(p.server)
-			start = time.Now()
+			p.server = -1
+			var v *Reservation
+			if v, err = Reserve(outline, RestoreConfig{}); err != nil {
+				return
+			}
 			var r *Restored
-			if r, err = Restore(s, RestoreConfig{}); err != nil {
-				p.server = -1
+			if !ahead {
+				v.Close()
+			}
+			start = time.Now()
+			if ahead {
+				r, err = v.Restore(s)
+			} else {
+				r, err = Restore(s, RestoreConfig{})
+			}
+			if err != nil {
 				return
 			}
 			if err = r.Thaw(); err != nil {
@@ -105,8 +118,8 @@ func BenchmarkFreezeTake(b *testing.B) {
 			report(b, func(d func(time.Duration)) { bench(b, q, true, d, func(time.Duration) {}) })
 		})
 	}
-	// With the socket options read in the freeze.
-	b.Run("empty-options", func(b *testing.B) {
+	// With everything in the freeze that could have been done before.
+	b.Run("empty-whole", func(b *testing.B) {
 		report(b, func(d func(time.Duration)) { bench(b, queued{}, false, d, func(time.Duration) {}) })
 	})
 }
@@ -117,6 +130,10 @@ func BenchmarkRestoreThaw(b *testing.B) {
 			report(b, func(d func(time.Duration)) { bench(b, q, true, func(time.Duration) {}, d) })
 		})
 	}
+	// With everything after the freeze that could have been done before.
+	b.Run("empty-whole", func(b *testing.B) {
+		report(b, func(d func(time.Duration)) { bench(b, queued{}, false, func(time.Duration) {}, d) })
+	})
 }
 
 // report prints the median and the 99th percentile of what run measures: a mean would be that of the machine's other work.

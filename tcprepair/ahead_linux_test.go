@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package tcprepair
+
+import (
+	"bytes"
+	"errors"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+)
+
+// TestTakeRest takes the receive queue in two parts: one while the connection is alive, and the rest when it is frozen.
+func TestTakeRest(t *testing.T) {
+	for _, tt := range []struct {
+		name         string
+		ahead, later int
+	}{
+		{"nothing", 0, 0},
+		{"everything ahead", 50000, 0},
+		{"everything later", 0, 50000},
+		{"both", 30000, 20001},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWire(t)
+			p := w.connect(t, v4, nil)
+			receive := func(from, n int) {
+				writeAll(t, p.client, ramp(from, n))
+				waitFor(t, "the data", func() bool { in, _, _ := queues(t, p.server); return in == from+n })
+			}
+			receive(0, tt.ahead)
+			ahead, err := PeekReceived(p.server, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			if !bytes.Equal(ahead, ramp(0, tt.ahead)) {
+				t.Errorf("%d bytes ahead, want the ramp's first %d", len(ahead), tt.ahead)
+			}
+			receive(tt.ahead, tt.later)
+			w.hold(true, true)
+			w.a.do(func() { err = Freeze(p.server) })
+			if err != nil {
+				t.Fatal(err)
+			}
+			o, err := ReadOutline(p.server)
+			if err != nil {
+				t.Fatal(err)
+			}
+			rest, err := o.TakeRest(p.server, Limits{}, len(ahead))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if len(rest.Received) != tt.later {
+				t.Errorf("%d bytes of rest, want %d", len(rest.Received), tt.later)
+			}
+			whole, err := o.Take(p.server, Limits{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			rest.Prepend(ahead)
+			if d := cmp.Diff(whole.Received, rest.Received); d != "" || whole.ReceiveSeq != rest.ReceiveSeq {
+				t.Errorf("sequence number %d, want %d; data: %s", rest.ReceiveSeq, whole.ReceiveSeq, d)
+			}
+			if _, err := o.TakeRest(p.server, Limits{}, tt.ahead+tt.later+1); !errors.Is(err, ErrUnstable) {
+				t.Errorf("taken although somebody has read: %v", err)
+			}
+		})
+	}
+}
+
+// TestAdopt thaws a connection by way of a second descriptor, after the process that had restored it is gone.
+func TestAdopt(t *testing.T) {
+	w := newWire(t)
+	p := w.connect(t, v4, nil)
+	s := snapshotOf(t, p)
+	if s.Late() {
+		t.Error("an idle connection has something late")
+	}
+	if err := Discard(p.server); err != nil {
+		t.Fatal(err)
+	}
+	var r *Restored
+	var err error
+	w.b.do(func() { r, err = Restore(s, RestoreConfig{}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept, err := unix.Dup(r.FD())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = r.Close()
+	adopted, err := Adopt(kept)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if adopted.Flow() != s.Flow {
+		t.Errorf("adopted %v, want %v", adopted.Flow(), s.Flow)
+	}
+	w.own(w.b)
+	if err := adopted.Thaw(); err != nil {
+		t.Fatal(err)
+	}
+	_ = unix.Close(p.server)
+	p.server, p.serverHost = adopted.Disown(), w.b
+	w.hold(false, false)
+	talk(t, p)
+	if _, err := Adopt(-1); err == nil {
+		t.Error("adopted a closed descriptor")
+	}
+}
+
+func TestLate(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		s    Snapshot
+		want bool
+	}{
+		{"idle", Snapshot{State: Established}, false},
+		{"unacknowledged", Snapshot{State: Established, Unacked: []byte{1}}, false},
+		{"unsent", Snapshot{State: Established, Unsent: []byte{1}}, true},
+		{"peer closed", Snapshot{State: CloseWait}, false},
+		{"FIN sent", Snapshot{State: FinWait1, FinSent: true}, false},
+		{"FIN not sent", Snapshot{State: FinWait1}, true},
+		{"FIN acknowledged", Snapshot{State: FinWait2, FinSent: true}, false},
+		{"closing", Snapshot{State: Closing, FinSent: true}, true},
+	} {
+		if got := tt.s.Late(); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
