@@ -95,7 +95,8 @@ type GateConfig struct {
 	Pin string `yaml:"pin"`
 	// MaxFlows is the size of the flow table.
 	MaxFlows uint32 `yaml:"max_flows"`
-	// HoldPackets and HoldBytes bound what is held for one flow.
+	// HoldPackets and HoldBytes bound what is held for one flow: a client's congestion window must fit (32,768 packets,
+	// 64 MiB).
 	HoldPackets int `yaml:"hold_packets"`
 	HoldBytes   int `yaml:"hold_bytes"`
 	// IdleTimeout is when an entry forgets a flow without packets.
@@ -230,6 +231,8 @@ func (c *Config) setDefaults() {
 		c.Gate.Pin = DefaultPin
 	}
 	defaultTo(&c.Gate.StrayTime, 10*time.Second)
+	defaultTo(&c.Gate.HoldPackets, 32<<10)
+	defaultTo(&c.Gate.HoldBytes, 64<<20)
 	defaultTo(&c.Migration.Limit, migration.Config{}.WithDefaults().Limit)
 	defaultTo(&c.Migration.Concurrency, 64)
 	defaultTo(&c.Migration.Incoming, 1024)

@@ -203,7 +203,7 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 		}
 	case *wire.StateStored:
 		if fromTarget {
-			s.step(migration.Event{Kind: migration.Stored})
+			s.aheadStored()
 		}
 	case *wire.Refuse:
 		if fromTarget {

@@ -17,6 +17,14 @@ import (
 // inlineState is how much State travels with the snapshot, within the freeze; more is sent before it, in bytes.
 const inlineState = 32 << 10
 
+const (
+	// queueAhead is how much of a receive queue, in bytes, is worth a round trip before the freeze. Below it the freeze
+	// comes at once: while a client sends at full speed, every round lets the queue grow by more than it takes away.
+	queueAhead = 1 << 20
+	// queueRounds bounds those round trips. Nobody reads any more, so the client's window closes soon.
+	queueRounds = 8
+)
+
 // heldFrameBytes bounds the packets in one Held frame, in bytes.
 const heldFrameBytes = wire.ChunkSize
 
@@ -42,7 +50,8 @@ type source struct {
 	ahead    []byte
 	stored   bool // State has been sent ahead of the transfer
 	outline  *tcprepair.Outline
-	received []byte // the receive queue as it was sent ahead
+	received int // how much of the receive queue has been sent ahead
+	rounds   int
 	snapshot []byte
 	pending  []migration.Event
 	stepping bool
@@ -157,7 +166,9 @@ func (s *source) perform(a migration.Action) {
 		s.app.send(s.id, &wire.Export{Flow: s.flow, Target: s.target, Limit: s.e.times.Limit})
 	case migration.SendState:
 		s.stored = true
-		s.sendParts(wire.BlobReceived, s.received)
+		if s.unseen() > queueAhead {
+			s.sendReceived()
+		}
 		s.sendBlob(wire.BlobState, s.state)
 	case migration.Freeze:
 		s.freeze()
@@ -259,12 +270,37 @@ func (s *source) exported() {
 		s.step(migration.Event{Kind: migration.Canceled, Err: err})
 		return
 	}
+	s.step(migration.Event{Kind: migration.Exported, Large: len(s.state) > inlineState || s.unseen() > queueAhead})
+}
+
+// unseen returns how much of the receive queue has not been sent ahead.
+func (s *source) unseen() int {
 	queued, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
-	if err == nil && queued > inlineState {
-		// What stands in the way of it will be told by Take.
-		s.received, _ = tcprepair.PeekReceived(s.fd, s.limits())
+	if err != nil {
+		return 0 // Take will say why
 	}
-	s.step(migration.Event{Kind: migration.Exported, Large: len(s.state)+len(s.received) > inlineState})
+	return queued - s.received
+}
+
+// sendReceived sends what stands in the receive queue ahead of the freeze.
+func (s *source) sendReceived() {
+	s.rounds++
+	b, err := tcprepair.PeekReceived(s.fd, s.limits(), s.received)
+	if err != nil || len(b) == 0 {
+		return // Take will say why
+	}
+	s.received += len(b)
+	s.sendParts(wire.BlobReceived, b)
+}
+
+// aheadStored goes on when the target has what was sent ahead, unless much has come in the meantime.
+func (s *source) aheadStored() {
+	if s.machine.State() == migration.SourceStoring && s.unseen() > queueAhead && s.rounds < queueRounds {
+		s.sendReceived()
+		s.toTarget(&wire.StateSent{})
+		return
+	}
+	s.step(migration.Event{Kind: migration.Stored})
 }
 
 func (s *source) limits() tcprepair.Limits {
@@ -298,7 +334,7 @@ func (s *source) take() ([]byte, error) {
 		return nil, err
 	}
 	s.frozen = true
-	snap, err := s.outline.TakeRest(s.fd, s.limits(), len(s.received))
+	snap, err := s.outline.TakeRest(s.fd, s.limits(), s.received)
 	if err != nil {
 		return nil, err
 	}

@@ -30,10 +30,15 @@ func TestTakeRest(t *testing.T) {
 				waitFor(t, "the data", func() bool { in, _, _ := queues(t, p.server); return in == from+n })
 			}
 			receive(0, tt.ahead)
-			ahead, err := PeekReceived(p.server, Limits{})
+			half, err := PeekReceived(p.server, Limits{QueueBytes: max(tt.ahead/2, 1)}, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
+			ahead, err := PeekReceived(p.server, Limits{}, len(half))
+			if err != nil {
+				t.Fatal(err)
+			}
+			ahead = append(half, ahead...)
 			if !bytes.Equal(ahead, ramp(0, tt.ahead)) {
 				t.Errorf("%d bytes ahead, want the ramp's first %d", len(ahead), tt.ahead)
 			}
@@ -129,5 +134,37 @@ func TestLate(t *testing.T) {
 		if got := tt.s.Late(); got != tt.want {
 			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
 		}
+	}
+}
+
+// TestSwallowedAck moves a connection that has received data of which the peer has heard nothing. The peer must hear of it
+// from the new host, before its retransmission timeout.
+func TestSwallowedAck(t *testing.T) {
+	for _, f := range []family{v4, v6, mapped} {
+		t.Run(string(f), func(t *testing.T) {
+			const size = 3000
+			w := newWire(t)
+			w.client.sysctl(t, "ipv4/tcp_early_retrans", "0") // no tail loss probe helps
+			p := w.connect(t, f, nil)
+			w.hold(false, true) // the client's data comes through, the server's acknowledgement does not
+			writeAll(t, p.client, ramp(0, size))
+			waitFor(t, "the data", func() bool { in, _, _ := queues(t, p.server); return in == size })
+			w.mu.Lock()
+			w.heldDown = nil // gone for good
+			w.mu.Unlock()
+			s := w.move(t, p, false)
+			if !s.AckDue {
+				t.Error("no acknowledgement is due")
+			}
+			w.hold(false, false)
+			waitFor(t, "the acknowledgement", func() bool { _, out, _ := queues(t, p.client); return out == 0 })
+			if n := infoOf(t, p.client).totalRetrans; n != 0 {
+				t.Errorf("the client sent %d segments again", n)
+			}
+			if got := readExactly(t, p.server, size); !bytes.Equal(got, ramp(0, size)) {
+				t.Error("the stream differs")
+			}
+			talk(t, p)
+		})
 	}
 }

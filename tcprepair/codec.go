@@ -52,6 +52,7 @@ const (
 	flagSACK
 	flagScaling
 	flagECN
+	flagAckDue
 	flagsKnown = 1<<iota - 1
 )
 
@@ -115,7 +116,7 @@ func appendBytes(b []byte, kind uint16, payload []byte) []byte {
 
 func (s *Snapshot) appendConnection(b []byte) []byte {
 	var flags uint16
-	for i, on := range [...]bool{s.Mapped, s.FinSent, s.Negotiated.Timestamps, s.Negotiated.SACK, s.Negotiated.WindowScaling, s.Negotiated.ECN} {
+	for i, on := range [...]bool{s.Mapped, s.FinSent, s.Negotiated.Timestamps, s.Negotiated.SACK, s.Negotiated.WindowScaling, s.Negotiated.ECN, s.AckDue} {
 		if on {
 			flags |= 1 << i
 		}

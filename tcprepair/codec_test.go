@@ -48,7 +48,15 @@ func snapshots() map[string]*Snapshot {
 		Negotiated: Negotiated{MSS: 1220},
 		Options:    Options{V6Only: true},
 	}
-	return map[string]*Snapshot{"close-wait-mapped-full": full, "fin-wait2-v6-bare": bare}
+	due := &Snapshot{
+		Flow:       full.Flow,
+		State:      Established,
+		AckDue:     true,
+		Negotiated: Negotiated{MSS: 1460},
+		ReceiveSeq: 7,
+		Window:     Window{Send: 1000, MaxSend: 1000, Receive: 1000, Announced: 5},
+	}
+	return map[string]*Snapshot{"close-wait-mapped-full": full, "fin-wait2-v6-bare": bare, "established-ack-due": due}
 }
 
 func encode(tb testing.TB, s *Snapshot) []byte {

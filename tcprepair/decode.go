@@ -126,6 +126,7 @@ func (s *Snapshot) decodeConnection(b []byte) bool {
 	s.State = State(b[0])
 	s.Mapped = flags&flagMapped != 0
 	s.FinSent = flags&flagFinSent != 0
+	s.AckDue = flags&flagAckDue != 0
 	s.Negotiated = Negotiated{
 		MSS:           binary.BigEndian.Uint16(b[5:]),
 		Timestamps:    flags&flagTimestamps != 0,

@@ -75,7 +75,14 @@ func (r *Restored) build(cfg RestoreConfig) error {
 	if err := r.fillQueues(); err != nil {
 		return err
 	}
-	return r.halfClose()
+	if err := r.halfClose(); err != nil {
+		return err
+	}
+	if r.snap.AckDue && r.raw < 0 {
+		// For Thaw, which must not depend on the namespace it is called in. It can do without: see acknowledge.
+		r.raw, _ = openRaw(r.snap.Flow)
+	}
+	return nil
 }
 
 func (r *Restored) connect(cfg RestoreConfig) error {

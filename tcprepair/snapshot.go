@@ -54,6 +54,9 @@ type Snapshot struct {
 	Unacked []byte
 	// Unsent was written by the application and never sent.
 	Unsent []byte
+	// AckDue is true when the peer may have sent data whose acknowledgement it has not got: the kernel was still delaying it, or the gate
+	// that kept the frozen socket silent swallowed it.
+	AckDue bool
 	// ReceiveSeq is the sequence number of the first byte of Received, or of what follows when that is empty.
 	ReceiveSeq uint32
 	// Received was received, and acknowledged, and not read by the application yet.

@@ -13,6 +13,10 @@ import (
 // takeAttempts bounds how often a snapshot is begun anew because a packet came in between.
 const takeAttempts = 4
 
+// ackMemory is how long ago data may have come, in milliseconds, for its acknowledgement to be in doubt: longer than a delayed one
+// waits (TCP_DELACK_MAX, 200 ms), with some time for the way to the gate.
+const ackMemory = 300
+
 // adjustedBuffer is the size, in bytes, above which autotuning has surely been at work on a buffer: what a new connection has on an
 // unconfigured kernel. Smaller ones are left to the target's kernel.
 const (
@@ -88,6 +92,7 @@ func (s *Snapshot) take(sock socket, lim Limits, seen int, unsent *uint32) error
 	if _, err := sock.info(&after); err != nil {
 		return fmt.Errorf("read TCP_INFO: %w", err)
 	}
+	s.AckDue = after.lastRecv < ackMemory || s.Window.Announced != s.nextReceive()
 	if !sameMoment(&before, &after) {
 		return ErrUnstable
 	}
@@ -209,24 +214,24 @@ func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits, seen int) 
 	return nil
 }
 
-// PeekReceived returns a copy of what a live connection has received and nobody has read yet, so that it can be sent ahead of the
-// freeze. It must not be read from between this and TakeRest.
-func PeekReceived(fd int, lim Limits) ([]byte, error) {
-	b, err := peekLive(socket(fd), lim)
+// PeekReceived returns a copy of what a live connection has received and nobody has read yet, from byte seen of it on, so that
+// it can be sent ahead of the freeze. It must not be read from between the first of these calls and TakeRest.
+func PeekReceived(fd int, lim Limits, seen int) ([]byte, error) {
+	b, err := peekLive(socket(fd), lim, seen)
 	if err != nil {
 		return nil, opError("peek", socket(fd), err)
 	}
 	return b, nil
 }
 
-// peekLive returns what the receive queue of a live connection holds, up to an urgent byte. More may come meanwhile.
-func peekLive(sock socket, lim Limits) ([]byte, error) {
+// peekLive returns what the receive queue of a live connection holds from byte seen on, up to an urgent byte. More may come meanwhile.
+func peekLive(sock socket, lim Limits, seen int) ([]byte, error) {
 	n, err := sock.ioctl(unix.TIOCINQ)
 	if err != nil {
 		return nil, fmt.Errorf("read SIOCINQ: %w", err)
 	}
-	b := make([]byte, min(n, lim.queueBytes()))
-	if len(b) == 0 {
+	n = min(n, lim.queueBytes())
+	if n <= seen {
 		return nil, nil
 	}
 	offset, err := sock.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
@@ -236,11 +241,22 @@ func peekLive(sock socket, lim Limits) ([]byte, error) {
 	if int32(offset) >= 0 { // the application uses it
 		return nil, nil
 	}
+	skip := seen
+	if seen > 0 && sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, uint32(seen)) == nil { // Linux 6.10
+		skip = 0
+		n -= seen
+	}
+	b := make([]byte, n)
 	m, err := sock.receive(b, unix.MSG_PEEK)
+	if skip == 0 && seen > 0 {
+		if e := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, offset); err == nil && e != nil {
+			err = fmt.Errorf("put SO_PEEK_OFF back: %w", e)
+		}
+	}
 	if err != nil {
 		return nil, fmt.Errorf("read the receive queue: %w", err)
 	}
-	return b[:m], nil
+	return b[min(skip, m):m], nil
 }
 
 // Prepend puts received, which was sent ahead, in front of what the snapshot holds of the receive queue.

@@ -47,7 +47,28 @@ func (r *Restored) thaw() error {
 	if err := r.closeLate(); err != nil {
 		return err
 	}
-	return r.settle()
+	if err := r.settle(); err != nil {
+		return err
+	}
+	if s.AckDue {
+		r.acknowledge()
+	}
+	return nil
+}
+
+// acknowledge has the kernel tell the peer what has been received. The window probe does not: it carries an old sequence number, and
+// a peer drops what else it says. A segment from the peer that is older than the window calls for an acknowledgement (RFC 9293,
+// 3.10.7.4), so this host sends itself one. Without CAP_NET_RAW, or with lo down, the peer comes back after its retransmission timeout.
+func (r *Restored) acknowledge() {
+	s := r.snap
+	if r.raw < 0 {
+		return
+	}
+	g := segment{
+		from: s.Flow.Remote, to: s.Flow.Local, seq: s.Window.Announced - 1, ack: s.SendSeq, flags: tcpACK,
+		window: uint16(min(s.Window.Send>>s.Negotiated.SendScale, 1<<16-1)),
+	}
+	_ = socket(r.raw).sendTo(g.packet(), s.Flow.Local.Addr())
 }
 
 // settle sets the options that would have stood in the way before.
