@@ -40,6 +40,9 @@ func hostSysctls() map[string]string {
 		"net.ipv6.conf.default.router_solicitations": "0",
 		// A connection does not start with what the kernel learned from the one before.
 		"net.ipv4.tcp_no_metrics_save": "1",
+		// The kernel's own defaults (for 4 GiB and more), whatever this machine's are.
+		"net.ipv4.tcp_rmem": "4096 131072 6291456",
+		"net.ipv4.tcp_wmem": "4096 16384 4194304",
 	}
 }
 

@@ -157,7 +157,7 @@ func newLabRun() *cobra.Command {
 	f.IntVar(&o.migrations, "migrations", 20, "how often each connection moves")
 	f.IntVar(&o.connections, "connections", 10000, "number of connections, where a scenario has many")
 	f.Int64Var(&mib, "size", 1024, "size of the transferred file in MiB")
-	f.DurationVar(&o.interval, "interval", 50*time.Millisecond, "pause between two rounds of moves")
+	f.DurationVar(&o.interval, "interval", 10*time.Millisecond, "pause between two rounds of moves")
 	f.StringVar(&o.logLevel, "log-level", "warn", "the agents' log level")
 	return cmd
 }

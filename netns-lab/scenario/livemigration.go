@@ -31,7 +31,7 @@ type LiveMigrationConfig struct {
 	Migrations int
 	// Size is that of the file, in bytes; 1 GiB when zero.
 	Size int64
-	// Interval is the pause between two rounds of moves; 50 ms when zero.
+	// Interval is the pause between two moves of a connection; 10 ms when zero.
 	Interval time.Duration
 	// Report gets a line for each move, and what else happens; may be nil.
 	Report io.Writer
@@ -50,7 +50,7 @@ func (c LiveMigrationConfig) withDefaults() LiveMigrationConfig {
 		c.Size = 1 << 30
 	}
 	if c.Interval == 0 {
-		c.Interval = 50 * time.Millisecond
+		c.Interval = 10 * time.Millisecond
 	}
 	if c.Report == nil {
 		c.Report = io.Discard
@@ -64,7 +64,7 @@ type LiveMigrationResult struct {
 	OK       bool   `json:"ok"`
 	// Problems says why OK is false.
 	Problems []string `json:"problems,omitempty"`
-	// Migrations counts the rounds: every connection was moved as often.
+	// Migrations is how often every connection was moved.
 	Migrations int `json:"migrations"`
 	// Moves counts the moves of all connections.
 	Moves       int   `json:"moves"`
@@ -231,7 +231,7 @@ type connection interface {
 	flow(ctx context.Context) (tcprepair.Flow, error)
 }
 
-// move moves every client's connection around the servers, all of them at a time.
+// move moves every client's connection around the servers, each by itself.
 func (s *liveMigration) move(ctx context.Context, clients ...connection) ([]move, error) {
 	var places []*place
 	for _, c := range clients {
@@ -245,36 +245,48 @@ func (s *liveMigration) move(ctx context.Context, clients ...connection) ([]move
 		}
 		places = append(places, &place{client: c.name(), flow: f, host: host})
 	}
-	var mu sync.Mutex
-	var moves []move
-	for round := 1; round <= s.cfg.Migrations; round++ {
-		group, gctx := errgroup.WithContext(ctx)
-		for _, p := range places {
-			group.Go(func() error {
-				to := s.next(p.host)
-				m, err := s.cluster.Move(gctx, p.host, p.flow, to)
-				if err != nil {
-					return fmt.Errorf("round %d: %s from %s to %s: %w", round, p.client, p.host, to, err)
-				}
-				mu.Lock()
-				defer mu.Unlock()
-				moves = append(moves, move{round: round, client: p.client, from: p.host, moved: m})
-				fmt.Fprintf(s.cfg.Report, "round %2d  %-8s %s -> %s  freeze %5d us (socket %3d us)  total %5d us  held %4d packets  %5d KiB\n",
-					round, p.client, p.host, to, m.GetFreezeMicros(), m.GetSnapshotMicros(), m.GetTotalMicros(), m.GetHeldPackets(), m.GetSnapshotBytes()>>10)
-				p.host = to
-				return nil
-			})
+	m := &mover{scene: s}
+	group, gctx := errgroup.WithContext(ctx)
+	for _, p := range places {
+		group.Go(func() error { return m.around(gctx, p) })
+	}
+	err := group.Wait()
+	return m.moves, err
+}
+
+// mover collects the moves of all connections.
+type mover struct {
+	scene *liveMigration
+	mu    sync.Mutex
+	moves []move
+}
+
+// around moves one connection around the servers, each time as soon as it has rested a while.
+func (m *mover) around(ctx context.Context, p *place) error {
+	for round := 1; round <= m.scene.cfg.Migrations; round++ {
+		to := m.scene.next(p.host)
+		moved, err := m.scene.cluster.Move(ctx, p.host, p.flow, to)
+		if err != nil {
+			return fmt.Errorf("move %d: %s from %s to %s: %w (if the transfer is over: use a larger file)", round, p.client, p.host, to, err)
 		}
-		if err := group.Wait(); err != nil {
-			return moves, err
-		}
+		m.report(move{round: round, client: p.client, from: p.host, moved: moved})
+		p.host = to
 		select {
 		case <-ctx.Done():
-			return moves, ctx.Err()
-		case <-time.After(s.cfg.Interval):
+			return ctx.Err()
+		case <-time.After(m.scene.cfg.Interval):
 		}
 	}
-	return moves, nil
+	return nil
+}
+
+func (m *mover) report(v move) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.moves = append(m.moves, v)
+	d := v.moved
+	fmt.Fprintf(m.scene.cfg.Report, "%-8s move %2d  %s -> %s  freeze %5d us (socket %3d us)  total %5d us  held %4d packets  %5d KiB\n",
+		v.client, v.round, v.from, d.GetTo(), d.GetFreezeMicros(), d.GetSnapshotMicros(), d.GetTotalMicros(), d.GetHeldPackets(), d.GetSnapshotBytes()>>10)
 }
 
 // next returns the server after host, around the ring.

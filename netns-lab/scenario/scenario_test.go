@@ -87,7 +87,7 @@ func checkGone(tb testing.TB, lab string) {
 func TestLiveMigration(t *testing.T) {
 	lab := labName("move")
 	r, err := scenario.LiveMigration(testContext(t, 5*time.Minute), scenario.LiveMigrationConfig{
-		Command: binary(t), Lab: lab, Migrations: 20, Size: 512 << 20, Interval: 20 * time.Millisecond, Report: log{t},
+		Command: binary(t), Lab: lab, Migrations: 20, Size: 1 << 30, Report: log{t},
 	})
 	if err != nil {
 		t.Fatal(err)
