@@ -22,31 +22,36 @@ const maxWrite = 1 << 20
 // When a move begins, calls that wait for the network are parked inside the call and new calls wait; deadlines go on
 // counting. How it ends, see ErrMigrated and the package's documentation.
 type Conn struct {
-	tcp         *net.TCPConn // nil while importing
-	reading     lane
-	writing     lane
-	pauses      atomic.Uint32 // number of pauses so far
-	writeMu     sync.Mutex    // keeps a Write in one piece, even when it was parked
-	frames      framer        // follows the bytes read; nil unless the listener serves HTTP
-	readMu      sync.Mutex    // keeps frames in the order of the bytes
-	drained     chan struct{} // holds a token when a shut lane may have become empty
-	ready       chan struct{} // holds a token when ExportReady has been called for a waiting export
-	onEnd       func(*Conn)   // called once the connection is over for this process
-	flow        tcprepair.Flow
-	local       net.Addr
-	remote      net.Addr
-	state       State
-	value       atomic.Pointer[any]
-	isImported  bool
-	epoch       uint32
-	since       time.Time
-	socket      int // the imported socket until activation, else -1; guarded by mu
+	tcp     *net.TCPConn // nil while importing
+	reading lane
+	writing lane
+	// pauses is the number of pauses so far: who was expelled by one sees it change.
+	pauses atomic.Uint32
+	// writeMu keeps a Write in one piece, even when it was parked in its middle.
+	writeMu sync.Mutex
+	// frames follows the bytes read, in their order by readMu; nil unless the listener serves HTTP.
+	frames framer
+	readMu sync.Mutex
+	// drained holds a token when a shut lane may have become empty, ready when ExportReady was called for an export.
+	drained, ready chan struct{}
+	// moving is set from the beginning of an export until its Exporter has returned and the outcome is sent.
+	moving atomic.Bool
+	value  atomic.Pointer[any]
+
+	flow          tcprepair.Flow
+	local, remote net.Addr
+	state         State
+	isImported    bool
+	epoch         uint32
+	since         time.Time
+	onEnd         func(*Conn) // called once the connection is over for this process
+
 	mu          sync.Mutex
 	phase       phase
+	socket      int           // the imported socket until activation, else -1
 	wake        chan struct{} // closed when phase or a deadline changes; nil when nobody waits
-	moving      atomic.Bool   // an export has begun and its exporter has not returned
 	exportWaits bool          // an export asks for a good point
-	exportReady bool          // ExportReady was called since the exporter was last asked
+	exportReady bool          // ExportReady was called since the Exporter was last asked
 }
 
 // newConn returns a serving Conn over an accepted connection.

@@ -167,8 +167,10 @@ func ExamplePreparer() {
 // A server that streams a file says how far the client is by Conn.BytesWritten alone, so it can move at any time.
 func ExampleExporter() {
 	var export handoff.Exporter = func(_ context.Context, c *handoff.Conn) ([]byte, error) {
-		// The importer opens the same file and goes on at c.BytesWritten().
-		return []byte("name of the file"), nil
+		if c.BytesRead() == 0 {
+			return nil, nil // The client has not asked for anything yet.
+		}
+		return []byte("name of the file"), nil // The other host goes on at its BytesWritten.
 	}
 	_ = handoff.Config{Service: "files", Export: export}
 }

@@ -10,8 +10,8 @@ import (
 // shut is added to a lane's calls while the lane is shut.
 const shut = int64(1) << 62
 
-// lane is one direction of a connection: it lets calls in, or not, and counts their bytes. Two atomic additions per
-// call are all that an unmoved connection pays for being movable.
+// lane is one direction of a connection: it lets calls in, or not, and counts their bytes. Three atomic
+// additions per call, and a mutex per Write, are what an unmoved connection pays for being movable.
 type lane struct {
 	// calls is how many calls are inside, plus shut.
 	calls atomic.Int64

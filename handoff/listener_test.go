@@ -285,7 +285,7 @@ func TestNothingLeaks(t *testing.T) {
 	t.Run("work", func(t *testing.T) {
 		path := socketPath(t)
 		agent := startAgent(t, path)
-		cfg := Config{Export: exportNothing, Import: func(_ context.Context, _ *Conn, s State) error { return nil }}
+		cfg := Config{Export: exportNothing, Import: func(context.Context, *Conn, State) error { return nil }}
 		source := listen(t, path, cfg)
 		from := agent.app()
 		target := listen(t, path, cfg)

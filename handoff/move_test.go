@@ -56,7 +56,7 @@ func untilBlocked(t testing.TB, l *lane) {
 func TestMoveWhileBlockedInRead(t *testing.T) {
 	path := socketPath(t)
 	agent := startAgent(t, path)
-	source := listen(t, path, Config{Export: func(_ context.Context, c *Conn) ([]byte, error) {
+	source := listen(t, path, Config{Export: func(context.Context, *Conn) ([]byte, error) {
 		return []byte("after hello"), nil
 	}})
 	from := agent.app()

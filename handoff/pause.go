@@ -40,9 +40,11 @@ func (c *Conn) stop() bool {
 	if !c.step(eventPause) {
 		return false
 	}
-	c.pauses.Add(1)
+	// The order matters: who is inside entered before the lanes were shut, hence read pauses before it grows, hence
+	// knows a pause when the deadline strikes. See interrupted.
 	c.reading.close()
 	c.writing.close()
+	c.pauses.Add(1)
 	_ = c.tcp.SetDeadline(time.Unix(1, 0))
 	return true
 }

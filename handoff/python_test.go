@@ -122,7 +122,7 @@ func TestPython(t *testing.T) {
 		}
 	}
 
-	t.Run("resume", func(t *testing.T) {
+	t.Run("resume", func(*testing.T) {
 		closeFD(apps[0].export(60, client.flow()).fd)
 		client.send("ld\n")
 		apps[0].send(60, &wire.Resume{})
@@ -157,7 +157,7 @@ func TestPython(t *testing.T) {
 		client.send("on\n")
 		client.expect("on")
 	})
-	t.Run("withdraw", func(t *testing.T) {
+	t.Run("withdraw", func(*testing.T) {
 		e := apps[0].export(72, client.flow())
 		apps[1].sendImport(72, e, nil)
 		expect[*wire.Imported](apps[1], 72)

@@ -187,7 +187,7 @@ func TestAgentDiesBeforeImported(t *testing.T) {
 	path := socketPath(t)
 	agent := startAgent(t, path)
 	asked := make(chan error)
-	_, client, _, _ := startImport(t, path, agent, Config{Import: func(ctx context.Context, c *Conn, s State) error {
+	_, client, _, _ := startImport(t, path, agent, Config{Import: func(ctx context.Context, _ *Conn, _ State) error {
 		asked <- nil
 		<-ctx.Done()
 		asked <- ctx.Err()

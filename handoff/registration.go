@@ -108,7 +108,7 @@ func (r *registration) runLink() error {
 		return err
 	}
 	link := wire.NewLink(conn)
-	defer link.Close()
+	defer func() { _ = link.Close() }()
 	// Unblocks the reads below when the registration ends.
 	defer context.AfterFunc(r.ctx, func() {
 		link.Drain(time.Second)

@@ -101,21 +101,27 @@ func tcpAddr(sa unix.Sockaddr) *net.TCPAddr {
 	return nil
 }
 
-// keptOptions are those that package net sets to its own taste on every socket it is given.
-var keptOptions = [...]struct{ level, name int }{
-	{unix.IPPROTO_TCP, unix.TCP_NODELAY},
-	{unix.SOL_SOCKET, unix.SO_KEEPALIVE},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
-	{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
+// option is a socket option with an integer for its value.
+type option struct{ level, name int }
+
+// keptOptions returns the options that package net sets to its own taste on every socket it is given.
+func keptOptions() [5]option {
+	return [...]option{
+		{unix.IPPROTO_TCP, unix.TCP_NODELAY},
+		{unix.SOL_SOCKET, unix.SO_KEEPALIVE},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPIDLE},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPINTVL},
+		{unix.IPPROTO_TCP, unix.TCP_KEEPCNT},
+	}
 }
 
 // adoptSocket makes a live imported socket package net's, with the options it came with. It owns fd.
 func adoptSocket(fd int) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "imported connection")
-	defer f.Close()
-	var kept [len(keptOptions)]int
-	for i, o := range keptOptions {
+	defer func() { _ = f.Close() }()
+	options := keptOptions()
+	var kept [len(options)]int
+	for i, o := range options {
 		v, err := unix.GetsockoptInt(fd, o.level, o.name)
 		if err != nil {
 			return nil, os.NewSyscallError("getsockopt", err)
@@ -131,7 +137,7 @@ func adoptSocket(fd int) (*net.TCPConn, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("imported socket is a %T", conn)
 	}
-	for i, o := range keptOptions {
+	for i, o := range options {
 		if err := unix.SetsockoptInt(fd, o.level, o.name, kept[i]); err != nil {
 			_ = tcp.Close()
 			return nil, os.NewSyscallError("setsockopt", err)

@@ -34,7 +34,7 @@ func main() {
 			log.Fatal(err)
 		}
 		go func() {
-			defer c.Close()
+			defer func() { _ = c.Close() }()
 			if err := serve(c, root); err != nil && !errors.Is(err, handoff.ErrMigrated) {
 				log.Print(err)
 			}
@@ -65,7 +65,7 @@ func serve(c *handoff.Conn, root *os.Root) error {
 	if err != nil {
 		return err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	if _, err := f.Seek(int64(c.BytesWritten()), io.SeekStart); err != nil {
 		return err
 	}
