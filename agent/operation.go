@@ -33,10 +33,10 @@ const (
 	// maxTries is how often an operation tries one connection.
 	maxTries = 4
 	// relistTime is the pause between two looks for connections that a drain has not seen yet.
-	relistTime = 100 * time.Millisecond
+	relistTime = 40 * time.Millisecond
 	// quietLists is how often a drain must find nothing to move before it is over: a connection can be on its way from
 	// the listen queue to the application.
-	quietLists = 3
+	quietLists = 2
 )
 
 // operation moves many connections. The engine owns it.

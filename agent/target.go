@@ -307,8 +307,8 @@ func (t *target) fence() {
 // which the source's packets are waited for, in case this agent dies.
 func (t *target) thaw() {
 	if t.held {
-		if err := t.e.gate.Hold(t.flow, gate.Ingress, 2*t.e.times.HeldWait); err != nil {
-			t.e.log.Error("cannot shorten a hold", "flow", t.flow, "error", err)
+		if err := t.e.gate.Serve(t.flow, 2*t.e.times.HeldWait); err != nil {
+			t.e.log.Error("cannot end a hold in time", "flow", t.flow, "error", err)
 		}
 	}
 	err := t.restored.Thaw()

@@ -92,7 +92,8 @@ func (s *Snapshot) take(sock socket, lim Limits, seen int, unsent *uint32) error
 	if _, err := sock.info(&after); err != nil {
 		return fmt.Errorf("read TCP_INFO: %w", err)
 	}
-	s.AckDue = after.lastRecv < ackMemory || s.Window.Announced != s.nextReceive()
+	heard := after.bytesReceived > 0 || s.State.PeerClosed()
+	s.AckDue = heard && after.lastRecv < ackMemory || s.Window.Announced != s.nextReceive()
 	if !sameMoment(&before, &after) {
 		return ErrUnstable
 	}
@@ -296,11 +297,17 @@ func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 	}
 	// From there, and then on where the first reading ended. Linux before 6.10 has no SO_PEEK_OFF for TCP, and always peeks from the beginning.
 	follows := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, uint32(seen)) == nil
-	skip := seen
+	queued, skip := n, seen
 	if follows {
 		n, skip = n-seen, 0
 	}
 	b, err := peekThrough(sock, n, follows)
+	if errors.Is(err, ErrUrgent) {
+		// Or a segment has just come that nobody held: then there is more than there was.
+		if now, e := sock.ioctl(unix.TIOCINQ); e == nil && now != queued {
+			err = ErrUnstable
+		}
+	}
 	if err == nil {
 		b = b[skip:]
 	}

@@ -35,6 +35,15 @@ func (g *Gate) Hold(f tcprepair.Flow, d Direction, ttl time.Duration) error {
 
 // HoldAll is Hold for many flows. On an error those not named by it may be held; Unhold them or let ttl pass.
 func (g *Gate) HoldAll(d Direction, ttl time.Duration, flows ...tcprepair.Flow) error {
+	return g.hold(d, ttl, 0, flows...)
+}
+
+// Serve says that this host serves the flow from now on: a Forward left by an earlier move is cancelled, as by Release, and the hold on
+// the client's packets, which goes on for the sake of their order, ends after ttl at the latest. So if the process dies before
+// Release, the flow is not led astray.
+func (g *Gate) Serve(f tcprepair.Flow, ttl time.Duration) error { return g.hold(Ingress, ttl, 1, f) }
+
+func (g *Gate) hold(d Direction, ttl time.Duration, serves uint64, flows ...tcprepair.Flow) error {
 	if d == 0 || d&^(Ingress|Egress) != 0 || ttl <= 0 {
 		return &OpError{Op: "hold", Err: fmt.Errorf("direction %d for %v: want Ingress, Egress or both, for some time", d, ttl)}
 	}
@@ -44,7 +53,7 @@ func (g *Gate) HoldAll(d Direction, ttl time.Duration, flows ...tcprepair.Flow) 
 			return &OpError{Op: "hold", Flow: f, Err: errors.New("flow is not valid")}
 		}
 		ops[i] = newOperation(gateCodeOP_HOLD, f)
-		ops[i].Direction, ops[i].Ttl = uint8(d), uint64(ttl+lapseGrace)
+		ops[i].Direction, ops[i].Ttl, ops[i].Frames = uint8(d), uint64(ttl+lapseGrace), serves
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()

@@ -21,7 +21,7 @@ func BenchmarkRequestResponseGap(b *testing.B) {
 		"gap-us-median": float64(r.Gap.Median), "gap-us-p99": float64(r.Gap.P99), "gap-us-max": float64(r.Gap.Max),
 		"idle-us-median": float64(r.Idle.Median), "idle-us-p99": float64(r.Idle.P99),
 		"freeze-us-median": float64(r.Freeze.Median), "freeze-us-p99": float64(r.Freeze.P99),
-		"retransmitted": float64(r.RetransmittedByClient + r.RetransmittedToClient),
+		"retransmitted": float64(r.Retransmitted),
 	})
 }
 

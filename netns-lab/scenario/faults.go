@@ -231,6 +231,9 @@ func (f *faults) judge(
 	case errors.Is(err, netnslab.ErrMismatch):
 		o.Corrupted++
 		what = "corrupted"
+	case !alive && err == nil:
+		o.Hung++ // it came back, but too late
+		what = "hung"
 	case alive && err == nil && host == target:
 		o.Moved++
 	case alive && err == nil:
@@ -251,6 +254,9 @@ func (f *faults) judge(
 	fmt.Fprintln(f.cfg.Report, line)
 	if what == "corrupted" || what == "hung" || what == "ended" && !v.mayEnd() {
 		f.result.Problems = append(f.result.Problems, line)
+		for _, h := range []string{source, target, "entry"} {
+			fmt.Fprintf(f.cfg.Report, "--- %s\n%s", h, f.cluster.Logs(h))
+		}
 	}
 }
 

@@ -122,7 +122,7 @@ func TestFaults(t *testing.T) {
 		t.Run(string(v), func(t *testing.T) {
 			lab := labName("faults")
 			r, err := scenario.Faults(testContext(t, 10*time.Minute), scenario.FaultsConfig{
-				Command: binary(t), Lab: lab, Victims: []scenario.Victim{v}, Trials: 10, Report: log{t},
+				Command: binary(t), Lab: lab, Victims: []scenario.Victim{v}, Trials: 10, Report: log{t}, LogLevel: "info",
 			})
 			if err != nil {
 				t.Fatal(err)

@@ -29,7 +29,7 @@ struct operation {
 	__u8 family; // 4, 6
 	__u8 direction;
 	__u64 ttl;    // ns from now
-	__u64 frames; // RELEASE: only if no more than these were held; RELEASE_ALWAYS: in any case
+	__u64 frames; // RELEASE: only if no more than these were held; RELEASE_ALWAYS: in any case. HOLD: 1 if the host serves the flow
 	struct key6 key;
 	struct flow flow; // after the operation
 	__u64 now;
@@ -94,6 +94,15 @@ static __always_inline void watch_egress(__u64 deadline)
 	}
 }
 
+// drop_stray is for a flow that this host serves: nothing may lead it away any more.
+static __always_inline void drop_stray(struct flow *f)
+{
+	__u64 r = READ_ONCE(f->route);
+
+	if (r & ROUTE_STRAY)
+		cas(&f->route, r, 0);
+}
+
 static __always_inline void op_hold(struct operation *o, __u64 now)
 {
 	struct flow v = {}, *f;
@@ -110,6 +119,8 @@ static __always_inline void op_hold(struct operation *o, __u64 now)
 		o->result = -EAGAIN;
 		return;
 	}
+	if (o->frames)
+		drop_stray(f);
 	old = READ_ONCE(f->hold);
 	if (!hold_live(old, now)) {
 		// A hold that lapsed has nothing to do with this one.
@@ -123,16 +134,11 @@ static __always_inline void op_hold(struct operation *o, __u64 now)
 
 static __always_inline void op_release(struct operation *o, struct flow *f)
 {
-	__u64 r;
-
 	if (o->frames != RELEASE_ALWAYS && READ_ONCE(f->held) != o->frames) {
 		o->result = -EAGAIN;
 		return;
 	}
-	// Who releases to the own stack serves the flow: nothing may lead it away any more.
-	r = READ_ONCE(f->route);
-	if (r & ROUTE_STRAY)
-		cas(&f->route, r, 0);
+	drop_stray(f); // who releases to the own stack serves the flow
 	WRITE_ONCE(f->hold, 0);
 }
 
