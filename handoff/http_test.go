@@ -317,8 +317,12 @@ func TestHTTPLoad(t *testing.T) {
 					return
 				}
 				body, err := io.ReadAll(resp.Body)
-				if want := fmt.Sprintf("/%d %d", n, size); err != nil || len(body) < 2 || string(body[2:]) != want {
-					done <- fmt.Errorf("got %q %v, want %q", body, err, want)
+				if err != nil {
+					done <- err
+					return
+				}
+				if want := fmt.Sprintf("/%d %d", n, size); len(body) < 2 || string(body[2:]) != want {
+					done <- fmt.Errorf("got %q, want %q", body, want)
 					return
 				}
 			}

@@ -135,42 +135,50 @@ func TestBrokenRules(t *testing.T) {
 	}{
 		{
 			"a target that goes on before the answer",
-			rules{thawBeforeAnswer: true}, 0, 0, false, 0,
+			rules{thawBeforeAnswer: true},
+			0, 0, false, 0,
 			"host b is live while the entry names a/1",
 		},
 		{
 			"an entry that commits without a lease",
-			rules{commitWithoutLease: true}, 0, 1, false, 0,
+			rules{commitWithoutLease: true},
+			0, 1, false, 0,
 			"host a is live while the entry names b/2",
 		},
 		{
 			"a source that goes on when it has lost the target",
-			rules{resumeOnPeerLost: true}, 1, 0, false, 0,
+			rules{resumeOnPeerLost: true},
+			1, 0, false, 0,
 			"two live owners",
 		},
 		{
 			"a new target agent that asks instead of committing",
-			rules{recoverByQuery: true}, 1, 0, false, 0,
+			rules{recoverByQuery: true},
+			1, 0, false, 0,
 			"nobody has the connection, and the client was not told",
 		},
 		{
 			"a new target agent that commits",
-			rules{recoverByCommit: true}, 1, 1, false, -10,
+			rules{recoverByCommit: true},
+			1, 1, false, -10,
 			"host a is live while the entry names b/2",
 		},
 		{
 			"an entry that forgets what was aborted",
-			rules{forgetAborted: true}, 1, 1, true, 0,
+			rules{forgetAborted: true},
+			1, 1, true, 0,
 			"host a is live while the entry names b/2",
 		},
 		{
 			"a hold shorter than the lease",
-			rules{shortHold: true}, 1, 2, false, 0,
+			rules{shortHold: true},
+			1, 2, false, 0,
 			"the flow changed hands after host a's hold had ended: its frozen socket may have acknowledged data",
 		},
 		{
 			"a hold that dies with its agent",
-			rules{holdDies: true}, 1, 0, false, 0,
+			rules{holdDies: true},
+			1, 0, false, 0,
 			"the flow changed hands after host a's hold had ended: its frozen socket may have acknowledged data",
 		},
 	}

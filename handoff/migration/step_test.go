@@ -70,10 +70,10 @@ const maxCrash = 7
 // stream returns the frames, the sender and the receiver of one stream of a link.
 func (w *world) stream(li, stream int8) (q []frame, from, to node, g uint8) {
 	l := &w.links[li]
-	switch {
-	case stream == 0:
+	switch stream {
+	case 0:
 		return l.queue[0], l.lo, l.hi, l.generation
-	case stream == 1:
+	case 1:
 		return l.queue[1], l.hi, l.lo, l.generation
 	}
 	o := l.old[stream-2]

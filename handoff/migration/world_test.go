@@ -125,11 +125,11 @@ func (w *world) clock(n node) time.Time {
 // when returns the true time at which n's clock shows t.
 func (w *world) when(n node, t time.Time) time.Duration {
 	local := t.Sub(origin)
-	real := local * 1000 / time.Duration(1000+w.skew[n])
-	for real+real*time.Duration(w.skew[n])/1000 < local {
-		real++
+	passed := local * 1000 / time.Duration(1000+w.skew[n])
+	for passed+passed*time.Duration(w.skew[n])/1000 < local {
+		passed++
 	}
-	return real
+	return passed
 }
 
 // fail notes that a rule is broken.
@@ -315,9 +315,7 @@ func (w *world) key(b []byte) []byte {
 		frames(x.waiting)
 		frames(x.toApp)
 		frames(x.toAgent)
-		for _, id := range x.seen {
-			b = append(b, id)
-		}
+		b = append(b, x.seen...)
 		b = append(b, 0)
 	}
 	b = append(b, byte(w.entry.owner.Epoch))
