@@ -308,5 +308,7 @@ func newLabServe() *cobra.Command {
 	f.StringVar(&cfg.Root, "root", ".", "directory to serve")
 	f.StringVar(&cfg.Files, "files", "", "address for HTTP, such as :80")
 	f.StringVar(&cfg.Echo, "echo", "", "address for echo, such as :7")
+	f.IntVar(&cfg.StateBytes, "state-bytes", 0, "pad the State of every connection")
+	f.IntVar(&cfg.AheadBytes, "ahead-bytes", 0, "send so much ahead of the State")
 	return cmd
 }

@@ -1,13 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 
 // Package demo is a server written with package handoff, as an example and for the laboratory: an HTTP/1.1 file server
-// with downloads and uploads (Files), and an echo (Echo). Any of its connections can move at any moment.
+// with downloads, uploads and an echoing WebSocket (Files), and a plain echo (Echo). Any of its connections can move at any moment.
 //
-// Both are one state machine, session. What it has to send next follows from the count of the bytes it has
+// All are one state machine, session. What it has to send next follows from the count of the bytes it has
 // written, and what it has understood stands in its record, so that there is no moment at which it cannot be exported.
 package demo
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -26,6 +27,8 @@ type Config struct {
 	Agent string
 	// Files is the address for HTTP, Root the directory it serves; Echo is the address for echoes. Empty ones are not served.
 	Files, Root, Echo string
+	// StateBytes and AheadBytes pad the State of every connection, and what is sent ahead of it, to see what large ones cost.
+	StateBytes, AheadBytes int
 	// Logger gets what goes wrong. Nil: nothing.
 	Logger *slog.Logger
 }
@@ -52,9 +55,11 @@ func Serve(ctx context.Context, cfg Config, ready func()) error {
 		if l.address == "" {
 			continue
 		}
-		ln, err := handoff.Listen(ctx, "tcp", l.address, handoff.Config{
-			Service: l.service, Agent: cfg.Agent, Export: s.export, Import: s.check, Logger: cfg.Logger,
-		})
+		hc := handoff.Config{Service: l.service, Agent: cfg.Agent, Export: s.export, Import: s.check, Logger: cfg.Logger}
+		if cfg.AheadBytes > 0 {
+			hc.Prepare = s.prepare
+		}
+		ln, err := handoff.Listen(ctx, "tcp", l.address, hc)
 		if err != nil {
 			return err
 		}
@@ -129,7 +134,16 @@ func (s *server) export(_ context.Context, c *handoff.Conn) ([]byte, error) {
 	if ses.rec.Understood != c.BytesRead() {
 		return nil, handoff.ErrNotNow
 	}
-	return json.Marshal(&ses.rec)
+	state, err := json.Marshal(&ses.rec)
+	if err != nil {
+		return nil, err
+	}
+	return append(state, bytes.Repeat([]byte{' '}, s.cfg.StateBytes)...), nil // JSON minds no white space
+}
+
+// prepare is the handoff.Preparer: nothing but weight.
+func (s *server) prepare(context.Context, *handoff.Conn) ([]byte, error) {
+	return bytes.Repeat([]byte{1}, s.cfg.AheadBytes), nil
 }
 
 // check is the handoff.Importer: a State that this server cannot go on from is refused while the source still can.
@@ -137,6 +151,9 @@ func (s *server) check(_ context.Context, _ *handoff.Conn, st handoff.State) err
 	var rec record
 	if err := json.Unmarshal(st.Data, &rec); err != nil {
 		return fmt.Errorf("state: %w", err)
+	}
+	if len(st.Ahead) != s.cfg.AheadBytes {
+		return fmt.Errorf("state: %d bytes came ahead, want %d: the servers are not set up alike", len(st.Ahead), s.cfg.AheadBytes)
 	}
 	_, err := rec.Reply.open(s.cfg.Root)
 	return err

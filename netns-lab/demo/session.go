@@ -81,6 +81,8 @@ func (s *session) run() error {
 			err = s.send(buf)
 		case s.rec.Service == EchoService:
 			err = s.echo(buf)
+		case s.rec.Service == webSocketService:
+			err = s.webSocket(buf)
 		case s.rec.Left > 0:
 			err = s.receive(buf)
 		default:
@@ -142,7 +144,9 @@ func (s *session) answer() error {
 	switch req.Method {
 	case http.MethodGet:
 		s.rec.Head = rest
-		s.file(req.URL.Path)
+		if !s.upgrade(req) {
+			s.file(req.URL.Path)
+		}
 		return nil
 	case http.MethodPut, http.MethodPost:
 		if req.ContentLength < 0 {

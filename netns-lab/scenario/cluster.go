@@ -46,6 +46,8 @@ type ClusterConfig struct {
 	LogLevel string
 	// Adjust changes an agent's configuration before it is written; may be nil.
 	Adjust func(*agent.Config)
+	// Serve are further arguments of "rehome lab serve".
+	Serve []string
 	// NoServers leaves the demo servers out.
 	NoServers bool
 }
@@ -241,8 +243,11 @@ func (c *Cluster) knowsPeers(ctx context.Context, host string) error {
 
 // StartServer starts the demo server of a host and waits until the agent knows it.
 func (c *Cluster) StartServer(ctx context.Context, host string) error {
-	d, err := c.start(ctx, host, "server", "lab", "serve", "--agent-socket", AgentSocket(c.Lab.Topology().Name, host),
-		"--root", c.cfg.Root, "--files", fmt.Sprintf(":%d", FilesPort), "--echo", fmt.Sprintf(":%d", EchoPort))
+	args := []string{
+		"lab", "serve", "--agent-socket", AgentSocket(c.Lab.Topology().Name, host), "--root", c.cfg.Root,
+		"--files", fmt.Sprintf(":%d", FilesPort), "--echo", fmt.Sprintf(":%d", EchoPort),
+	}
+	d, err := c.start(ctx, host, "server", append(args, c.cfg.Serve...)...)
 	if err != nil {
 		return err
 	}
