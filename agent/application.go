@@ -148,6 +148,9 @@ func (a *application) frame(f wire.Frame, fd int) {
 	case *wire.Ping:
 		a.send(f.ID, &wire.Pong{})
 	case *wire.Pong:
+		if t := a.e.targets[f.ID]; t != nil && t.app == a {
+			t.step(migration.Event{Kind: migration.StateSent})
+		}
 	case *wire.Register:
 		a.register(f.ID, m)
 	case *wire.Flows:

@@ -37,6 +37,8 @@ type target struct {
 	parts    wire.Assembly
 	snapshot []byte
 	state    []byte
+	ahead    bool // the application has been sent parts of the State
+	imported bool // and the Import
 	held     bool // the gate holds the flow's packets here
 	restored *tcprepair.Restored
 	pending  []migration.Event
@@ -192,9 +194,11 @@ func (t *target) frame(m wire.Message) {
 			t.from.lost(err)
 		}
 	case *wire.StateSent:
-		t.step(migration.Event{Kind: migration.StateSent})
+		if !t.passOn() {
+			t.step(migration.Event{Kind: migration.StateSent})
+		}
 	case *wire.Transfer:
-		t.snapshot, t.state = t.parts.Snapshot(m.Snapshot), t.parts.State(m.State)
+		t.snapshot, t.state = t.parts.Snapshot(m.Snapshot), m.State
 		t.step(migration.Event{Kind: migration.Transferred})
 	case *wire.Held:
 		if t.machine.State() == migration.TargetDraining && len(m.Frames) > 0 {
@@ -211,6 +215,30 @@ func (t *target) frame(m wire.Message) {
 	}
 }
 
+// passOn gives the application what has come of the State, so that this need not be done within the freeze, and reports
+// whether there was anything. The application's Pong then says that it has it.
+func (t *target) passOn() bool {
+	state, ahead := t.parts.TakeState(), t.parts.TakeAhead()
+	if len(state)+len(ahead) == 0 {
+		return false
+	}
+	t.ahead = true
+	t.sendParts(wire.BlobState, state)
+	t.sendParts(wire.BlobAhead, ahead)
+	t.app.send(t.id, &wire.Ping{})
+	return true
+}
+
+func (t *target) sendParts(b wire.Blob, value []byte) {
+	chunks, tail := wire.Split(b, value)
+	if len(tail) > 0 {
+		chunks = append(chunks, &wire.Chunk{Blob: b, Data: tail})
+	}
+	for _, c := range chunks {
+		t.app.send(t.id, c)
+	}
+}
+
 // restore makes the connection's socket and offers it to the application. The flow's packets are held here from now
 // on: the first one after the entry has switched the path must wait for those that the source still has.
 func (t *target) restore() {
@@ -219,16 +247,8 @@ func (t *target) restore() {
 		t.step(migration.Event{Kind: migration.RestoreFailed, Err: err})
 		return
 	}
-	ahead, tail := wire.Split(wire.BlobState, t.state)
-	for _, c := range ahead {
-		t.app.send(t.id, c)
-	}
-	sentAhead, aheadTail := wire.Split(wire.BlobAhead, t.parts.Ahead(nil))
-	for _, c := range sentAhead {
-		t.app.send(t.id, c)
-	}
+	m := &wire.Import{Flow: t.flow, Epoch: t.epoch + 1, Service: t.service, State: t.state, Late: t.late}
 	t.snapshot, t.state, t.parts = nil, nil, wire.Assembly{}
-	m := &wire.Import{Flow: t.flow, Epoch: t.epoch + 1, Service: t.service, State: tail, Ahead: aheadTail, Late: t.late}
 	fd, err := unix.FcntlInt(uintptr(t.restored.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.drop()
@@ -236,6 +256,7 @@ func (t *target) restore() {
 		return
 	}
 	t.step(migration.Event{Kind: migration.Restored})
+	t.imported = true
 	t.app.sendFD(t.id, m, fd)
 }
 
@@ -345,6 +366,9 @@ func (t *target) finish(err error) {
 		t.e.counters.movedIn++
 		t.e.metrics.taken.Inc()
 		return
+	}
+	if t.ahead && !t.imported {
+		t.app.send(t.id, &wire.Withdraw{Reason: "the move was given up"})
 	}
 	t.e.counters.refused++
 	t.e.log.Warn("did not take a connection over", "flow", t.flow, "from", t.from.name, "error", err)

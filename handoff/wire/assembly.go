@@ -49,6 +49,20 @@ func (a *Assembly) Snapshot(tail []byte) []byte { return join(a.snapshot, tail) 
 // Ahead returns the State that was sent ahead, whose last part is tail.
 func (a *Assembly) Ahead(tail []byte) []byte { return join(a.ahead, tail) }
 
+// TakeState returns the State as far as it has come, and forgets it; TakeAhead does so with what was sent ahead of it.
+func (a *Assembly) TakeState() []byte {
+	b := a.state
+	a.state = nil
+	return b
+}
+
+// TakeAhead is described at TakeState.
+func (a *Assembly) TakeAhead() []byte {
+	b := a.ahead
+	a.ahead = nil
+	return b
+}
+
 // Received returns the part of the receive queue that was sent ahead of the freeze.
 func (a *Assembly) Received() []byte { return a.received }
 

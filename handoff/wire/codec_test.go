@@ -356,6 +356,23 @@ func FuzzSplit(f *testing.F) {
 	})
 }
 
+func TestAssemblyTake(t *testing.T) {
+	var a Assembly
+	for _, c := range []*Chunk{{BlobState, []byte("st")}, {BlobAhead, []byte("ah")}, {BlobState, []byte("ate")}, {BlobReceived, []byte("rc")}} {
+		if err := a.Add(c, 100); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct{ got, want string }{
+		{string(a.TakeState()), "state"}, {string(a.TakeState()), ""}, {string(a.TakeAhead()), "ah"}, {string(a.TakeAhead()), ""},
+		{string(a.Received()), "rc"}, {string(a.State([]byte("tail"))), "tail"},
+	} {
+		if tt.got != tt.want {
+			t.Errorf("%q, want %q", tt.got, tt.want)
+		}
+	}
+}
+
 func TestAssemblyRefuses(t *testing.T) {
 	var a Assembly
 	if err := a.Add(&Chunk{Blob: 99, Data: []byte("x")}, 100); !errors.Is(err, ErrMalformed) {

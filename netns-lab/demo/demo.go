@@ -102,7 +102,7 @@ func (s *server) serve(c *handoff.Conn, service string) {
 	ses := &session{conn: c, root: s.cfg.Root}
 	ses.rec.Service = service
 	if c.Imported() {
-		if err := json.Unmarshal(c.State().Data, &ses.rec); err != nil {
+		if err := unmarshal(c.State().Data, &ses.rec); err != nil {
 			s.cfg.Logger.Error("state", "flow", c.Flow(), "error", err) // check has seen it before
 			return
 		}
@@ -141,6 +141,11 @@ func (s *server) export(_ context.Context, c *handoff.Conn) ([]byte, error) {
 	return append(state, bytes.Repeat([]byte{' '}, s.cfg.StateBytes)...), nil // JSON minds no white space
 }
 
+// unmarshal is the reverse; it does not read the padding.
+func unmarshal(state []byte, rec *record) error {
+	return json.Unmarshal(bytes.TrimRight(state, " "), rec)
+}
+
 // prepare is the handoff.Preparer: nothing but weight.
 func (s *server) prepare(context.Context, *handoff.Conn) ([]byte, error) {
 	return bytes.Repeat([]byte{1}, s.cfg.AheadBytes), nil
@@ -149,7 +154,7 @@ func (s *server) prepare(context.Context, *handoff.Conn) ([]byte, error) {
 // check is the handoff.Importer: a State that this server cannot go on from is refused while the source still can.
 func (s *server) check(_ context.Context, _ *handoff.Conn, st handoff.State) error {
 	var rec record
-	if err := json.Unmarshal(st.Data, &rec); err != nil {
+	if err := unmarshal(st.Data, &rec); err != nil {
 		return fmt.Errorf("state: %w", err)
 	}
 	if len(st.Ahead) != s.cfg.AheadBytes {
