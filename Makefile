@@ -22,6 +22,7 @@ build: ## the one static binary, bin/rehome
 
 demo: deps-demo build ## the main job on real traffic, in network namespaces
 	$(BIN)/rehome lab run live-migration --migrations 20
+	@.ci/leftovers
 
 .PHONY: deps-demo deps-test deps-generate
 deps-demo:
@@ -36,6 +37,7 @@ deps-generate:
 test: deps-test build ## everything; needs root for what needs the kernel
 	$(GO) vet ./...
 	REHOME=$(BIN)/rehome $(GO) test -p 1 -timeout 30m $(TESTFLAGS) ./...
+	@.ci/leftovers
 
 test-race: deps-test build
 	REHOME=$(BIN)/rehome $(GO) test -race -p 1 -timeout 60m $(TESTFLAGS) ./...
