@@ -36,7 +36,7 @@ func (e *engine) recover(a *application, id uint64, m *wire.Recover, fd int) {
 	}
 	s := &source{
 		e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, app: a, target: m.Peer, entry: svc.Entry,
-		fd: fd, frozen: true, started: now, frozenAt: now, done: func(Moved) {},
+		fd: fd, started: now, frozenAt: now, done: func(Moved) {},
 	}
 	if e.peers[m.Peer] == nil {
 		s.target = ""

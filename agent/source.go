@@ -43,8 +43,7 @@ type source struct {
 	target  string
 	entry   string
 
-	fd       int // the application's socket, ours until it is closed
-	frozen   bool
+	fd       int           // the application's socket, ours until it is closed
 	parts    wire.Assembly // what the application has sent so far
 	state    []byte
 	ahead    []byte
@@ -316,9 +315,6 @@ func (s *source) freeze() {
 	}
 	snap, err := s.take()
 	if err != nil {
-		if s.frozen {
-			s.thaw()
-		}
 		s.release()
 		s.step(migration.Event{Kind: migration.FreezeFailed, Err: err})
 		return
@@ -329,19 +325,20 @@ func (s *source) freeze() {
 	s.step(migration.Event{Kind: migration.Frozen})
 }
 
+// take freezes the socket and reads it; when it fails the socket is as it was.
 func (s *source) take() ([]byte, error) {
-	if err := tcprepair.Freeze(s.fd); err != nil {
-		return nil, err
+	if s.outline.Flow != s.flow {
+		return nil, fmt.Errorf("the application exported %v instead of %v", s.outline.Flow, s.flow)
 	}
-	s.frozen = true
-	snap, err := s.outline.TakeRest(s.fd, s.limits(), s.received)
+	snap, err := s.outline.FreezeTake(s.fd, s.limits(), s.received)
 	if err != nil {
 		return nil, err
 	}
-	if snap.Flow != s.flow {
-		return nil, fmt.Errorf("the application exported %v instead of %v", snap.Flow, s.flow)
+	b, err := snap.AppendBinary(nil)
+	if err != nil {
+		s.thaw()
 	}
-	return snap.AppendBinary(nil)
+	return b, err
 }
 
 func (s *source) transfer() {
@@ -358,7 +355,6 @@ func (s *source) transfer() {
 }
 
 func (s *source) thaw() {
-	s.frozen = false
 	if err := tcprepair.Resume(s.fd); err != nil {
 		s.e.log.Error("cannot thaw a connection", "flow", s.flow, "error", err)
 	}
@@ -374,7 +370,6 @@ func (s *source) release() {
 
 func (s *source) discard() {
 	s.result.Freeze = time.Since(s.frozenAt)
-	s.frozen = false
 	if err := tcprepair.Discard(s.fd); err != nil {
 		s.e.log.Error("cannot discard a connection that has moved", "flow", s.flow, "error", err)
 	}
@@ -401,7 +396,6 @@ func (s *source) sendHeld() {
 }
 
 func (s *source) reset() {
-	s.frozen = false
 	if err := tcprepair.Reset(s.fd); err != nil {
 		s.e.log.Error("cannot reset a connection", "flow", s.flow, "error", err)
 	}

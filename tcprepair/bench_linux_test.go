@@ -48,13 +48,10 @@ func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration))
 	w.a.do(func() {
 		for b.Loop() {
 			start := time.Now()
-			if err = Freeze(p.server); err != nil {
-				return
-			}
 			var s *Snapshot
 			if ahead {
-				s, err = outline.Take(p.server, Limits{})
-			} else {
+				s, err = outline.FreezeTake(p.server, Limits{}, 0)
+			} else if err = Freeze(p.server); err == nil {
 				s, err = Take(p.server, Limits{})
 			}
 			if err != nil {

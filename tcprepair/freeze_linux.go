@@ -29,18 +29,30 @@ func freeze(s socket) error {
 	if err := movable(s, &info); err != nil {
 		return err
 	}
+	if err := plain(s); err != nil {
+		return err
+	}
+	return enterRepair(s, &info)
+}
+
+// plain refuses a connection with an upper layer protocol, such as kernel TLS.
+func plain(s socket) error {
 	ulp, err := s.getName(unix.IPPROTO_TCP, unix.TCP_ULP)
 	if err != nil && !errors.Is(err, unix.ENOPROTOOPT) { // Linux before 4.13 has none
 		return fmt.Errorf("read TCP_ULP: %w", err)
 	}
 	switch ulp {
 	case "":
+		return nil
 	case "mptcp":
 		return ErrMPTCP
-	default:
-		return fmt.Errorf("%w: %s", ErrULP, ulp)
 	}
-	if err := unsigned(s, &info); err != nil {
+	return fmt.Errorf("%w: %s", ErrULP, ulp)
+}
+
+// enterRepair turns repair mode on, unless the connection's segments are signed.
+func enterRepair(s socket, info *tcpInfo) error {
+	if err := unsigned(s, info); err != nil {
 		return err
 	}
 	return repairOn(s)

@@ -23,12 +23,12 @@ func (w *wire) move(tb testing.TB, p *pair, keepHolding bool) *Snapshot {
 	w.mu.Unlock()
 	w.hold(true, down)
 
-	var err error
-	source.do(func() { err = Freeze(p.server) })
+	outline, err := ReadOutline(p.server)
 	if err != nil {
 		tb.Fatal(err)
 	}
-	taken, err := Take(p.server, Limits{})
+	var taken *Snapshot
+	source.do(func() { taken, err = outline.FreezeTake(p.server, Limits{}, 0) })
 	if err != nil {
 		tb.Fatal(err)
 	}

@@ -13,6 +13,8 @@ type Outline struct {
 	Mapped bool
 	// Options lack the sizes and rates that change with the traffic: SendBuffer, ReceiveBuffer, WindowClamp, MaxPacingRate.
 	Options Options
+	// plain is true when the socket was seen to have no upper layer protocol.
+	plain bool
 }
 
 func (o *Outline) validate() error {

@@ -18,5 +18,6 @@ func (o *Outline) read(s socket) error {
 	}
 	o.Flow = flow
 	o.Mapped = v6 && flow.Local.Addr().Is4()
+	o.plain = plain(s) == nil
 	return o.Options.read(s, v6, flow.Local.Addr().Is6())
 }

@@ -43,14 +43,47 @@ func (o *Outline) Take(fd int, lim Limits) (*Snapshot, error) { return o.TakeRes
 // TakeRest is Take without the first seen bytes of the receive queue, which PeekReceived has returned while the connection was
 // alive; nobody may have read from it in between. Snapshot.Prepend puts them back. Linux before 6.10 copies them all the same.
 func (o *Outline) TakeRest(fd int, lim Limits, seen int) (*Snapshot, error) {
+	var before tcpInfo
+	if err := movable(socket(fd), &before); err != nil {
+		return nil, &OpError{Op: "snapshot", Flow: o.Flow, Err: err}
+	}
+	return o.take(socket(fd), lim, seen, &before)
+}
+
+// FreezeTake is Freeze and TakeRest in one, which saves some system calls within the freeze. When it fails the connection goes on, as
+// after Resume.
+func (o *Outline) FreezeTake(fd int, lim Limits, seen int) (*Snapshot, error) {
+	sock := socket(fd)
+	var before tcpInfo
+	err := movable(sock, &before)
+	if err == nil && !o.plain {
+		err = plain(sock)
+	}
+	if err == nil {
+		err = enterRepair(sock, &before)
+	}
+	if err != nil {
+		return nil, &OpError{Op: "freeze", Flow: o.Flow, Err: err}
+	}
+	s, err := o.take(sock, lim, seen, &before)
+	if err != nil {
+		return nil, errors.Join(err, Resume(fd))
+	}
+	return s, nil
+}
+
+// take reads the connection as often as it must; before is what TCP_INFO told first.
+func (o *Outline) take(sock socket, lim Limits, seen int, before *tcpInfo) (*Snapshot, error) {
 	s := &Snapshot{Flow: o.Flow, Mapped: o.Mapped, Options: o.Options}
-	err := ErrUnstable
 	unsent := uint32(0)
-	for i := 0; i < takeAttempts && errors.Is(err, ErrUnstable); i++ {
-		err = s.take(socket(fd), lim, seen, &unsent)
+	err := s.take(sock, lim, seen, before, &unsent)
+	for i := 1; i < takeAttempts && errors.Is(err, ErrUnstable); i++ {
+		if err = movable(sock, before); err == nil {
+			err = s.take(sock, lim, seen, before, &unsent)
+		}
 	}
 	// Whichever queue is left selected, a stray write would go into it.
-	if e := socket(fd).selectQueue(queueNone); err == nil && e != nil {
+	if e := sock.selectQueue(queueNone); err == nil && e != nil {
 		err = e
 	}
 	if errors.Is(err, unix.EPERM) {
@@ -68,19 +101,15 @@ func (o *Outline) TakeRest(fd int, lim Limits, seen int) (*Snapshot, error) {
 // The count of unsent bytes is an exception. While the send queue is selected, whatever makes the kernel try to send (a
 // pacing timer, the completion of an earlier packet) makes it believe that all of the queue has been sent, without a packet.
 // So what was unsent once stays unsent, in this reading and in the next.
-func (s *Snapshot) take(sock socket, lim Limits, seen int, unsent *uint32) error {
-	var before, after tcpInfo
-	if err := movable(sock, &before); err != nil {
-		return err
-	}
+func (s *Snapshot) take(sock socket, lim Limits, seen int, before *tcpInfo, unsent *uint32) error {
 	*unsent = max(*unsent, before.notSent)
 	before.notSent = *unsent
 	var mem memInfo
 	if err := sock.memory(&mem); err != nil {
 		return fmt.Errorf("read SO_MEMINFO: %w", err)
 	}
-	s.setInfo(&before)
-	if err := s.takeSend(sock, &before, &mem, lim); err != nil {
+	s.setInfo(before)
+	if err := s.takeSend(sock, before, &mem, lim); err != nil {
 		return err
 	}
 	if err := s.takeReceive(sock, &mem, lim, seen); err != nil {
@@ -89,12 +118,13 @@ func (s *Snapshot) take(sock socket, lim Limits, seen int, unsent *uint32) error
 	if err := s.takeRest(sock, &mem); err != nil {
 		return err
 	}
+	var after tcpInfo
 	if _, err := sock.info(&after); err != nil {
 		return fmt.Errorf("read TCP_INFO: %w", err)
 	}
 	heard := after.bytesReceived > 0 || s.State.PeerClosed()
 	s.AckDue = heard && after.lastRecv < ackMemory || s.Window.Announced != s.nextReceive()
-	if !sameMoment(&before, &after) {
+	if !sameMoment(before, &after) {
 		return ErrUnstable
 	}
 	return nil
