@@ -80,6 +80,9 @@ type LiveMigrationResult struct {
 	SnapshotMicros Quantiles `json:"snapshotMicros"`
 	TotalMicros    Quantiles `json:"totalMicros"`
 	HeldPackets    int       `json:"heldPackets"`
+	// GapMicros is the longest gap that a client saw around each move: without data (download), without an acknowledgement
+	// (upload), without the echo of its line.
+	GapMicros Quantiles `json:"gapMicros"`
 }
 
 // ClientResult is what one client saw.
@@ -212,10 +215,12 @@ func (s *liveMigration) explain(err error) error {
 
 // move is one connection's move.
 type move struct {
-	round  int
-	client string
-	from   string
-	moved  *api.Moved
+	round      int
+	client     string
+	from       string
+	moved      *api.Moved
+	flow       tcprepair.Flow
+	begin, end time.Time
 }
 
 // place is a connection and where it is.
@@ -265,11 +270,12 @@ type mover struct {
 func (m *mover) around(ctx context.Context, p *place) error {
 	for round := 1; round <= m.scene.cfg.Migrations; round++ {
 		to := m.scene.next(p.host)
+		begin := time.Now()
 		moved, err := m.scene.cluster.Move(ctx, p.host, p.flow, to)
 		if err != nil {
 			return fmt.Errorf("move %d: %s from %s to %s: %w (if the transfer is over: use a larger file)", round, p.client, p.host, to, err)
 		}
-		m.report(move{round: round, client: p.client, from: p.host, moved: moved})
+		m.add(move{round: round, client: p.client, from: p.host, moved: moved, flow: p.flow, begin: begin, end: time.Now()})
 		p.host = to
 		select {
 		case <-ctx.Done():
@@ -280,13 +286,27 @@ func (m *mover) around(ctx context.Context, p *place) error {
 	return nil
 }
 
-func (m *mover) report(v move) {
+func (m *mover) add(v move) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.moves = append(m.moves, v)
-	d := v.moved
-	fmt.Fprintf(m.scene.cfg.Report, "%-8s move %2d  %s -> %s  freeze %5d us (socket %3d us)  total %5d us  held %4d packets  %5d KiB\n",
-		v.client, v.round, v.from, d.GetTo(), d.GetFreezeMicros(), d.GetSnapshotMicros(), d.GetTotalMicros(), d.GetHeldPackets(), d.GetSnapshotBytes()>>10)
+}
+
+// report prints a line for each move, with the longest gap that its client saw around it, and returns those gaps.
+func (s *liveMigration) report(trace netnslab.Trace, moves []move) []int64 {
+	waits := make(map[string][]wait)
+	gaps := make([]int64, 0, len(moves))
+	for _, v := range moves {
+		if waits[v.client] == nil {
+			waits[v.client] = waitsOf(v.client, trace.Flow(v.flow), v.flow)
+		}
+		gap := longestWait(waits[v.client], v.begin, v.end)
+		gaps = append(gaps, gap.Microseconds())
+		d := v.moved
+		fmt.Fprintf(s.cfg.Report, "%-8s move %2d  %s -> %s  freeze %6d us (socket %4d us)  total %6d us  held %4d packets  gap %6.2f ms\n",
+			v.client, v.round, v.from, d.GetTo(), d.GetFreezeMicros(), d.GetSnapshotMicros(), d.GetTotalMicros(), d.GetHeldPackets(), millis(gap))
+	}
+	return gaps
 }
 
 // next returns the server after host, around the ring.
@@ -300,6 +320,7 @@ func (s *liveMigration) result(trace netnslab.Trace, moves []move, down, up *cur
 		Scenario: "live-migration", Migrations: s.cfg.Migrations, Moves: len(moves), Bytes: s.cfg.Size,
 		Client: down.result(trace), Upload: up.result(trace), Echo: echo.result(trace),
 	}
+	r.GapMicros = quantiles(s.report(trace, moves))
 	var freeze, snapshot, total []int64
 	for _, m := range moves {
 		freeze = append(freeze, m.moved.GetFreezeMicros())
