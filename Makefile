@@ -22,7 +22,6 @@ build: ## the one static binary, bin/rehome
 
 demo: deps-demo build ## the main job on real traffic, in network namespaces
 	$(BIN)/rehome lab run live-migration --migrations 20
-	@.ci/leftovers
 
 .PHONY: deps-demo deps-test deps-generate
 deps-demo:
@@ -36,8 +35,10 @@ deps-generate:
 
 test: deps-test build ## everything; needs root for what needs the kernel
 	$(GO) vet ./...
+	@mkdir -p $(CACHE); .ci/leftovers > $(CACHE)/before
 	REHOME=$(BIN)/rehome $(GO) test -p 1 -timeout 30m $(TESTFLAGS) ./...
-	@.ci/leftovers
+	@.ci/leftovers | grep -vxF -f $(CACHE)/before > $(CACHE)/left || true
+	@if [ -s $(CACHE)/left ]; then echo "the tests left behind:"; cat $(CACHE)/left; exit 1; fi
 
 test-race: deps-test build
 	REHOME=$(BIN)/rehome $(GO) test -race -p 1 -timeout 60m $(TESTFLAGS) ./...

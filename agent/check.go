@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -32,7 +33,7 @@ type Finding struct {
 
 // Check looks at the machine, and at what the configuration expects of it; cfg may be nil. It leaves nothing changed.
 func Check(cfg *Config) []Finding {
-	var found []Finding
+	found := []Finding{checkKernel()}
 	for _, f := range gate.Probe() {
 		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
 	}
@@ -41,6 +42,22 @@ func Check(cfg *Config) []Finding {
 		return found
 	}
 	return append(found, checkConfig(cfg)...)
+}
+
+// The oldest kernel that has what the gate needs (bpf_loop), and the oldest with tcx.
+const (
+	kernelNeeded      = "5.17"
+	kernelRecommended = "6.6"
+)
+
+func checkKernel() Finding {
+	f := Finding{What: "kernel", OK: true, Detail: "unknown"}
+	var u unix.Utsname
+	if err := unix.Uname(&u); err == nil {
+		f.Detail = "Linux " + unix.ByteSliceToString(u.Release[:])
+	}
+	f.Detail += fmt.Sprintf(" (%s is needed, %s recommended; what it can do is looked at below)", kernelNeeded, kernelRecommended)
+	return f
 }
 
 // checkRaw looks for what restoring a half-closed connection needs.
@@ -128,7 +145,7 @@ func checkLoopback() Finding {
 
 // checkConfig looks at what the configuration expects of this host.
 func checkConfig(cfg *Config) []Finding {
-	found := []Finding{checkPin(cfg.pinPath())}
+	found := []Finding{checkPin(cfg.pinPath()), checkTLS(cfg)}
 	for _, name := range cfg.Interfaces {
 		f := Finding{What: "interface " + name, Detail: "up"}
 		link, err := net.InterfaceByName(name)
@@ -152,6 +169,30 @@ func checkConfig(cfg *Config) []Finding {
 		found = append(found, f)
 	}
 	return append(found, checkServices(cfg)...)
+}
+
+// checkTLS reads the files that prove who this host is.
+func checkTLS(cfg *Config) Finding {
+	f := Finding{What: "tls", Detail: cfg.TLS.Certificate}
+	if cfg.Plaintext || cfg.TLS == (TLSConfig{}) {
+		f.OK, f.Optional, f.Detail = true, true, "off: for a laboratory, or a host without peers"
+		return f
+	}
+	id, err := loadIdentity(cfg.TLS)
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "correct the paths under tls"
+		return f
+	}
+	leaf := id.certificate.Leaf
+	switch err := leaf.VerifyHostname(cfg.Host); {
+	case err != nil:
+		f.Detail, f.Advice = err.Error(), fmt.Sprintf("the certificate needs the DNS name %q, which is this host's", cfg.Host)
+	case time.Now().After(leaf.NotAfter):
+		f.Detail, f.Advice = fmt.Sprintf("the certificate ended on %v", leaf.NotAfter), "renew it"
+	default:
+		f.OK, f.Detail = true, fmt.Sprintf("%s, until %s", cfg.TLS.Certificate, leaf.NotAfter.Format(time.DateOnly))
+	}
+	return f
 }
 
 func checkPin(path string) Finding {
@@ -198,8 +239,9 @@ func checkServices(cfg *Config) []Finding {
 				f.Advice = fmt.Sprintf("ip addr add %v/%d dev lo", a.Addr(), a.Addr().BitLen())
 			case s.Entry == cfg.Host && on == "lo" && a.Addr().Is4() && sysctl("net/ipv4/conf/all/arp_ignore") != "0":
 				f.Detail, f.Advice = "on lo, and arp_ignore keeps it from being answered for", "put it on the interface that faces the clients"
-			case s.Entry != cfg.Host && a.Addr().Is4() && sysctl("net/ipv4/conf/all/arp_ignore") == "0":
-				f.Detail = "this host answers ARP for it, as the entry does"
+			case s.Entry != cfg.Host && a.Addr().Is4() && (sysctl("net/ipv4/conf/all/arp_ignore") == "0" || sysctl("net/ipv4/conf/all/arp_announce") != "2"):
+				f.Detail = fmt.Sprintf("this host answers ARP for it, as the entry does (arp_ignore %s, arp_announce %s)",
+					sysctl("net/ipv4/conf/all/arp_ignore"), sysctl("net/ipv4/conf/all/arp_announce"))
 				f.Advice = "sysctl -w net.ipv4.conf.all.arp_ignore=1 net.ipv4.conf.all.arp_announce=2, and the address on lo"
 			default:
 				f.OK, f.Detail = true, "on "+on

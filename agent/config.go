@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -46,7 +47,8 @@ type Config struct {
 	TLS TLSConfig `yaml:"tls"`
 	// Plaintext does without TLS between hosts. For a laboratory only: whoever reaches the port can take connections.
 	Plaintext bool `yaml:"plaintext"`
-	// Peers are the other hosts. Their order matters: see Peer.ID.
+	// Peers are the other hosts. This host may stand among them, so that all can have the same list. Their order
+	// matters: see PeerConfig.ID.
 	Peers []PeerConfig `yaml:"peers"`
 	// Services are what is served, with the entry and the servers of each.
 	Services []ServiceConfig `yaml:"services"`
@@ -120,7 +122,7 @@ type MigrationConfig struct {
 	SeedWindow *bool `yaml:"seed_window"`
 }
 
-// LoadConfig reads the configuration file at path and validates it. Errors name the file and the line.
+// LoadConfig reads the configuration file at path and validates it. Errors name the file, and the line or the key.
 func LoadConfig(path string) (Config, error) {
 	f, err := os.Open(path)
 	if err != nil {
@@ -227,6 +229,7 @@ func (c *Config) setDefaults() {
 			}
 		}
 	}
+	c.Peers = slices.DeleteFunc(c.Peers, func(p PeerConfig) bool { return p.Name == c.Host && c.Host != "" })
 	if c.Gate.Pin == "" {
 		c.Gate.Pin = DefaultPin
 	}

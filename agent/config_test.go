@@ -93,6 +93,18 @@ func TestReadConfigRefuses(t *testing.T) {
 	}
 }
 
+// TestSelfAmongPeers holds that all hosts can have one list of peers, with the same numbers.
+func TestSelfAmongPeers(t *testing.T) {
+	text := strings.Replace(goodConfig, "peers:\n", "peers:\n  - {name: web-1, address: 10.0.0.11}\n", 1)
+	c, err := ReadConfig(strings.NewReader(text))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(c.Peers) != 2 || c.Peers[0].Name != "entry-1" || c.Peers[0].ID != 2 {
+		t.Errorf("peers %+v, want entry-1 with its place in the whole list, and web-2", c.Peers)
+	}
+}
+
 // TestConfigRoundTrip holds that what the laboratory writes is what the agent reads.
 func TestConfigRoundTrip(t *testing.T) {
 	want, err := ReadConfig(strings.NewReader(goodConfig))

@@ -206,5 +206,5 @@ func (e *engine) service(name string, f tcprepair.Flow) (ServiceConfig, bool) {
 
 // refusal turns an error into a Refuse frame.
 func refusal(err error) *wire.Refuse {
-	return &wire.Refuse{Code: codeOf(err), Reason: err.Error()}
+	return &wire.Refuse{Code: codeOf(err), Reason: reasonOf(err)}
 }

@@ -71,7 +71,7 @@ func (e *engine) grantLease(id uint64, m *wire.Lease, from string) error {
 
 func (e *engine) lease(in *incoming, id uint64, m *wire.Lease) {
 	if err := e.grantLease(id, m, in.name); err != nil {
-		in.send(id, &wire.LeaseRefused{Code: codeOf(err), Reason: err.Error()})
+		in.send(id, &wire.LeaseRefused{Code: codeOf(err), Reason: reasonOf(err)})
 		return
 	}
 	in.send(id, &wire.Leased{})

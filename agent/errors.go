@@ -58,6 +58,15 @@ func codeOf(err error) wire.Code {
 	return wire.CodeFailed
 }
 
+// reasonOf returns what stands in a Refuse: the receiver knows who says it, and the code.
+func reasonOf(err error) string {
+	var r *refusedError
+	if errors.As(err, &r) {
+		return r.reason
+	}
+	return err.Error()
+}
+
 func refuse(who string, code wire.Code, format string, args ...any) error {
 	return &refusedError{who: who, code: code, reason: fmt.Sprintf(format, args...)}
 }

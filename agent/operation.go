@@ -37,6 +37,8 @@ const (
 	// quietLists is how often a drain must find nothing to move before it is over: a connection can be on its way from
 	// the listen queue to the application.
 	quietLists = 2
+	// tellTime is how long a drain waits for the entries to confirm it.
+	tellTime = 3 * time.Second
 )
 
 // operation moves many connections. The engine owns it.
@@ -55,6 +57,7 @@ type operation struct {
 	listing  bool
 	relistAt time.Time
 	quiet    int
+	started  time.Time
 	deadline time.Time
 	err      error
 	finished bool
@@ -65,16 +68,14 @@ func (e *engine) startOperation(req MoveRequest, planned func(int), report func(
 	if req.Concurrency <= 0 {
 		req.Concurrency = e.cfg.Migration.Concurrency
 	}
-	op := &operation{e: e, req: req, report: report, planned: planned, over: over, seen: make(map[tcprepair.Flow]int)}
+	op := &operation{e: e, req: req, report: report, planned: planned, over: over, seen: make(map[tcprepair.Flow]int), started: time.Now()}
 	if req.Timeout > 0 {
 		op.deadline = time.Now().Add(req.Timeout)
 	}
 	e.ops[op] = struct{}{}
-	if req.To != "" {
-		if err := op.checkTarget(); err != nil {
-			op.cancel(err)
-			return op
-		}
+	if err := op.check(); err != nil {
+		op.cancel(err)
+		return op
 	}
 	if req.Drain {
 		e.setDraining(true)
@@ -83,11 +84,17 @@ func (e *engine) startOperation(req MoveRequest, planned func(int), report func(
 	return op
 }
 
-func (op *operation) checkTarget() error {
-	if op.req.To == op.e.cfg.Host {
+// check looks for mistakes in what was asked for.
+func (op *operation) check() error {
+	named := func(s ServiceConfig) bool { return s.Name == op.req.Service }
+	switch {
+	case op.req.Service != "" && !slices.ContainsFunc(op.e.cfg.Services, named):
+		return fmt.Errorf("no service %q is configured", op.req.Service)
+	case op.req.To == "":
+		return nil
+	case op.req.To == op.e.cfg.Host:
 		return errSelf
-	}
-	if op.e.peers[op.req.To] == nil {
+	case op.e.peers[op.req.To] == nil:
 		return fmt.Errorf("%q is no configured peer", op.req.To)
 	}
 	return nil
@@ -154,6 +161,10 @@ func (op *operation) pump() {
 	case op.err != nil:
 	case len(op.queue) > 0:
 		return
+	case op.req.Drain && op.e.untold() != "" && time.Since(op.started) < tellTime:
+		return // tick looks again
+	case op.req.Drain && op.e.untold() != "":
+		op.err = fmt.Errorf("%s, the entry, could not be told: new connections still come here; it will be told as soon as it can be", op.e.untold())
 	case op.req.Drain && op.quiet < quietLists:
 		if op.relistAt.IsZero() {
 			op.relistAt = time.Now().Add(relistTime)
@@ -224,6 +235,8 @@ func (op *operation) tick(now time.Time) {
 	case !op.relistAt.IsZero() && now.After(op.relistAt) && op.err == nil && !op.listing:
 		op.relistAt = time.Time{}
 		op.list()
+	case op.req.Drain && op.err == nil:
+		op.pump()
 	}
 }
 
@@ -233,14 +246,29 @@ func (e *engine) setDraining(on bool) {
 		return
 	}
 	e.draining = on
-	told := make(map[string]bool)
-	for _, s := range e.cfg.Services {
-		if p := e.peers[s.Entry]; p != nil && !told[s.Entry] {
-			told[s.Entry] = true
-			p.send(0, &wire.Presence{Draining: on})
+	for _, p := range e.peers {
+		if e.entryFor(p.name) {
+			p.tellPresence()
 		}
 	}
 	e.setServices()
+}
+
+// entryFor reports whether host is the entry of a service that this host serves.
+func (e *engine) entryFor(host string) bool {
+	return slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool {
+		return s.Entry == host && slices.Contains(s.Servers, e.cfg.Host)
+	})
+}
+
+// untold returns an entry that has not confirmed the drain, empty when all have.
+func (e *engine) untold() string {
+	for _, p := range e.peers {
+		if e.entryFor(p.name) && !p.told {
+			return p.name
+		}
+	}
+	return ""
 }
 
 // abort gives up the moves of one flow, or all of them.

@@ -20,6 +20,10 @@ const (
 	// A peer that has been silent for pingAfter is asked for a sign of life; silence for deadAfter means it is gone.
 	pingAfter = time.Second
 	deadAfter = 3 * time.Second
+	// redialAfter is the pause between two tries to tell an entry that this host is draining.
+	redialAfter = time.Second
+	// presencePing is the id of the Ping whose Pong says that a Presence has been read.
+	presencePing = 1
 )
 
 // peer is the connection to another host's agent that this side opens, to make requests: offers to a target,
@@ -38,6 +42,9 @@ type peer struct {
 	heard   time.Time
 	pinged  bool
 	err     error
+	// told is true when the peer, an entry, has confirmed that this host is draining.
+	told   bool
+	dialed time.Time
 }
 
 // send sends a request, now or once the connection stands. If it cannot be opened, everybody who uses it is told.
@@ -57,7 +64,7 @@ func (p *peer) dial() {
 	if p.dialing || p.link != nil {
 		return
 	}
-	p.dialing = true
+	p.dialing, p.dialed = true, time.Now()
 	go func() {
 		link, err := p.e.dial(p.name, p.addr)
 		p.e.post(func(*engine) {
@@ -123,13 +130,20 @@ func (p *peer) up(link *wire.Link) {
 	p.link, p.err, p.heard, p.pinged = link, nil, time.Now(), false
 	go p.receive(link)
 	if p.e.draining {
-		_ = link.Send(0, &wire.Presence{Draining: true})
+		p.tellPresence()
 	}
 	waiting := p.waiting
 	p.waiting = nil
 	for _, f := range waiting {
 		p.send(f.ID, f.Message)
 	}
+}
+
+// tellPresence tells an entry whether this host takes new connections, and asks for a confirmation.
+func (p *peer) tellPresence() {
+	p.told = false
+	p.send(0, &wire.Presence{Draining: p.e.draining})
+	p.send(presencePing, &wire.Ping{})
 }
 
 func (p *peer) receive(link *wire.Link) {
@@ -160,7 +174,7 @@ func (p *peer) lost(link *wire.Link, err error) {
 
 // down tells everybody who uses the connection.
 func (p *peer) down(err error) {
-	p.err, p.waiting = err, nil
+	p.err, p.waiting, p.told = err, nil, false
 	for _, s := range p.e.sources {
 		if s.target == p.name {
 			s.step(migration.Event{Kind: migration.PeerLost, Err: err})
@@ -179,6 +193,10 @@ func (p *peer) down(err error) {
 // tick keeps an eye on a silent peer.
 func (p *peer) tick(now time.Time) {
 	if p.link == nil {
+		// The entry forgets a drain with the connection over which it was told.
+		if p.e.draining && p.e.entryFor(p.name) && now.Sub(p.dialed) > redialAfter {
+			p.dial()
+		}
 		return
 	}
 	switch silent := now.Sub(p.heard); {
@@ -197,6 +215,12 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 	fromEntry := s != nil && s.entry == p.name
 	switch m := f.Message.(type) {
 	case *wire.Pong:
+		if f.ID == presencePing {
+			p.told = e.draining
+			for op := range e.ops {
+				op.pump()
+			}
+		}
 	case *wire.Accept:
 		if fromTarget {
 			s.step(migration.Event{Kind: migration.Accepted})

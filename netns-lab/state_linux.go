@@ -33,7 +33,7 @@ func statePath(lab string) string { return filepath.Join(stateDir, lab+".json") 
 func createState(s state) error {
 	return withStateLock(func() error {
 		if _, err := os.Lstat(statePath(s.Topology.Name)); err == nil {
-			return fmt.Errorf("%w: take it down (rehome lab down %s) or choose another name", ErrExists, s.Topology.Name)
+			return fmt.Errorf("%w: take it down (rehome lab down --lab %s) or choose another name", ErrExists, s.Topology.Name)
 		}
 		// A lab whose state was lost: its namespaces are not ours to use, nor to remove when building fails.
 		left, err := labNamespaces(s.Topology.Name)
@@ -41,7 +41,7 @@ func createState(s state) error {
 			return err
 		}
 		if len(left) > 0 {
-			return fmt.Errorf("%w, without state: take it down (rehome lab down %s): %v", ErrExists, s.Topology.Name, left)
+			return fmt.Errorf("%w, without state: take it down (rehome lab down --lab %s): %v", ErrExists, s.Topology.Name, left)
 		}
 		return writeState(s)
 	})

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"text/tabwriter"
 
 	"github.com/spf13/cobra"
@@ -20,13 +21,16 @@ func newCheck() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Validate the configuration and look at what this machine can do",
-		Long: `Look at this machine: kernel, capabilities, BPF, addresses; each with what to do where something is missing. With
---config the configuration is validated first, and what it expects of this machine is looked at, too.
+		Long: `Look at this machine: kernel, capabilities, BPF, addresses; each with what to do where something is missing. The
+configuration (` + defaultConfig + ` if there is one, or --config) is validated first, and what it expects of this machine is looked at, too.
 
 The exit code is 2 if the configuration is wrong, 1 if something is missing that cannot be done without.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			var cfg *agent.Config
+			if _, err := os.Stat(defaultConfig); config == "" && err == nil {
+				config = defaultConfig
+			}
 			if config != "" {
 				c, err := agent.LoadConfig(config)
 				if err != nil {

@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -40,6 +41,9 @@ func (c *control) register(cmd *cobra.Command) {
 
 // dial returns a client of the agent.
 func (c *control) dial() (*api.Client, error) {
+	if _, _, err := net.SplitHostPort(c.address); err != nil && !strings.HasPrefix(c.address, "/") {
+		return nil, &exitError{exitUsage, fmt.Errorf("--agent: %q is neither an absolute path nor host:port", c.address)}
+	}
 	config, err := c.tls()
 	if err != nil {
 		return nil, &exitError{exitUsage, err}

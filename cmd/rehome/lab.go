@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -26,6 +27,14 @@ func newLab() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
 		Short: "Try rehome in network namespaces on this machine",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
+		PersistentPreRunE: func(cmd *cobra.Command, _ []string) error {
+			if os.Geteuid() != 0 && cmd.Name() != "lab" && cmd.Name() != "list" && cmd.Name() != "serve" {
+				return &exitError{exitFailed, errors.New("labs are made of network namespaces, which needs root")}
+			}
+			return nil
+		},
 		Long: `A lab is a network of namespaces on this machine: a client, an entry and servers on one switch, with the agent on each
 host and a demo server on each server. "lab run" plays a scenario in a lab of its own; "lab up" leaves one standing.`,
 	}
@@ -139,6 +148,9 @@ func newLabRun() *cobra.Command {
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
+			if o.migrations < 1 || o.connections < 1 || mib < 1 || o.interval < 0 {
+				return errors.New("lab run: --migrations, --connections and --size must be positive")
+			}
 			o.command, o.size = []string{self}, mib<<20
 			o.report = cmd.OutOrStdout()
 			if output == "json" {
@@ -203,7 +215,12 @@ func newLabUp() *cobra.Command {
 			for _, h := range topo.Hosts {
 				fmt.Fprintf(out, "  %-8s %-7s %v\n", h.Name, h.Role, h.Addr4())
 			}
-			fmt.Fprintf(out, "the agent of host a: --agent %s\n", scenario.ControlSocket(name, "a"))
+			flag := ""
+			if name != standingLab {
+				flag = "--lab " + name + " "
+			}
+			fmt.Fprintf(out, "try: rehome lab exec %sa rehome status --flows\n     rehome lab exec %sclient curl -s http://%v/\n     rehome lab down %s\n",
+				flag, flag, topo.VIP4(), flag)
 			if err := c.Release(); err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -235,12 +252,24 @@ func newLabExec() *cobra.Command {
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
-			c := host.Command(cmd.Context(), args[1], args[2:]...)
+			args = args[1:]
+			if args[0] == "--" && len(args) > 1 {
+				args = args[1:]
+			}
+			self, err := os.Executable()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			if args[0] == "rehome" {
+				args[0] = self
+			}
+			c := host.Command(cmd.Context(), args[0], args[1:]...)
 			c.Stdin, c.Stdout, c.Stderr = cmd.InOrStdin(), cmd.OutOrStdout(), cmd.ErrOrStderr()
-			c.Env = append(os.Environ(), controlEnvironment+"="+scenario.ControlSocket(name, args[0]))
+			c.Env = append(os.Environ(), controlEnvironment+"="+scenario.ControlSocket(name, host.Name()),
+				"PATH="+filepath.Dir(self)+":"+os.Getenv("PATH"))
 			var exit *exec.ExitError
 			if err := c.Run(); errors.As(err, &exit) && exit.ExitCode() > 0 {
-				return &exitError{exit.ExitCode(), err}
+				return &exitError{exit.ExitCode(), nil} // the command has said why
 			} else if err != nil {
 				return &exitError{exitFailed, err}
 			}

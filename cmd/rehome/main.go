@@ -24,13 +24,18 @@ const (
 	exitNoAgent = 3 // the agent cannot be reached
 )
 
-// exitError is an error with the exit code that it leads to.
+// exitError is an error with the exit code that it leads to. A nil err has been told already.
 type exitError struct {
 	code int
 	err  error
 }
 
-func (e *exitError) Error() string { return e.err.Error() }
+func (e *exitError) Error() string {
+	if e.err == nil {
+		return fmt.Sprintf("exit code %d", e.code)
+	}
+	return e.err.Error()
+}
 func (e *exitError) Unwrap() error { return e.err }
 
 func main() {
@@ -50,12 +55,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	if err == nil {
 		return 0
 	}
-	fmt.Fprintln(stderr, "rehome:", err)
 	var exit *exitError
-	if errors.As(err, &exit) {
-		return exit.code
+	if !errors.As(err, &exit) {
+		exit = &exitError{exitUsage, err}
 	}
-	return exitUsage
+	if exit.err != nil {
+		fmt.Fprintln(stderr, "rehome:", err)
+	}
+	return exit.code
 }
 
 func newRoot() *cobra.Command {

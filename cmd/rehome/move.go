@@ -31,7 +31,6 @@ func (m *mover) register(cmd *cobra.Command) {
 	m.output.register(cmd)
 	f := cmd.Flags()
 	f.StringVar(&m.to, "to", "", "host to move to (default: the service's other servers in turn)")
-	f.StringVar(&m.service, "service", "", "only connections of this service")
 	f.IntVar(&m.concurrency, "concurrency", 0, "moves in flight at a time (default: the agent's setting)")
 	f.DurationVar(&m.timeout, "timeout", 0, "time for everything; what has not moved then stays (default: none)")
 	f.BoolVarP(&m.verbose, "verbose", "v", false, "a line for each connection")
@@ -63,6 +62,7 @@ A connection that cannot be moved goes on where it was; the reason is printed an
 	}
 	m.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "every connection that can be moved")
+	cmd.Flags().StringVar(&m.service, "service", "", "with --all: only connections of this service")
 	return cmd
 }
 
@@ -132,8 +132,11 @@ func newAbort() *cobra.Command {
 
 // run asks the agent for a move and reports its progress.
 func (m *mover) run(cmd *cobra.Command, req *api.MoveRequest) error {
+	if m.concurrency < 0 || m.timeout < 0 {
+		return errors.New("--concurrency and --timeout cannot be negative")
+	}
 	req.To, req.Service = m.to, m.service
-	req.Concurrency, req.TimeoutMicros = uint32(max(m.concurrency, 0)), m.timeout.Microseconds()
+	req.Concurrency, req.TimeoutMicros = uint32(m.concurrency), m.timeout.Microseconds()
 	client, err := m.dial()
 	if err != nil {
 		return err
@@ -218,7 +221,7 @@ func (p *progress) moved(m *api.Moved) {
 	case p.json:
 		p.moves = append(p.moves, r)
 	case r.Outcome != agent.OutcomeMoved:
-		fmt.Fprintf(p.log, "%s  %s: %s\n", r.Flow, r.Outcome, r.Error)
+		fmt.Fprintf(p.log, "%s  %s: %s\n", r.Flow, inWords(r.Outcome), r.Error)
 	case p.verbose:
 		fmt.Fprintf(p.out, "%s  moved to %s  freeze %d us  total %d us  held %d packets\n",
 			r.Flow, r.To, r.FreezeMicros, r.TotalMicros, r.HeldPackets)
@@ -226,6 +229,19 @@ func (p *progress) moved(m *api.Moved) {
 		p.shown = time.Now()
 		fmt.Fprintf(p.log, "%d of %d\n", p.done, p.total)
 	}
+}
+
+// inWords returns an outcome as an operator would say it.
+func inWords(outcome string) string {
+	switch outcome {
+	case agent.OutcomeResumed:
+		return "stays here"
+	case agent.OutcomeLost:
+		return "lost"
+	case agent.OutcomeGone:
+		return "ended by itself"
+	}
+	return outcome
 }
 
 // end prints the summary and returns an error unless everything was moved.
@@ -248,7 +264,7 @@ func (p *progress) end() error {
 		if err != nil {
 			return &exitError{exitFailed, err}
 		}
-	} else {
+	} else if p.done > 0 || s.GetError() == "" {
 		fmt.Fprintf(p.out, "%d moved, %d stayed, %d lost, %d ended by themselves in %v; freeze median %d us, p99 %d us\n",
 			s.GetMoved(), s.GetFailed(), s.GetLost(), s.GetGone(),
 			(time.Duration(s.GetTotalMicros()) * time.Microsecond).Round(time.Millisecond),

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
@@ -30,7 +31,7 @@ func Probe() []Finding {
 		found("kernel has the coarse clock for BPF", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), true, "needs Linux 5.11"),
 		found("kernel has tcx", atLeast(6, 6), false, "below Linux 6.6 the gate uses clsact filters, which outlive a killed process; a program in front can shadow them"),
 		found("/dev/net/tun can be opened", openTUN(), true, "needs CONFIG_TUN; in a container, pass the device in"),
-		found("BPF filesystem at /sys/fs/bpf", isBPFFS("/sys/fs/bpf"), false, "needed only to pin: mount -t bpf bpf /sys/fs/bpf"),
+		found("BPF filesystem at /sys/fs/bpf", isBPFFS("/sys/fs/bpf"), false, "needed to pin there, which is the agent's default: mount -t bpf bpf /sys/fs/bpf"),
 	}
 	for _, c := range []struct {
 		name string
@@ -44,7 +45,10 @@ func Probe() []Finding {
 
 func found(name string, err error, required bool, advice string) Finding {
 	f := Finding{Name: name, OK: err == nil, Required: required}
-	if err != nil {
+	switch {
+	case errors.Is(err, os.ErrPermission) && !strings.HasPrefix(name, "capability"):
+		f.Detail = fmt.Sprintf("%v: cannot tell: run as root", err)
+	case err != nil:
 		f.Detail = fmt.Sprintf("%v: %s", err, advice)
 	}
 	return f

@@ -421,6 +421,9 @@ func RestartAgent(ctx context.Context, lab string, command []string, host string
 // endRecorded ends a process that another program has started.
 func (c *Cluster) endRecorded(ctx context.Context, host, name string) error {
 	text, err := os.ReadFile(filepath.Join(c.dir, host, name+".pid"))
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("host %q has no %s", host, name)
+	}
 	if err != nil {
 		return err
 	}
@@ -429,6 +432,9 @@ func (c *Cluster) endRecorded(ctx context.Context, host, name string) error {
 		return fmt.Errorf("%s.pid: %w", name, err)
 	}
 	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil // it has ended by itself
+	}
 	if err != nil {
 		return fmt.Errorf("process %d: %w", pid, err)
 	}

@@ -348,6 +348,53 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestDrainReachesEntry drains a server while its entry's agent is dead: the operator must hear that new connections still
+// come, and the entry must be told as soon as it lives again.
+func TestDrainReachesEntry(t *testing.T) {
+	s := stand(t, "tell", t.TempDir())
+	ctx := testContext(t, time.Minute)
+	if err := s.KillAgent("entry"); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.MoveAll(ctx, "a", &api.MoveRequest{Drain: true}); err == nil || !strings.Contains(err.Error(), "could not be told") {
+		t.Errorf("a drain that the entry knows nothing of: %v", err)
+	}
+	if _, _, err := s.MoveAll(ctx, "a", &api.MoveRequest{Service: "nonsense"}); err == nil || !strings.Contains(err.Error(), "no service") {
+		t.Errorf("an unknown service: %v", err)
+	}
+	if err := s.StartAgent(ctx, "entry"); err != nil {
+		t.Fatal(err)
+	}
+	// Connections come until the entry has been told, and then no more.
+	quiet := 0
+	for quiet < 6 {
+		conn, err := s.client.Dial(ctx, "tcp", netip.AddrPortFrom(s.vip, scenario.EchoPort).String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := echo(conn, "hello\n"); err != nil {
+			t.Fatal(err)
+		}
+		flows, err := s.Flows(ctx, "a")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if quiet++; len(flows) > 0 {
+			quiet = 0
+		}
+		_ = conn.Close()
+		// The next look must not see this connection's end.
+		for len(flows) > 0 {
+			if flows, err = s.Flows(ctx, "a"); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if _, _, err := s.MoveAll(ctx, "a", &api.MoveRequest{Drain: true}); err != nil {
+		t.Errorf("draining again: %v", err)
+	}
+}
+
 // TestScripts runs the walk-throughs.
 func TestScripts(t *testing.T) {
 	program := binary(t)[0]

@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	address, dir := flag.String("listen", ":7070", "address"), flag.String("dir", ".", "files")
+	address, dir := flag.String("listen", ":7000", "address"), flag.String("dir", ".", "files")
 	flag.Parse()
 	root, err := os.OpenRoot(*dir)
 	if err != nil {
