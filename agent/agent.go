@@ -55,6 +55,12 @@ func (a *Agent) Run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	// The doors first: they tell of an agent that runs already, whose gate must not be touched.
+	ls, err := a.listen(ctx)
+	if err != nil {
+		return err
+	}
+	defer ls.close()
 	g, err := gate.Open(gate.Config{
 		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.pinPath(), MaxFlows: a.cfg.Gate.MaxFlows,
 		HoldPackets: a.cfg.Gate.HoldPackets, HoldBytes: a.cfg.Gate.HoldBytes, IdleTimeout: a.cfg.Gate.IdleTimeout, Logger: a.log,
@@ -71,11 +77,6 @@ func (a *Agent) Run(ctx context.Context) error {
 	if seeder != nil {
 		defer seeder.Close() //nolint:errcheck // the kernel drops it with the process
 	}
-	ls, err := a.listen(ctx)
-	if err != nil {
-		return err
-	}
-	defer ls.close()
 	e := newEngine(a.cfg, g, seeder, newMetrics(), id, a.log)
 	e.setServices()
 	return a.serve(ctx, e, ls)
@@ -100,7 +101,12 @@ func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
 	group.Go(func() error { return ignoreCanceled(e.watchNeighbours(serving)) })
 	group.Go(func() error { return e.serveApplications(serving, ls.applications) })
 	group.Go(func() error { return e.servePeers(serving, ls.peers) })
-	group.Go(func() error { return server.Serve(ls.control) })
+	group.Go(func() error {
+		if err := server.Serve(ls.control); !errors.Is(err, grpc.ErrServerStopped) {
+			return err
+		}
+		return nil
+	})
 	if ls.metrics != nil {
 		group.Go(func() error { return serveMetrics(serving, e.metrics, ls.metrics) })
 	}

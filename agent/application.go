@@ -6,7 +6,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -29,13 +31,18 @@ type listing struct {
 	waiting  map[*application]bool
 	flows    []located
 	deadline time.Time
-	done     func([]located)
+	silent   int // applications that went away before they had answered
+	// done gets what was found, and how many applications did not answer.
+	done func(found []located, silent int)
 }
 
 // located is a connection and the application that has it.
 type located struct {
 	status wire.FlowStatus
 	app    *application
+	// first is its turn among the servers, notBefore the time of its next try.
+	first     int
+	notBefore time.Time
 }
 
 // listTime bounds the wait for applications that do not answer.
@@ -71,10 +78,11 @@ func (a *application) welcome(ctx context.Context) error {
 	defer cancel()
 	stop := context.AfterFunc(ctx, func() { _ = a.link.Close() })
 	defer stop()
-	f, _, err := a.link.Receive()
+	f, fd, err := a.link.Receive()
 	if err != nil {
 		return err
 	}
+	closeFD(fd)
 	h, ok := f.Message.(*wire.Hello)
 	if !ok {
 		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
@@ -122,15 +130,18 @@ func (a *application) lost(err error) {
 	delete(a.e.apps, a)
 	go a.link.Close() //nolint:errcheck // always nil
 	for _, l := range a.e.lists {
-		delete(l.waiting, a)
+		if l.waiting[a] {
+			delete(l.waiting, a)
+			l.silent++
+		}
 	}
 	a.e.finishLists()
-	for _, s := range a.e.sources {
+	for _, s := range slices.Collect(maps.Values(a.e.sources)) {
 		if s.app == a {
 			s.step(migration.Event{Kind: migration.ApplicationLost, Err: err})
 		}
 	}
-	for _, t := range a.e.targets {
+	for _, t := range slices.Collect(maps.Values(a.e.targets)) {
 		if t.app == a {
 			t.step(migration.Event{Kind: migration.ApplicationLost, Err: err})
 		}
@@ -212,7 +223,7 @@ func (e *engine) importer(service string) *application {
 }
 
 // list asks every program for its connections, or for one, and calls done with the answers.
-func (e *engine) list(only wire.List, done func([]located)) {
+func (e *engine) list(only wire.List, done func(found []located, silent int)) {
 	id := newID()
 	l := &listing{waiting: make(map[*application]bool), deadline: time.Now().Add(listTime), done: done}
 	for a := range e.apps {
@@ -244,7 +255,7 @@ func (e *engine) finishLists() {
 	for id, l := range e.lists {
 		if len(l.waiting) == 0 {
 			delete(e.lists, id)
-			l.done(l.flows)
+			l.done(l.flows, l.silent)
 		}
 	}
 }

@@ -73,7 +73,7 @@ type PeerConfig struct {
 	Address string `yaml:"address"`
 	// MAC is its link-layer address; learned from the neighbour table when empty.
 	MAC string `yaml:"mac"`
-	// ID numbers the host in the gate's pinned table (1-65535); its place in the list when 0. A number must go on
+	// ID numbers the host in the gate's pinned table (1-4095); its place in the list when 0. A number must go on
 	// meaning the same host as long as the table lives: append new hosts at the end, or give IDs.
 	ID uint16 `yaml:"id"`
 }
@@ -180,6 +180,9 @@ func (c *Config) Validate() error {
 	if !c.controlIsPath() && c.TLS.Certificate == "" {
 		bad("control: %s is not a path, and operators over TCP need tls", c.Control)
 	}
+	if c.Migration.Limit > migration.MaxLease {
+		bad("migration.limit: %v: at most %v", c.Migration.Limit, migration.MaxLease)
+	}
 	hosts := map[string]bool{c.Host: true}
 	ids := map[uint16]string{0: c.Host}
 	for i, p := range c.Peers {
@@ -261,9 +264,12 @@ func (p PeerConfig) validate() error {
 		return fmt.Errorf("address: %v is not a host's address", addr)
 	}
 	if p.MAC != "" {
-		if _, err := net.ParseMAC(p.MAC); err != nil {
-			return fmt.Errorf("mac: %w", err)
+		if mac, err := net.ParseMAC(p.MAC); err != nil || len(mac) != 6 {
+			return fmt.Errorf("mac: %q: want an Ethernet address", p.MAC)
 		}
+	}
+	if p.ID >= gate.MaxNodes {
+		return fmt.Errorf("id: %d: want 1 to %d", p.ID, gate.MaxNodes-1)
 	}
 	return nil
 }
@@ -288,6 +294,9 @@ func (s ServiceConfig) validate(hosts map[string]bool) error {
 	}
 	if len(s.Servers) == 0 {
 		return errors.New("servers: missing")
+	}
+	if len(s.Servers) > gate.MaxServiceNodes {
+		return fmt.Errorf("servers: %d of them, at most %d", len(s.Servers), gate.MaxServiceNodes)
 	}
 	for _, name := range s.Servers {
 		if !hosts[name] {

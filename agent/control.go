@@ -85,7 +85,7 @@ func (e *engine) status(now time.Time) *api.StatusResponse {
 func (c *control) Flows(req *api.FlowsRequest, stream grpc.ServerStreamingServer[api.Flow]) error {
 	got := make(chan []located, 1)
 	if !c.e.ask(stream.Context(), func(e *engine) {
-		e.list(wire.List{}, func(l []located) { got <- l })
+		e.list(wire.List{}, func(l []located, _ int) { got <- l })
 	}) {
 		return errStopped
 	}
@@ -142,6 +142,12 @@ func (c *control) Move(req *api.MoveRequest, stream grpc.ServerStreamingServer[a
 				out.close()
 			})
 	}) {
+		// The caller may be gone, and the operation begun all the same.
+		c.e.post(func(*engine) {
+			if op != nil {
+				op.cancel(errAborted)
+			}
+		})
 		return errStopped
 	}
 	stop := context.AfterFunc(stream.Context(), func() {

@@ -5,8 +5,10 @@ package agent
 import (
 	"context"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -47,9 +49,10 @@ type engine struct {
 	apps     map[*application]struct{}
 	lists    map[uint64]*listing
 	ledger   migration.Ledger
-	// absent are the servers that told this entry not to send them new connections.
-	absent   map[string]*incoming
-	draining bool
+	// absent are the servers that told this entry not to send them new connections; it remembers until they say otherwise.
+	absent map[string]bool
+	// draining is the operator's wish, stopping the end of this agent.
+	draining, stopping bool
 	// addresses are the host's own, as of addressesAt.
 	addresses   map[netip.Addr]bool
 	addressesAt time.Time
@@ -80,7 +83,7 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		incoming: make(map[*incoming]struct{}),
 		apps:     make(map[*application]struct{}),
 		lists:    make(map[uint64]*listing),
-		absent:   make(map[string]*incoming),
+		absent:   make(map[string]bool),
 		ops:      make(map[*operation]struct{}),
 	}
 	for _, p := range cfg.Peers {
@@ -138,16 +141,16 @@ func (e *engine) run(ctx context.Context) error {
 
 // stop gives up what has not been transferred.
 func (e *engine) stop() {
-	e.draining = true
-	for op := range e.ops {
+	e.stopping = true
+	for _, op := range slices.Collect(maps.Keys(e.ops)) {
 		op.cancel(errStopping)
 	}
-	for _, s := range e.sources {
+	for _, s := range slices.Collect(maps.Values(e.sources)) {
 		if s.machine.State() < migration.SourceSent {
 			s.step(migration.Event{Kind: migration.Canceled, Err: errStopping})
 		}
 	}
-	for _, t := range e.targets {
+	for _, t := range slices.Collect(maps.Values(e.targets)) {
 		if t.machine.State() < migration.TargetCommitting {
 			t.step(migration.Event{Kind: migration.Canceled, Err: errStopping})
 		}
@@ -155,12 +158,12 @@ func (e *engine) stop() {
 }
 
 func (e *engine) tick(now time.Time) {
-	for _, s := range e.sources {
+	for _, s := range slices.Collect(maps.Values(e.sources)) {
 		if d := s.machine.Deadline(); !d.IsZero() && !now.Before(d) {
 			s.stepAt(now, migration.Event{Kind: migration.Tick})
 		}
 	}
-	for _, t := range e.targets {
+	for _, t := range slices.Collect(maps.Values(e.targets)) {
 		if d := t.machine.Deadline(); !d.IsZero() && !now.Before(d) {
 			t.stepAt(now, migration.Event{Kind: migration.Tick})
 		}
@@ -168,10 +171,10 @@ func (e *engine) tick(now time.Time) {
 	for id, l := range e.lists {
 		if now.After(l.deadline) {
 			delete(e.lists, id)
-			l.done(l.flows)
+			l.done(l.flows, l.silent+len(l.waiting))
 		}
 	}
-	for op := range e.ops {
+	for _, op := range slices.Collect(maps.Keys(e.ops)) {
 		op.tick(now)
 	}
 	for _, p := range e.peers {

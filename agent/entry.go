@@ -101,12 +101,10 @@ func (e *engine) reply(in *incoming, id uint64, f tcprepair.Flow, o migration.Ow
 
 // presence keeps new connections from a server that is draining.
 func (e *engine) presence(in *incoming, m *wire.Presence) {
-	if m.Draining {
-		e.absent[in.name] = in
-	} else {
-		delete(e.absent, in.name)
+	if e.absent[in.name] != m.Draining {
+		e.absent[in.name] = m.Draining
+		e.setServices()
 	}
-	e.setServices()
 }
 
 // setServices writes the services that this host is the entry of into the gate.
@@ -117,7 +115,7 @@ func (e *engine) setServices() {
 		}
 		var nodes []gate.Node
 		for _, name := range s.Servers {
-			if e.absent[name] != nil || name == e.cfg.Host && e.draining {
+			if e.absent[name] || name == e.cfg.Host && e.draining {
 				continue
 			}
 			if n, ok := e.cfg.node(name); ok {

@@ -23,6 +23,9 @@ var (
 	errNoTarget  = errors.New("no other server takes it")
 )
 
+// whoApplication names the application in a refusedError.
+const whoApplication = "application"
+
 // refusedError is a no from another party, with its code.
 type refusedError struct {
 	who    string

@@ -7,7 +7,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/migration"
@@ -136,14 +138,10 @@ func (in *incoming) lost(err error) {
 	}
 	delete(in.e.incoming, in)
 	go in.link.Close() //nolint:errcheck // always nil
-	for _, t := range in.e.targets {
+	for _, t := range slices.Collect(maps.Values(in.e.targets)) {
 		if t.from == in {
 			t.step(migration.Event{Kind: migration.PeerLost, Err: err})
 		}
-	}
-	if in.e.absent[in.name] == in {
-		delete(in.e.absent, in.name)
-		in.e.setServices()
 	}
 }
 

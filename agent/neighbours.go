@@ -48,7 +48,9 @@ func (e *engine) watchNeighbours(ctx context.Context) error {
 				continue
 			}
 			if err := e.gate.SetNode(gate.Node(p.ID), hop.ifindex, hop.dst, hop.src); err != nil {
-				return fmt.Errorf("gate: peer %s: %w", p.Name, err)
+				e.log.Error("cannot reach a peer at layer 2", "peer", p.Name, "error", err)
+				pause = neighbourHurry
+				continue
 			}
 			known[p.Name] = hop
 			mac := hop.dst.String()

@@ -5,6 +5,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -30,13 +31,17 @@ type MoveRequest struct {
 }
 
 const (
-	// maxTries is how often an operation tries one connection.
-	maxTries = 4
+	// maxTries is how often an operation tries one connection, or as often as there are servers; retryPause is how long it
+	// waits after the first answer of "busy", and doubles.
+	maxTries   = 4
+	retryPause = 25 * time.Millisecond
 	// relistTime is the pause between two looks for connections that a drain has not seen yet.
 	relistTime = 40 * time.Millisecond
 	// quietLists is how often a drain must find nothing to move before it is over: a connection can be on its way from
 	// the listen queue to the application.
 	quietLists = 2
+	// maxBacklog is what may wait for one peer when another move begins, in bytes.
+	maxBacklog = 32 << 20
 	// tellTime is how long a drain waits for the entries to confirm it.
 	tellTime = 3 * time.Second
 )
@@ -57,6 +62,8 @@ type operation struct {
 	listing  bool
 	relistAt time.Time
 	quiet    int
+	pumping  bool
+	silent   int // applications that did not answer the last question
 	started  time.Time
 	deadline time.Time
 	err      error
@@ -103,8 +110,9 @@ func (op *operation) check() error {
 // list looks for connections to move.
 func (op *operation) list() {
 	op.listing = true
-	op.e.list(wire.List{Flow: op.req.Flow}, func(found []located) {
+	op.e.list(wire.List{Flow: op.req.Flow}, func(found []located, silent int) {
 		op.listing = false
+		op.silent = silent
 		op.add(found)
 		op.pump()
 	})
@@ -114,6 +122,9 @@ func (op *operation) add(found []located) {
 	single := op.req.Flow.IsValid()
 	added := 0
 	for _, l := range found {
+		if single && l.status.Flow != op.req.Flow {
+			continue // an application that does not mind the question
+		}
 		if op.seen[l.status.Flow] > 0 || op.req.Service != "" && l.status.Service != op.req.Service {
 			continue
 		}
@@ -126,6 +137,8 @@ func (op *operation) add(found []located) {
 			continue
 		}
 		op.seen[l.status.Flow] = 1
+		op.next++
+		l.first = op.next
 		op.queue = append(op.queue, l)
 		added++
 	}
@@ -143,9 +156,16 @@ func (op *operation) add(found []located) {
 
 // pump starts moves as far as the concurrency allows, and ends the operation when nothing is left to do.
 func (op *operation) pump() {
-	for op.err == nil && op.active < op.req.Concurrency && len(op.queue) > 0 {
-		l := op.queue[0]
-		op.queue = op.queue[1:]
+	if op.pumping {
+		return // the loop below sees what has changed
+	}
+	op.pumping = true
+	defer func() { op.pumping = false }()
+	for op.err == nil && op.active < op.req.Concurrency && len(op.queue) > 0 && !op.e.congested() {
+		l, ok := op.take(time.Now())
+		if !ok {
+			break
+		}
 		to, err := op.target(l)
 		if err != nil {
 			op.report(Moved{Flow: l.status.Flow, Outcome: OutcomeResumed, Err: err})
@@ -165,6 +185,8 @@ func (op *operation) pump() {
 		return // tick looks again
 	case op.req.Drain && op.e.untold() != "":
 		op.err = fmt.Errorf("%s, the entry, could not be told: new connections still come here; it will be told as soon as it can be", op.e.untold())
+	case op.silent > 0 && (op.req.Drain || !op.req.Flow.IsValid()):
+		op.err = fmt.Errorf("%d applications did not say which connections they have: those are still here", op.silent)
 	case op.req.Drain && op.quiet < quietLists:
 		if op.relistAt.IsZero() {
 			op.relistAt = time.Now().Add(relistTime)
@@ -174,6 +196,28 @@ func (op *operation) pump() {
 	op.finished = true
 	delete(op.e.ops, op)
 	op.over(op.err)
+}
+
+// congested reports whether so much waits to be sent to a peer that no move should be begun: a link gives a peer up
+// that lets too much pile up.
+func (e *engine) congested() bool {
+	for _, p := range e.peers {
+		if p.link != nil && p.link.Backlog() > maxBacklog {
+			return true
+		}
+	}
+	return false
+}
+
+// take returns the next connection whose time has come.
+func (op *operation) take(now time.Time) (located, bool) {
+	for i, l := range op.queue {
+		if !now.Before(l.notBefore) {
+			op.queue = slices.Delete(op.queue, i, i+1)
+			return l, true
+		}
+	}
+	return located{}, false
 }
 
 // target chooses where a connection goes: the servers of its service in turn.
@@ -189,20 +233,35 @@ func (op *operation) target(l located) (string, error) {
 	if len(others) == 0 {
 		return "", errNoTarget
 	}
-	op.next++
-	return others[op.next%len(others)], nil
+	// The first try takes turns with other connections; each further one takes the next server.
+	return others[(l.first+op.seen[l.status.Flow])%len(others)], nil
 }
 
 // moved takes in the end of one move. A refusal that another host or a later moment may not repeat is tried again.
 func (op *operation) moved(l located, m Moved) {
 	op.active--
-	if m.Outcome == OutcomeResumed && op.err == nil && op.seen[m.Flow] < maxTries && op.retryable(m.Err) {
+	switch {
+	case m.Outcome == OutcomeResumed && op.err == nil && op.seen[m.Flow] < op.tries(l) && op.retryable(m.Err):
+		l.notBefore = time.Time{}
+		switch codeOf(m.Err) {
+		case wire.CodeBusy, wire.CodeNotNow, wire.CodeInUse:
+			l.notBefore = time.Now().Add(retryPause << op.seen[m.Flow])
+		}
 		op.seen[m.Flow]++
 		op.queue = append(op.queue, l)
-	} else {
+	case m.Outcome == OutcomeGone && op.req.Drain && errors.Is(m.Err, errNoFlow):
+		delete(op.seen, m.Flow) // its application may be back with it
+		op.report(m)
+	default:
 		op.report(m)
 	}
 	op.pump()
+}
+
+// tries returns how often a connection is tried: once at each server at least.
+func (op *operation) tries(l located) int {
+	svc, _ := op.e.service(l.status.Service, l.status.Flow)
+	return max(maxTries, len(svc.Servers))
 }
 
 func (op *operation) retryable(err error) bool {
@@ -211,7 +270,7 @@ func (op *operation) retryable(err error) bool {
 		return op.req.To == "" && !errors.Is(err, errAborted)
 	}
 	switch r.code {
-	case wire.CodeBusy, wire.CodeNotNow:
+	case wire.CodeBusy, wire.CodeNotNow, wire.CodeInUse:
 		return true
 	case wire.CodeDraining, wire.CodeNoService, wire.CodeNoAddress:
 		return op.req.To == ""
@@ -235,7 +294,7 @@ func (op *operation) tick(now time.Time) {
 	case !op.relistAt.IsZero() && now.After(op.relistAt) && op.err == nil && !op.listing:
 		op.relistAt = time.Time{}
 		op.list()
-	case op.req.Drain && op.err == nil:
+	case op.err == nil:
 		op.pump()
 	}
 }
@@ -274,7 +333,7 @@ func (e *engine) untold() string {
 // abort gives up the moves of one flow, or all of them.
 func (e *engine) abort(f tcprepair.Flow) int {
 	n := 0
-	for _, s := range e.sources {
+	for _, s := range slices.Collect(maps.Values(e.sources)) {
 		if !f.IsValid() || s.flow == f {
 			n++
 			s.step(migration.Event{Kind: migration.Canceled, Err: errAborted})

@@ -7,7 +7,9 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/migration"
@@ -42,7 +44,7 @@ type peer struct {
 	heard   time.Time
 	pinged  bool
 	err     error
-	// told is true when the peer, an entry, has confirmed that this host is draining.
+	// told is true when the peer, an entry, has confirmed whether this host takes connections.
 	told   bool
 	dialed time.Time
 }
@@ -129,12 +131,15 @@ func greet(ctx context.Context, link *wire.Link, self, name string) error {
 func (p *peer) up(link *wire.Link) {
 	p.link, p.err, p.heard, p.pinged = link, nil, time.Now(), false
 	go p.receive(link)
-	if p.e.draining {
+	if p.e.entryFor(p.name) {
 		p.tellPresence()
 	}
 	waiting := p.waiting
 	p.waiting = nil
 	for _, f := range waiting {
+		if p.link != link {
+			return // lost meanwhile, and everybody has been told
+		}
 		p.send(f.ID, f.Message)
 	}
 }
@@ -175,7 +180,7 @@ func (p *peer) lost(link *wire.Link, err error) {
 // down tells everybody who uses the connection.
 func (p *peer) down(err error) {
 	p.err, p.waiting, p.told = err, nil, false
-	for _, s := range p.e.sources {
+	for _, s := range slices.Collect(maps.Values(p.e.sources)) {
 		if s.target == p.name {
 			s.step(migration.Event{Kind: migration.PeerLost, Err: err})
 		}
@@ -183,7 +188,7 @@ func (p *peer) down(err error) {
 			s.step(migration.Event{Kind: migration.EntryLost, Err: err})
 		}
 	}
-	for _, t := range p.e.targets {
+	for _, t := range slices.Collect(maps.Values(p.e.targets)) {
 		if t.entry == p.name {
 			t.step(migration.Event{Kind: migration.EntryLost, Err: err})
 		}
@@ -193,13 +198,17 @@ func (p *peer) down(err error) {
 // tick keeps an eye on a silent peer.
 func (p *peer) tick(now time.Time) {
 	if p.link == nil {
-		// The entry forgets a drain with the connection over which it was told.
-		if p.e.draining && p.e.entryFor(p.name) && now.Sub(p.dialed) > redialAfter {
+		// An entry remembers a drain until it hears otherwise: so it must hear.
+		if p.e.entryFor(p.name) && now.Sub(p.dialed) > redialAfter {
 			p.dial()
 		}
 		return
 	}
-	switch silent := now.Sub(p.heard); {
+	last := p.heard
+	if sent := p.link.Progress(); sent.After(last) {
+		last = sent // it reads: a large State is on its way, with our Ping behind it
+	}
+	switch silent := now.Sub(last); {
 	case silent > deadAfter:
 		p.lost(p.link, errors.New("the peer is silent"))
 	case silent > pingAfter && !p.pinged:
@@ -216,8 +225,8 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 	switch m := f.Message.(type) {
 	case *wire.Pong:
 		if f.ID == presencePing {
-			p.told = e.draining
-			for op := range e.ops {
+			p.told = true
+			for _, op := range slices.Collect(maps.Keys(e.ops)) {
 				op.pump()
 			}
 		}
@@ -247,6 +256,9 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 			s.step(migration.Event{Kind: migration.LeaseRefused, Err: err})
 		}
 	case *wire.Owner:
+		if s != nil && s.target == "" && e.peers[m.Host] != nil {
+			s.target = m.Host // of a recovered move: now it is known where to forward
+		}
 		ev := migration.Event{Kind: migration.OwnerIs, Owner: migration.Owner{Host: m.Host, Epoch: m.Epoch, Unknown: m.Unknown}}
 		switch {
 		case fromEntry:

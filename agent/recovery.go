@@ -27,6 +27,12 @@ func (e *engine) recover(a *application, id uint64, m *wire.Recover, fd int) {
 		a.send(id, refusal(errMoving))
 		return
 	}
+	// An application may speak for its own connections only.
+	if o, err := tcprepair.ReadOutline(fd); err != nil || o.Flow != m.Flow {
+		closeFD(fd)
+		a.send(id, refusal(fmt.Errorf("the socket is not that of %v", m.Flow)))
+		return
+	}
 	e.counters.recovered++
 	e.log.Info("taking up a move that a former agent began", "flow", m.Flow, "target", m.Target, "peer", m.Peer)
 	now := time.Now()

@@ -3,6 +3,7 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
@@ -88,7 +89,14 @@ func (e *engine) startSource(app *application, st wire.FlowStatus, to string, do
 		done(Moved{Flow: st.Flow, To: to, Outcome: OutcomeResumed, Err: err})
 	}
 	svc, ok := e.service(st.Service, st.Flow)
+	_, there := e.apps[app]
 	switch {
+	case !there:
+		done(Moved{Flow: st.Flow, To: to, Outcome: OutcomeGone, Err: errNoFlow})
+		return
+	case e.stopping:
+		fail(errStopping)
+		return
 	case !ok:
 		fail(errNotServed)
 		return
@@ -256,7 +264,7 @@ func (s *source) frame(m wire.Message, fd int) {
 		s.result.StateBytes = len(s.state)
 		s.exported()
 	case *wire.Refuse:
-		err := &refusedError{who: "application", code: m.Code, reason: m.Reason}
+		err := &refusedError{who: whoApplication, code: m.Code, reason: m.Reason}
 		s.step(migration.Event{Kind: migration.ExportRefused, Err: err})
 	}
 }
@@ -266,6 +274,11 @@ func (s *source) frame(m wire.Message, fd int) {
 func (s *source) exported() {
 	var err error
 	if s.outline, err = tcprepair.ReadOutline(s.fd); err != nil {
+		s.step(migration.Event{Kind: migration.Canceled, Err: err})
+		return
+	}
+	if s.outline.Flow != s.flow {
+		err := fmt.Errorf("the application exported %v instead of %v", s.outline.Flow, s.flow)
 		s.step(migration.Event{Kind: migration.Canceled, Err: err})
 		return
 	}
@@ -327,9 +340,6 @@ func (s *source) freeze() {
 
 // take freezes the socket and reads it; when it fails the socket is as it was.
 func (s *source) take() ([]byte, error) {
-	if s.outline.Flow != s.flow {
-		return nil, fmt.Errorf("the application exported %v instead of %v", s.outline.Flow, s.flow)
-	}
 	snap, err := s.outline.FreezeTake(s.fd, s.limits(), s.received)
 	if err != nil {
 		return nil, err
@@ -381,6 +391,7 @@ func (s *source) sendHeld() {
 	frames, err := s.e.gate.Forward(s.flow, n, s.e.cfg.Gate.StrayTime)
 	if err != nil {
 		s.e.log.Error("cannot forward stray packets", "flow", s.flow, "to", s.target, "error", err)
+		_ = s.e.gate.Yield(s.flow) // at least nothing is held
 	}
 	s.result.Held += len(frames)
 	for len(frames) > 0 {
@@ -419,7 +430,8 @@ func (s *source) finish(err error) {
 		s.e.counters.lost++
 	default:
 		r.Outcome = OutcomeResumed
-		if codeOf(err) == wire.CodeNoFlow {
+		var refused *refusedError
+		if errors.As(err, &refused) && refused.who == whoApplication && refused.code == wire.CodeNoFlow {
 			r.Outcome = OutcomeGone
 		}
 		if !s.frozenAt.IsZero() {

@@ -16,6 +16,9 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// maxInlineState bounds the State in a Transfer, in bytes: it must fit into one Import with its other fields.
+const maxInlineState = wire.MaxFrame / 2
+
 // addressesAge is how long the list of the host's addresses is believed.
 const addressesAge = 500 * time.Millisecond
 
@@ -37,9 +40,12 @@ type target struct {
 	parts    wire.Assembly
 	snapshot []byte
 	state    []byte
-	ahead    bool // the application has been sent parts of the State
-	imported bool // and the Import
-	held     bool // the gate holds the flow's packets here
+	ahead    bool     // the application has been sent parts of the State
+	imported bool     // and the Import
+	held     bool     // the gate holds the flow's packets here
+	live     bool     // the connection has been thawed
+	early    [][]byte // held packets that came before the entry's answer
+	last     bool     // and the mark behind them
 	restored *tcprepair.Restored
 	pending  []migration.Event
 	stepping bool
@@ -60,6 +66,10 @@ func (e *engine) offered(in *incoming, id uint64, m *wire.Offer) {
 	t := &target{
 		e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, from: in, started: time.Now(),
 	}
+	// The former connection of the same peer may not be known to be dead yet.
+	if old := e.taking[t.flow]; old != nil && old.from != in && old.from.name == in.name && old.machine.State() == migration.TargetReserved {
+		old.step(migration.Event{Kind: migration.PeerLost})
+	}
 	if err := t.check(); err != nil {
 		e.counters.refused++
 		in.send(id, refusal(err))
@@ -74,7 +84,7 @@ func (t *target) check() error {
 	e := t.e
 	svc, ok := e.service(t.service, t.flow)
 	switch {
-	case e.draining:
+	case e.draining || e.stopping:
 		return refuse(e.cfg.Host, wire.CodeDraining, "")
 	case !ok:
 		return refuse(e.cfg.Host, wire.CodeNoService, "%s at %v is not configured here", t.service, t.flow.Local)
@@ -164,6 +174,10 @@ func (t *target) perform(a migration.Action) {
 		t.app.send(t.id, &wire.Activate{})
 	case migration.SendCommitted:
 		t.from.send(t.id, &wire.Committed{Epoch: t.epoch + 1})
+		t.replay(t.early)
+		if t.early = nil; t.last {
+			t.step(migration.Event{Kind: migration.HeldLast})
+		}
 	case migration.SendRefuse:
 		t.from.send(t.id, refusal(a.Err))
 	case migration.WithdrawApp:
@@ -186,32 +200,60 @@ func (t *target) perform(a migration.Action) {
 
 // frame takes in what the source sends after its offer.
 func (t *target) frame(m wire.Message) {
+	reserved := t.machine.State() == migration.TargetReserved
 	switch m := m.(type) {
 	case *wire.Chunk:
+		if !reserved {
+			return
+		}
 		// A snapshot has two queues and some more.
 		limit := max(t.e.cfg.Migration.StateBytes, 2*t.e.cfg.Migration.QueueBytes+wire.ChunkSize)
 		if err := t.parts.Add(m, limit); err != nil {
 			t.from.lost(err)
 		}
 	case *wire.StateSent:
-		if !t.passOn() {
+		if reserved && !t.passOn() {
 			t.step(migration.Event{Kind: migration.StateSent})
 		}
 	case *wire.Transfer:
+		if !reserved {
+			return
+		}
+		if len(m.State) > maxInlineState {
+			t.from.lost(fmt.Errorf("%w: State of %d bytes within the freeze", wire.ErrTooLarge, len(m.State)))
+			return
+		}
 		t.snapshot, t.state = t.parts.Snapshot(m.Snapshot), m.State
 		t.step(migration.Event{Kind: migration.Transferred})
 	case *wire.Held:
-		if t.machine.State() == migration.TargetDraining && len(m.Frames) > 0 {
-			if err := t.e.gate.Replay(t.flow, m.Frames); err != nil {
-				t.e.log.Error("cannot replay held packets", "flow", t.flow, "error", err)
-			}
-		}
-		if m.Last {
-			t.step(migration.Event{Kind: migration.HeldLast})
-		}
+		t.heldFrames(m)
 	case *wire.Cancel:
 		err := &refusedError{who: "source " + t.from.name, code: wire.CodeUnspecified, reason: m.Reason}
 		t.step(migration.Event{Kind: migration.Canceled, Err: err})
+	}
+}
+
+// heldFrames takes in what the source had held. A source that has heard of the commit from the entry can be faster than the entry's
+// answer to this host: then it is kept until the thaw.
+func (t *target) heldFrames(m *wire.Held) {
+	switch t.machine.State() {
+	case migration.TargetCommitting:
+		t.early = append(t.early, m.Frames...)
+		t.last = t.last || m.Last
+	case migration.TargetDraining:
+		t.replay(m.Frames)
+		if m.Last {
+			t.step(migration.Event{Kind: migration.HeldLast})
+		}
+	}
+}
+
+func (t *target) replay(frames [][]byte) {
+	if len(frames) == 0 {
+		return
+	}
+	if err := t.e.gate.Replay(t.flow, frames); err != nil {
+		t.e.log.Error("cannot replay held packets", "flow", t.flow, "error", err)
 	}
 }
 
@@ -327,6 +369,7 @@ func (t *target) fence() {
 // thaw makes the connection live. From here on the hold serves only the order of packets: it is cut down to the time for
 // which the source's packets are waited for, in case this agent dies.
 func (t *target) thaw() {
+	t.live = true
 	if t.held {
 		if err := t.e.gate.Serve(t.flow, 2*t.e.times.HeldWait); err != nil {
 			t.e.log.Error("cannot end a hold in time", "flow", t.flow, "error", err)
@@ -344,12 +387,19 @@ func (t *target) thaw() {
 	t.restored = nil
 }
 
+// release lets the flow's packets go: to the own stack when the connection lives here, else on their way.
 func (t *target) release() {
 	if !t.held {
 		return
 	}
 	t.held = false
-	if _, err := t.e.gate.Release(t.flow); err != nil {
+	var err error
+	if t.live {
+		_, err = t.e.gate.Release(t.flow)
+	} else {
+		err = t.e.gate.Yield(t.flow)
+	}
+	if err != nil {
 		t.e.log.Error("cannot release held packets", "flow", t.flow, "error", err)
 	}
 }

@@ -253,6 +253,31 @@ func (g *Gate) lapse(now time.Time) {
 	}
 }
 
+// Yield ends the hold of a flow that this host turned out not to serve. What was held goes where the flow's route says; with no other
+// host on record it is dropped, and its sender sends it again: the local stack would answer it with a RST.
+func (g *Gate) Yield(f tcprepair.Flow) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return &OpError{Op: "yield", Flow: f, Err: ErrClosed}
+	}
+	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
+	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
+	if err == nil {
+		err = answer(&ops[0])
+	}
+	if q := g.queues[f]; q != nil {
+		if routeInfo(&ops[0]).Node != 0 && len(q.frames) > 0 {
+			err = errors.Join(err, g.inject(q.tap, q.take(), toTable))
+		}
+		delete(g.queues, f)
+	}
+	if err != nil {
+		return &OpError{Op: "yield", Flow: f, Err: err}
+	}
+	return nil
+}
+
 // Unhold ends a hold and throws away what was kept.
 func (g *Gate) Unhold(f tcprepair.Flow) error {
 	g.mu.Lock()

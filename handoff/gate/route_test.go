@@ -351,6 +351,8 @@ func TestRouteStates(t *testing.T) {
 		{"adopt", func() error { _, err := g.Adopt(f, 4, 5); return err }, nil, RouteInfo{Node: 5, Epoch: 4}, false},
 		{"entry's record stands", func() error { _, err := g.Forward(f, 3, time.Minute); return err }, nil, RouteInfo{Node: 5, Epoch: 4}, false},
 		{"entry's record stands although served", func() error { return g.Serve(f, time.Minute) }, nil, RouteInfo{Node: 5, Epoch: 4, Hold: Ingress}, false},
+		{"yield at the entry", func() error { return g.Yield(f) }, nil, RouteInfo{Node: 5, Epoch: 4}, false},
+		{"hold at the entry", func() error { return g.Hold(f, Ingress, time.Minute) }, nil, RouteInfo{Node: 5, Epoch: 4, Hold: Ingress}, false},
 		{"unhold at the entry", func() error { return g.Unhold(f) }, nil, RouteInfo{Node: 5, Epoch: 4}, false},
 		{"commit to itself", func() error { _, err := g.Commit(f, 4, 0); return err }, nil, RouteInfo{Epoch: 5}, false},
 		{"commit late", func() error { _, err := g.Commit(f, 4, 9); return err }, ErrEpoch, RouteInfo{Epoch: 5}, false},

@@ -25,7 +25,7 @@ var (
 // stands elsewhere, in the packet path itself, and is passed in. The zero value is an empty ledger.
 //
 // A lease ends by commit, by abort or by time, and its id never comes back: a Lease frame that arrives after its
-// own Abort is refused. Ids are remembered for maxLease after their end.
+// own Abort is refused. Ids are remembered for MaxLease after their end.
 type Ledger struct {
 	leases map[tcprepair.Flow]*lease
 	ended  map[uint64]struct{}
@@ -44,8 +44,8 @@ type endedID struct {
 	until time.Time
 }
 
-// maxLease bounds what a source may ask for.
-const maxLease = 10 * time.Minute
+// MaxLease bounds what a source may ask for.
+const MaxLease = 10 * time.Minute
 
 // LeaseRequest is what a source asks for.
 type LeaseRequest struct {
@@ -77,8 +77,8 @@ func (l *Ledger) Lease(now time.Time, r LeaseRequest, owner Owner) error {
 		// A doubled frame. Its own time must not count: the source's gate holds for the first one's.
 		return nil
 	}
-	if r.TTL <= 0 || r.TTL > maxLease {
-		return fmt.Errorf("%w: asked for %v, want up to %v", ErrNoLease, r.TTL, maxLease)
+	if r.TTL <= 0 || r.TTL > MaxLease {
+		return fmt.Errorf("%w: asked for %v, want up to %v", ErrNoLease, r.TTL, MaxLease)
 	}
 	if l.leases == nil {
 		l.leases = make(map[tcprepair.Flow]*lease)
@@ -120,7 +120,7 @@ func (l *Ledger) End(now time.Time, id uint64, flow tcprepair.Flow) {
 		l.ended = make(map[uint64]struct{})
 	}
 	l.ended[id] = struct{}{}
-	l.order.PushBack(endedID{id: id, until: now.Add(maxLease)})
+	l.order.PushBack(endedID{id: id, until: now.Add(MaxLease)})
 	l.expire(now)
 }
 

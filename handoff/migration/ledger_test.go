@@ -61,7 +61,7 @@ func TestLedger(t *testing.T) {
 		{"wrong epoch", []ask{{do: "lease", id: 1, from: "a", to: "b", epoch: 2, owner: a1, ttl: time.Second, want: ErrNotOwner}}},
 		{"unknown flow", []ask{{do: "lease", id: 1, from: "a", to: "b", epoch: 1, owner: Owner{Host: "a", Epoch: 1, Unknown: true}, ttl: time.Second, want: ErrNotOwner}}},
 		{"no time", []ask{{do: "lease", id: 1, from: "a", to: "b", epoch: 1, owner: a1, want: ErrNoLease}}},
-		{"too much time", []ask{{do: "lease", id: 1, from: "a", to: "b", epoch: 1, owner: a1, ttl: maxLease + 1, want: ErrNoLease}}},
+		{"too much time", []ask{{do: "lease", id: 1, from: "a", to: "b", epoch: 1, owner: a1, ttl: MaxLease + 1, want: ErrNoLease}}},
 
 		{"a doubled lease", []ask{lease(1, nil), lease(1, nil), commit(1, "b", nil)}},
 		{"a doubled lease gives no more time", []ask{lease(1, nil), at(9*time.Second, lease(1, nil)), at(10*time.Second, commit(1, "b", ErrNoLease))}},
@@ -69,7 +69,7 @@ func TestLedger(t *testing.T) {
 		{"a doubled lease after its time and a sweep", []ask{lease(1, nil), {at: 10 * time.Second, do: "sweep"}, at(10*time.Second, lease(1, ErrNoLease))}},
 		{"a doubled lease after its commit", []ask{lease(1, nil), {do: "end", id: 1}, {do: "lease", id: 1, from: "b", to: "a", epoch: 2, owner: b2, ttl: time.Second, want: ErrNoLease}}},
 		{"a lease that comes after its abort", []ask{abort(1, "a"), lease(1, ErrNoLease), commit(1, "b", ErrNoLease)}},
-		{"long after its abort", []ask{abort(1, "a"), at(maxLease-1, lease(1, ErrNoLease))}},
+		{"long after its abort", []ask{abort(1, "a"), at(MaxLease-1, lease(1, ErrNoLease))}},
 		{"a doubled lease after the next move's", []ask{lease(1, nil), abort(1, "a"), lease(2, nil), lease(1, ErrNoLease), commit(2, "b", nil)}},
 	}
 	for _, tc := range tests {
@@ -128,11 +128,11 @@ func TestLedgerForgets(t *testing.T) {
 			t.Fatalf("%d leases stand after the sweep, want 0", got)
 		}
 	}
-	// Ids are kept for maxLease, which is ten rounds; the eleventh is the present one.
-	if bound := moves * (int(maxLease/time.Minute) + 1); len(l.ended) > bound || l.order.Len() != len(l.ended) {
+	// Ids are kept for MaxLease, which is ten rounds; the eleventh is the present one.
+	if bound := moves * (int(MaxLease/time.Minute) + 1); len(l.ended) > bound || l.order.Len() != len(l.ended) {
 		t.Errorf("%d ended ids are kept, %d in order, want at most %d and as many", len(l.ended), l.order.Len(), bound)
 	}
-	l.Sweep(now.Add(2 * maxLease))
+	l.Sweep(now.Add(2 * MaxLease))
 	if len(l.ended) != 0 || l.order.Len() != 0 {
 		t.Errorf("%d ended ids are kept for ever", len(l.ended))
 	}

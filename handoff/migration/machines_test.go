@@ -99,7 +99,7 @@ func feed(t *testing.T, name string, m machine, script []byte) {
 
 // TestConfig checks that the gate's hold outlasts the lease, whatever the two clocks do within 1 %.
 func TestConfig(t *testing.T) {
-	for _, limit := range []time.Duration{0, time.Millisecond, 10 * time.Second, maxLease} {
+	for _, limit := range []time.Duration{0, time.Millisecond, 10 * time.Second, MaxLease} {
 		c := Config{Limit: limit}.WithDefaults()
 		hold, lease := c.HoldTTL()*100/101, c.Limit*100/99
 		if hold <= lease {

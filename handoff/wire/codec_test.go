@@ -364,8 +364,12 @@ func TestAssemblyTake(t *testing.T) {
 		}
 	}
 	for _, tt := range []struct{ got, want string }{
-		{string(a.TakeState()), "state"}, {string(a.TakeState()), ""}, {string(a.TakeAhead()), "ah"}, {string(a.TakeAhead()), ""},
-		{string(a.Received()), "rc"}, {string(a.State([]byte("tail"))), "tail"},
+		{string(a.TakeState()), "state"},
+		{string(a.TakeState()), ""},
+		{string(a.TakeAhead()), "ah"},
+		{string(a.TakeAhead()), ""},
+		{string(a.Received()), "rc"},
+		{string(a.State([]byte("tail"))), "tail"},
 	} {
 		if tt.got != tt.want {
 			t.Errorf("%q, want %q", tt.got, tt.want)

@@ -10,14 +10,16 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
 const (
 	// maxQueued bounds what waits to be written to one peer; a peer that lets more pile up is given up.
 	maxQueued = 256 << 20
-	// writeTimeout bounds one write to a peer.
+	// writeTimeout bounds one write to a peer, of writePiece bytes at most.
 	writeTimeout = 10 * time.Second
+	writePiece   = 1 << 20
 )
 
 // ErrOverrun means that the peer does not read what is sent to it.
@@ -31,6 +33,8 @@ type Link struct {
 	unix   *net.UnixConn // nil unless descriptors can travel
 	reader *bufio.Reader
 	fds    fdQueue
+
+	progress atomic.Int64 // time of the last write, in nanoseconds since 1970
 
 	mu     sync.Mutex
 	wake   *sync.Cond
@@ -201,6 +205,7 @@ func (l *Link) write() {
 	}
 }
 
+// writeBatch writes b in pieces, each with its own deadline: what counts is that the peer goes on reading.
 func (l *Link) writeBatch(b []byte, fds []passing) error {
 	deadline := time.Now().Add(writeTimeout)
 	if err := l.conn.SetWriteDeadline(deadline); err != nil {
@@ -209,6 +214,32 @@ func (l *Link) writeBatch(b []byte, fds []passing) error {
 	if l.unix != nil && len(fds) > 0 {
 		return writeFDs(l.unix, b, fds, deadline)
 	}
-	_, err := l.conn.Write(b)
-	return err
+	for len(b) > 0 {
+		n, err := l.conn.Write(b[:min(len(b), writePiece)])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+		now := time.Now()
+		l.progress.Store(now.UnixNano())
+		if err := l.conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Progress returns when the link last wrote something; the zero time when it has not yet.
+func (l *Link) Progress() time.Time {
+	if n := l.progress.Load(); n != 0 {
+		return time.Unix(0, n)
+	}
+	return time.Time{}
+}
+
+// Backlog returns how many bytes wait to be written.
+func (l *Link) Backlog() int {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return len(l.queue)
 }
