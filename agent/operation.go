@@ -212,10 +212,15 @@ func (e *engine) congested() bool {
 // take returns the next connection whose time has come.
 func (op *operation) take(now time.Time) (located, bool) {
 	for i, l := range op.queue {
-		if !now.Before(l.notBefore) {
-			op.queue = slices.Delete(op.queue, i, i+1)
-			return l, true
+		if now.Before(l.notBefore) {
+			continue
 		}
+		if i == 0 {
+			op.queue = op.queue[1:] // as a rule; deleting would move the rest
+		} else {
+			op.queue = slices.Delete(op.queue, i, i+1)
+		}
+		return l, true
 	}
 	return located{}, false
 }

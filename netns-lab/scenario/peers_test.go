@@ -185,8 +185,11 @@ func (s *standing) typeIntoNetcat() error {
 		if _, err := io.WriteString(in, want+"\n"); err != nil {
 			return err
 		}
-		if !lines.Scan() || lines.Text() != want {
-			return fmt.Errorf("got %q (%v), want %q", lines.Text(), lines.Err(), want)
+		if !lines.Scan() {
+			return fmt.Errorf("no more lines, want %q: %w", want, lines.Err())
+		}
+		if lines.Text() != want {
+			return fmt.Errorf("got %q, want %q", lines.Text(), want)
 		}
 		time.Sleep(10 * time.Millisecond) // somebody types
 	}
