@@ -7,6 +7,7 @@ package gate
 import (
 	"bytes"
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -330,6 +331,15 @@ func TestSYN(t *testing.T) {
 		if verdict == verdictRedirect && out[5] != byte(s.node) {
 			t.Errorf("step %d: sent to %x", i, out[:6])
 		}
+	}
+	// A move of the former connection that commits late must not catch the next one, which is of epoch 1 as well.
+	h.execute(t, in, frame(syn), 0)
+	if _, err := g.Commit(packet4(), 1, 2); !errors.Is(err, ErrEpoch) {
+		t.Errorf("committed a flow in its handshake: %v", err)
+	}
+	h.execute(t, in, frame(ack), 0)
+	if _, err := g.Commit(packet4(), 1, 2); err != nil {
+		t.Errorf("commit after the handshake: %v", err)
 	}
 	// Nobody left: the own stack answers.
 	for _, n := range []Node{0, 1, 2} {

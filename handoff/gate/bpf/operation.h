@@ -193,7 +193,8 @@ static __always_inline void op_commit(struct operation *o, struct flow *f)
 			o->result = -ENOENT;
 			return;
 		}
-		if (route_epoch(r) != o->epoch) {
+		// A flow in its handshake cannot be the one that is being moved: its client has used the same port again.
+		if (route_epoch(r) != o->epoch || r & ROUTE_FRESH) {
 			o->result = -ESTALE;
 			return;
 		}
