@@ -242,6 +242,9 @@ func (w *world) targetAct(h node, a Action) {
 	case Thaw:
 		w.thaw(h)
 		w.releaseDescriptor(h)
+		if x.hold { // from here on it serves only the order of packets
+			x.holdUntil = w.clock(h).Add(2 * w.cfg.HeldWait)
+		}
 	case ActivateApp:
 		w.toApp(h, frame{kind: frameActivate, id: id, epoch: x.target.epoch + 1})
 	case SendCommitted:
