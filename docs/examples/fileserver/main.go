@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Command fileserver sends the file whose name is the client's first line. A download that moves to another server in its
-// middle goes on there at the next byte.
+// Command fileserver sends the file of /srv whose name is the client's first line. A download that moves to another
+// server in its middle goes on there at the next byte.
 package main
 
 import (
 	"bufio"
 	"context"
-	"errors"
-	"flag"
 	"io"
 	"log"
 	"os"
@@ -18,28 +16,14 @@ import (
 )
 
 func main() {
-	address, dir := flag.String("listen", ":7000", "address"), flag.String("dir", ".", "files")
-	flag.Parse()
-	root, err := os.OpenRoot(*dir)
-	if err != nil {
-		log.Fatal(err)
-	}
-	ln, err := handoff.Listen(context.Background(), "tcp", *address, handoff.Config{Service: "files", Export: export})
-	if err != nil {
-		log.Fatal(err)
-	}
-	for {
-		c, err := ln.AcceptConn()
-		if err != nil {
-			log.Fatal(err)
+	ln, err := handoff.Listen(context.Background(), "tcp", ":7000", handoff.Config{Service: "files", Export: export})
+	for err == nil {
+		var c *handoff.Conn
+		if c, err = ln.AcceptConn(); err == nil {
+			go serve(c)
 		}
-		go func() {
-			defer func() { _ = c.Close() }()
-			if err := serve(c, root); err != nil && !errors.Is(err, handoff.ErrMigrated) {
-				log.Print(err)
-			}
-		}()
 	}
+	log.Fatal(err)
 }
 
 // export tells the name; how far the client is, BytesWritten tells.
@@ -51,24 +35,16 @@ func export(_ context.Context, c *handoff.Conn) ([]byte, error) {
 	return []byte(name), nil
 }
 
-func serve(c *handoff.Conn, root *os.Root) error {
+func serve(c *handoff.Conn) {
+	defer c.Close() //nolint:errcheck // after a move there is nothing to close
 	name := string(c.State().Data)
 	if name == "" {
-		line, err := bufio.NewReader(c).ReadString('\n')
-		if err != nil {
-			return err
-		}
-		name = strings.TrimSpace(line)
+		name, _ = bufio.NewReader(c).ReadString('\n')
 	}
 	c.SetValue(name)
-	f, err := root.Open(name)
-	if err != nil {
-		return err
+	if f, err := os.OpenInRoot("/srv", strings.TrimSpace(name)); err == nil {
+		defer f.Close() //nolint:errcheck // read only
+		_, _ = f.Seek(int64(c.BytesWritten()), io.SeekStart)
+		_, _ = io.Copy(c, f) // ends with handoff.ErrMigrated when the connection has moved
 	}
-	defer func() { _ = f.Close() }()
-	if _, err := f.Seek(int64(c.BytesWritten()), io.SeekStart); err != nil {
-		return err
-	}
-	_, err = io.Copy(c, f)
-	return err
 }
