@@ -35,11 +35,15 @@ type standing struct {
 
 func stand(t *testing.T, kind, root string, serve ...string) *standing {
 	t.Helper()
+	return standWith(t, kind, scenario.ClusterConfig{Root: root, Serve: serve})
+}
+
+func standWith(t *testing.T, kind string, cfg scenario.ClusterConfig) *standing {
+	t.Helper()
 	topo := netnslab.Standard(3)
 	topo.Name = labName(kind)
-	c, err := scenario.StartCluster(testContext(t, 2*time.Minute), scenario.ClusterConfig{
-		Topology: topo, Command: binary(t), Root: root, Serve: serve,
-	})
+	cfg.Topology, cfg.Command = topo, binary(t)
+	c, err := scenario.StartCluster(testContext(t, 2*time.Minute), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
