@@ -104,6 +104,7 @@ func fillPair(tb testing.TB, w *wire, p *pair, received, unacked int) {
 		waitFor(tb, "acknowledgements", func() bool { _, out, _ := queues(tb, p.server); return out == 0 })
 		readExactly(tb, p.client, unacked)
 	}
+	w.settle(tb, w.client) // its last window update, after the reading, must not be held
 	w.hold(true, true)
 	if unacked > 0 {
 		writeAll(tb, p.server, ramp(0, unacked))
