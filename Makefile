@@ -28,7 +28,7 @@ deps-demo:
 	@.ci/apt curl
 
 deps-test:
-	@.ci/apt curl wget python3 netcat-openbsd openssh-client openssh-server
+	@.ci/apt curl wget python3 netcat-openbsd
 
 deps-generate:
 	@.ci/apt clang llvm libbpf-dev protobuf-compiler

@@ -192,6 +192,22 @@ func TestLostApplication(t *testing.T) {
 	}
 }
 
+// TestPresenceIsNotStale drains and undrains a host while its entry cannot be reached: nothing old may wait for the entry, which
+// would take it for the newest word.
+func TestPresenceIsNotStale(t *testing.T) {
+	e := testEngine(t, "b", "a", "b")
+	e.setDraining(true)
+	e.setDraining(false)
+	for _, f := range e.peers["b"].waiting {
+		if _, ok := f.Message.(*wire.Presence); ok {
+			t.Errorf("%+v waits to be sent", f.Message)
+		}
+	}
+	if e.untold() != "b" {
+		t.Error("the entry counts as told")
+	}
+}
+
 // TestHostileApplication sends an agent what no program should, and sees that it neither believes nor keeps it.
 func TestHostileApplication(t *testing.T) {
 	e := testEngine(t, "b", "a", "b")

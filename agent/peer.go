@@ -147,6 +147,10 @@ func (p *peer) up(link *wire.Link) {
 // tellPresence tells an entry whether this host takes new connections, and asks for a confirmation.
 func (p *peer) tellPresence() {
 	p.told = false
+	if p.link == nil {
+		p.dial() // up will tell, what is true then
+		return
+	}
 	p.send(0, &wire.Presence{Draining: p.e.draining})
 	p.send(presencePing, &wire.Ping{})
 }
