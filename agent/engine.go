@@ -117,12 +117,14 @@ func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
 }
 
 // run is the engine's goroutine. When ctx ends, moves that have frozen nothing are given up and the others awaited
-// for as long as a move may take.
+// for as long as a move may take. What still waits for an entry then is left to the host's next agent, which learns of it
+// from the application (wire.Recover): the socket stays open there.
 func (e *engine) run(ctx context.Context) error {
 	defer close(e.stopped)
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
 	stopping := ctx.Done()
+	var limit <-chan time.Time
 	for {
 		select {
 		case ev := <-e.events:
@@ -132,6 +134,12 @@ func (e *engine) run(ctx context.Context) error {
 		case <-stopping:
 			stopping = nil
 			e.stop()
+			timer := time.NewTimer(e.times.Limit + e.times.Grace)
+			defer timer.Stop()
+			limit = timer.C
+		case <-limit:
+			e.log.Warn("leaving moves to the next agent", "out", len(e.sources), "in", len(e.targets))
+			return ctx.Err()
 		}
 		if stopping == nil && len(e.sources) == 0 && len(e.targets) == 0 {
 			return ctx.Err()

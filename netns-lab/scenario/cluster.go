@@ -386,7 +386,13 @@ func stop(d *daemon) error {
 	case <-d.done:
 		return nil
 	case <-time.After(startTimeout):
-		return errors.Join(fmt.Errorf("%s does not end", d.log), kill(d))
+		_ = d.cmd.Process.Signal(unix.SIGQUIT) // the Go runtime says what it waits for
+		select {
+		case <-d.done:
+		case <-time.After(time.Second):
+		}
+		text, _ := os.ReadFile(d.log)
+		return errors.Join(fmt.Errorf("%s does not end; its log:\n%s", d.log, text), kill(d))
 	}
 }
 
