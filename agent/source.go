@@ -57,8 +57,11 @@ type source struct {
 	stepping bool
 
 	started, frozenAt time.Time
-	result            Moved
-	done              func(Moved)
+	// watermark is where the snapshot's receive queue ends, and missed what came into the socket behind it.
+	watermark tcprepair.Watermark
+	missed    [][]byte
+	result    Moved
+	done      func(Moved)
 }
 
 // Moved tells how a move ended.
@@ -348,6 +351,7 @@ func (s *source) take() ([]byte, error) {
 	if err != nil {
 		s.thaw()
 	}
+	s.watermark = snap.Watermark()
 	return b, err
 }
 
@@ -380,6 +384,13 @@ func (s *source) release() {
 
 func (s *source) discard() {
 	s.result.Freeze = time.Since(s.frozenAt)
+	if s.watermark != (tcprepair.Watermark{}) {
+		missed, err := s.watermark.Missed(s.fd)
+		if err != nil {
+			s.e.log.Warn("the client will have to send again what came last", "flow", s.flow, "error", err)
+		}
+		s.missed = missed
+	}
 	if err := tcprepair.Discard(s.fd); err != nil {
 		s.e.log.Error("cannot discard a connection that has moved", "flow", s.flow, "error", err)
 	}
@@ -394,6 +405,7 @@ func (s *source) sendHeld() {
 		_ = s.e.gate.Yield(s.flow) // at least nothing is held
 	}
 	s.result.Held += len(frames)
+	frames = append(gate.Frames(s.missed), frames...)
 	for len(frames) > 0 {
 		n, size := 0, 0
 		for n < len(frames) && (n == 0 || size+len(frames[n]) <= heldFrameBytes) {

@@ -13,20 +13,21 @@ const (
 	tcpACK = 0x10
 )
 
-// segment is a TCP segment without data, made by hand: how a state that no system call can restore is reached. It has no
-// options: without timestamps it cannot upset those of the connection, and Linux takes it.
+// segment is a TCP segment made by hand: how a state that no system call can restore is reached. It has no options: without
+// timestamps it cannot upset those of the connection, and Linux takes it.
 type segment struct {
 	from, to netip.AddrPort
 	seq, ack uint32
 	flags    uint8
 	// window is the field as sent, already scaled.
 	window uint16
+	data   []byte
 }
 
 // packet returns the segment as an IP packet.
 func (g *segment) packet() []byte {
 	const hopLimit, protocolTCP, tcpHeader = 64, 6, 20
-	t := make([]byte, 0, tcpHeader)
+	t := make([]byte, 0, tcpHeader+len(g.data))
 	t = binary.BigEndian.AppendUint16(t, g.from.Port())
 	t = binary.BigEndian.AppendUint16(t, g.to.Port())
 	t = binary.BigEndian.AppendUint32(t, g.seq)
@@ -34,6 +35,7 @@ func (g *segment) packet() []byte {
 	t = append(t, tcpHeader/4<<4, g.flags)
 	t = binary.BigEndian.AppendUint16(t, g.window)
 	t = append(t, 0, 0, 0, 0) // checksum, urgent pointer
+	t = append(t, g.data...)
 	from, to := g.from.Addr().AsSlice(), g.to.Addr().AsSlice()
 	pseudo := uint32(protocolTCP + len(t))
 	binary.BigEndian.PutUint16(t[16:], ^fold(onesSum(onesSum(onesSum(pseudo, from), to), t)))
@@ -58,10 +60,13 @@ func (g *segment) packet() []byte {
 	return append(p, t...)
 }
 
-// onesSum adds b, of even length, to a one's complement sum (RFC 1071).
+// onesSum adds b to a one's complement sum of even length (RFC 1071).
 func onesSum(sum uint32, b []byte) uint32 {
 	for ; len(b) >= 2; b = b[2:] {
 		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
 	}
 	return sum
 }

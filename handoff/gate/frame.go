@@ -27,6 +27,21 @@ const (
 	protoDestination = 60
 )
 
+// Frames makes Ethernet frames of IP packets, for Replay, which fills in the addresses.
+func Frames(packets [][]byte) [][]byte {
+	frames := make([][]byte, 0, len(packets))
+	for _, p := range packets {
+		kind := uint16(etherIPv4)
+		if len(p) > 0 && p[0]>>4 == 6 {
+			kind = etherIPv6
+		}
+		f := make([]byte, ethernetHeader, ethernetHeader+len(p))
+		binary.BigEndian.PutUint16(f[12:], kind)
+		frames = append(frames, append(f, p...))
+	}
+	return frames
+}
+
 // frameFlow returns the flow a received Ethernet frame belongs to. It follows the rules of bpf/packet.h: a frame that is
 // not ours there is not ours here.
 func frameFlow(b []byte) (tcprepair.Flow, bool) {

@@ -261,6 +261,49 @@ func TestEgressHold(t *testing.T) {
 }
 
 // A hold nobody ends goes by itself, in the kernel as in the process.
+// TestSilenceAfterForward lets a host speak on a flow that it has given away, as its stack does when a packet finds the socket
+// gone. The client hears nothing until the host takes the flow back.
+func TestSilenceAfterForward(t *testing.T) {
+	hosts := network(t, 2)
+	client, server := hosts[0], hosts[1]
+	l := server.listen(t, "10.66.0.2:8080")
+	g := server.gated(t)
+	accepted := make(chan net.Conn, 1)
+	go func() {
+		if c, err := l.Accept(); err == nil {
+			accepted <- c
+		}
+	}()
+	c, err := client.dial(t, 0, "10.66.0.2:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	s := <-accepted
+	defer s.Close()
+	f := flowOf(c)
+	if err := g.SetNode(3, server.index(t), client.mac(t), server.mac(t)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := g.Forward(f, 3, 20*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Write([]byte("stale")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the host's packet is suppressed", func() bool { return g.Stats().Suppressed > 0 })
+	if _, err := g.Release(f); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 5)
+	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(c, b); err != nil || string(b) != "stale" {
+		t.Errorf("read %q, %v", b, err)
+	}
+}
+
 func TestHoldLapses(t *testing.T) {
 	hosts := network(t, 2)
 	client, server := hosts[0], hosts[1]

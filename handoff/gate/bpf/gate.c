@@ -257,6 +257,12 @@ int rehome_out(struct __sk_buff *skb)
 	f = find(&p);
 	if (!f)
 		return TCX_NEXT;
+	word = READ_ONCE(f->route);
+	if (word & ROUTE_STRAY && route_verdict(word) == VERDICT_FORWARD && READ_ONCE(f->expires) > now) {
+		__sync_fetch_and_add(&f->dropped, 1);
+		count(suppressed);
+		return TCX_DROP; // the flow is another host's
+	}
 	word = READ_ONCE(f->hold);
 	bare = !p.payload && skb->gso_segs <= 1 && !(p.flags & TCP_RST);
 	if (!(word & HOLD_OUT || (word & HOLD_ACK && bare)) || !hold_live(word, now))

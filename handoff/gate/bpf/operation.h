@@ -21,6 +21,9 @@ enum code {
 
 enum { RELEASE_ALWAYS = ~0ULL };
 
+// SILENCE is how long, in ns, a host says nothing on a flow that it has given away.
+enum { SILENCE = 1000000000ULL };
+
 struct operation {
 	enum code code;
 	__s32 result; // 0 or -errno
@@ -168,8 +171,11 @@ static __always_inline void op_forward(struct operation *o, __u64 now)
 			break;
 		}
 	}
-	if (!o->result)
+	if (!o->result) {
+		// A packet that had passed before the hold may find that its socket is gone. The RST must not leave.
+		watch_egress(now + SILENCE < now + o->ttl ? now + SILENCE : now + o->ttl);
 		WRITE_ONCE(f->hold, 0);
+	}
 }
 
 static __always_inline void op_mute(struct flow *f, __u64 now)
