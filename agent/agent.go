@@ -22,6 +22,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent/api"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 )
 
@@ -51,7 +52,7 @@ type listeners struct {
 // been transferred goes on here, what has is seen to its end. With a pinned gate, flows keep their paths while no agent
 // runs.
 func (a *Agent) Run(ctx context.Context) error {
-	id, err := loadIdentity(a.cfg.TLS)
+	id, err := peer.LoadIdentity(a.cfg.TLS)
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,7 @@ func (ls *listeners) credentials(e *engine) []grpc.ServerOption {
 	if strings.HasPrefix(ls.control.Addr().Network(), "unix") {
 		return nil
 	}
-	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(e.identity.server()))}
+	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(e.self.Identity.Server()))}
 }
 
 func (ls *listeners) close() {

@@ -188,7 +188,7 @@ func (a *application) answer(f wire.Frame, fd int) {
 	}
 	if t := a.e.targets[f.ID]; t != nil && t.app == a {
 		if m, ok := f.Message.(*wire.Refuse); ok {
-			err := &refusedError{who: "application", code: m.Code, reason: m.Reason}
+			err := &wire.RefusedError{Who: "application", Code: m.Code, Reason: m.Reason}
 			t.step(migration.Event{Kind: migration.ImportRefused, Err: err})
 		}
 		return
@@ -208,7 +208,7 @@ func (a *application) register(id uint64, m *wire.Register) {
 			return
 		}
 	}
-	err := refuse("agent", wire.CodeNoService, "%q is not in the agent's configuration: add it to services", m.Service)
+	err := wire.Refusef("agent", wire.CodeNoService, "%q is not in the agent's configuration: add it to services", m.Service)
 	a.send(id, refusal(err))
 }
 

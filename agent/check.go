@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -174,16 +175,16 @@ func checkConfig(cfg *Config) []Finding {
 // checkTLS reads the files that prove who this host is.
 func checkTLS(cfg *Config) Finding {
 	f := Finding{What: "tls", Detail: cfg.TLS.Certificate}
-	if cfg.Plaintext || cfg.TLS == (TLSConfig{}) {
+	if cfg.Plaintext || cfg.TLS == (peer.Files{}) {
 		f.OK, f.Optional, f.Detail = true, true, "off: for a laboratory, or a host without peers"
 		return f
 	}
-	id, err := loadIdentity(cfg.TLS)
+	id, err := peer.LoadIdentity(cfg.TLS)
 	if err != nil {
 		f.Detail, f.Advice = err.Error(), "correct the paths under tls"
 		return f
 	}
-	leaf := id.certificate.Leaf
+	leaf := id.Certificate()
 	switch err := leaf.VerifyHostname(cfg.Host); {
 	case err != nil:
 		f.Detail, f.Advice = err.Error(), fmt.Sprintf("the certificate needs the DNS name %q, which is this host's", cfg.Host)

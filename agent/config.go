@@ -17,6 +17,7 @@ import (
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/peer"
 )
 
 // Where things are unless the configuration says otherwise.
@@ -44,7 +45,7 @@ type Config struct {
 	// Metrics is the address of the Prometheus endpoint, host:port; none when empty.
 	Metrics string `yaml:"metrics"`
 	// TLS authenticates this host to others, and others to it.
-	TLS TLSConfig `yaml:"tls"`
+	TLS peer.Files `yaml:"tls"`
 	// Plaintext does without TLS between hosts. For a laboratory only: whoever reaches the port can take connections.
 	Plaintext bool `yaml:"plaintext"`
 	// Peers are the other hosts. This host may stand among them, so that all can have the same list. Their order
@@ -56,14 +57,6 @@ type Config struct {
 	Gate GateConfig `yaml:"gate"`
 	// Migration bounds a move.
 	Migration MigrationConfig `yaml:"migration"`
-}
-
-// TLSConfig names PEM files. Certificates carry the host's name as a DNS subject alternative name.
-type TLSConfig struct {
-	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	// Authority has signed every host's certificate.
-	Authority string `yaml:"authority"`
 }
 
 // PeerConfig is another host.
@@ -174,7 +167,7 @@ func (c *Config) Validate() error {
 	if !c.Plaintext && (c.TLS.Certificate == "" || c.TLS.Key == "" || c.TLS.Authority == "") && len(c.Peers) > 0 {
 		bad("tls: certificate, key and authority are needed to talk to peers; plaintext: true does without, in a laboratory")
 	}
-	if c.Plaintext && c.TLS != (TLSConfig{}) {
+	if c.Plaintext && c.TLS != (peer.Files{}) {
 		bad("plaintext: contradicts tls: remove one of the two")
 	}
 	if !c.controlIsPath() && c.TLS.Certificate == "" {
@@ -326,7 +319,8 @@ func (c *Config) IsEntry() bool {
 	return false
 }
 
-func (c *Config) node(host string) (gate.Node, bool) {
+// Node returns the number under which the gate knows a host; this one is 0.
+func (c *Config) Node(host string) (gate.Node, bool) {
 	if host == c.Host {
 		return 0, true
 	}
@@ -338,7 +332,8 @@ func (c *Config) node(host string) (gate.Node, bool) {
 	return 0, false
 }
 
-func (c *Config) hostOf(n gate.Node) string {
+// HostOf returns the name of a node.
+func (c *Config) HostOf(n gate.Node) string {
 	if n == 0 {
 		return c.Host
 	}
@@ -348,4 +343,14 @@ func (c *Config) hostOf(n gate.Node) string {
 		}
 	}
 	return fmt.Sprintf("node %d", n)
+}
+
+// Serves reports whether this host is the entry of the service at an address, and host a server of it.
+func (c *Config) Serves(address netip.AddrPort, host string) (entry, server bool) {
+	for _, s := range c.Services {
+		if s.Entry == c.Host && slices.Contains(s.Addresses, address) {
+			return true, slices.Contains(s.Servers, host)
+		}
+	}
+	return false, false
 }

@@ -11,8 +11,10 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -35,8 +37,7 @@ type engine struct {
 	// seeder is nil where the kernel cannot seed congestion windows.
 	seeder  *sockops.Seeder
 	metrics *metrics
-	// identity is nil in a laboratory without TLS.
-	identity *identity
+	self    peer.Self
 
 	events   chan event
 	stopped  chan struct{}
@@ -44,11 +45,11 @@ type engine struct {
 	moving   map[tcprepair.Flow]*source
 	targets  map[uint64]*target
 	taking   map[tcprepair.Flow]*target
-	peers    map[string]*peer
+	peers    map[string]*outgoing
 	incoming map[*incoming]struct{}
 	apps     map[*application]struct{}
 	lists    map[uint64]*listing
-	ledger   migration.Ledger
+	entry    *entry.Entry
 	// absent are the servers that told this entry not to send them new connections; it remembers until they say otherwise.
 	absent map[string]bool
 	// draining is the operator's wish, stopping the end of this agent.
@@ -64,7 +65,7 @@ type counters struct {
 	movedOut, movedIn, resumed, refused, lost, recovered uint64
 }
 
-func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *identity, log *slog.Logger) *engine {
+func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
 	e := &engine{
 		cfg:      cfg,
 		times:    migration.Config{Limit: cfg.Migration.Limit}.WithDefaults(),
@@ -72,22 +73,23 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		gate:     g,
 		seeder:   seeder,
 		metrics:  m,
-		identity: id,
+		self:     peer.Self{Host: cfg.Host, Version: Version(), Identity: id},
 		events:   make(chan event, 1024),
 		stopped:  make(chan struct{}),
 		sources:  make(map[uint64]*source),
 		moving:   make(map[tcprepair.Flow]*source),
 		targets:  make(map[uint64]*target),
 		taking:   make(map[tcprepair.Flow]*target),
-		peers:    make(map[string]*peer),
+		peers:    make(map[string]*outgoing),
 		incoming: make(map[*incoming]struct{}),
 		apps:     make(map[*application]struct{}),
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
 		ops:      make(map[*operation]struct{}),
 	}
+	e.entry = entry.New(g, &e.cfg, log)
 	for _, p := range cfg.Peers {
-		e.peers[p.Name] = &peer{e: e, name: p.Name, addr: p.Address}
+		e.peers[p.Name] = &outgoing{e: e, name: p.Name, addr: p.Address}
 	}
 	return e
 }
@@ -188,7 +190,7 @@ func (e *engine) tick(now time.Time) {
 	for _, p := range e.peers {
 		p.tick(now)
 	}
-	e.ledger.Sweep(now)
+	e.entry.Sweep(now)
 }
 
 // newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.

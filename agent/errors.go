@@ -4,7 +4,6 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
@@ -23,32 +22,17 @@ var (
 	errNoTarget  = errors.New("no other server takes it")
 )
 
-// whoApplication names the application in a refusedError.
+// whoApplication names the application in a refusal.
 const whoApplication = "application"
-
-// refusedError is a no from another party, with its code.
-type refusedError struct {
-	who    string
-	code   wire.Code
-	reason string
-}
-
-// Error returns who refused and why.
-func (r *refusedError) Error() string {
-	if r.reason == "" {
-		return fmt.Sprintf("%s refused: %v", r.who, r.code)
-	}
-	return fmt.Sprintf("%s refused: %v: %s", r.who, r.code, r.reason)
-}
 
 // codeOf returns the code that tells a peer about err.
 func codeOf(err error) wire.Code {
-	var r *refusedError
+	var r *wire.RefusedError
 	switch {
 	case err == nil:
 		return wire.CodeUnspecified
 	case errors.As(err, &r):
-		return r.code
+		return r.Code
 	case errors.Is(err, migration.ErrTimeout):
 		return wire.CodeTimeout
 	case errors.Is(err, migration.ErrNotOwner), errors.Is(err, migration.ErrOwner):
@@ -63,13 +47,9 @@ func codeOf(err error) wire.Code {
 
 // reasonOf returns what stands in a Refuse: the receiver knows who says it, and the code.
 func reasonOf(err error) string {
-	var r *refusedError
+	var r *wire.RefusedError
 	if errors.As(err, &r) {
-		return r.reason
+		return r.Reason
 	}
 	return err.Error()
-}
-
-func refuse(who string, code wire.Code, format string, args ...any) error {
-	return &refusedError{who: who, code: code, reason: fmt.Sprintf(format, args...)}
 }

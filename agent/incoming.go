@@ -4,7 +4,6 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
@@ -37,72 +36,21 @@ func (e *engine) servePeers(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		go func() {
-			in, err := e.welcome(ctx, conn)
+			name, link, err := e.self.Accept(ctx, conn, e.known)
 			if err != nil {
 				e.metrics.rejected.Inc()
 				e.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
-				_ = conn.Close()
 				return
 			}
+			in := &incoming{e: e, name: name, link: link, heard: time.Now()}
 			in.receive()
 		}()
 	}
 }
 
-// welcome finds out who has connected.
-func (e *engine) welcome(ctx context.Context, conn net.Conn) (*incoming, error) {
-	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
-	defer cancel()
-	var state *tls.ConnectionState
-	if e.identity != nil {
-		c := tls.Server(conn, e.identity.server())
-		if err := c.HandshakeContext(ctx); err != nil {
-			return nil, err
-		}
-		s := c.ConnectionState()
-		state, conn = &s, c
-	}
-	link := wire.NewLink(conn)
-	stop := context.AfterFunc(ctx, func() { _ = link.Close() })
-	defer stop()
-	f, _, err := link.Receive()
-	if err != nil {
-		_ = link.Close()
-		return nil, err
-	}
-	in := &incoming{e: e, link: link, heard: time.Now()}
-	if in.name, err = e.identify(f, state); err == nil {
-		err = link.Send(0, wire.NewHello(e.cfg.Host, Version()))
-	}
-	if err != nil {
-		link.Drain(time.Second)
-		_ = link.Close()
-		return nil, err
-	}
-	return in, nil
-}
-
-// identify checks a Hello: its sender must be a configured peer and, under TLS, have that peer's certificate.
-func (e *engine) identify(f wire.Frame, state *tls.ConnectionState) (string, error) {
-	h, ok := f.Message.(*wire.Hello)
-	if !ok {
-		return "", fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
-	}
-	if _, err := wire.Negotiate(h); err != nil {
-		return "", err
-	}
-	if h.Name == e.cfg.Host {
-		return "", fmt.Errorf("the host there calls itself %q, which is this host's name", h.Name)
-	}
-	if _, ok := e.cfg.node(h.Name); !ok {
-		return "", fmt.Errorf("%q is no configured peer: add it to peers", h.Name)
-	}
-	if state != nil {
-		if err := peerIs(*state, h.Name); err != nil {
-			return "", err
-		}
-	}
-	return h.Name, nil
+func (e *engine) known(host string) bool {
+	_, ok := e.cfg.Node(host)
+	return ok
 }
 
 func (in *incoming) receive() {
@@ -163,16 +111,11 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 			return
 		}
 		t.frame(f.Message)
-	case *wire.Lease:
-		e.lease(in, f.ID, m)
-	case *wire.Commit:
-		e.reply(in, f.ID, m.Flow, e.commit(f.ID, m.Flow, m.Epoch, in.name))
-	case *wire.Abort:
-		e.ledger.Abort(time.Now(), f.ID, m.Flow, in.name)
-		e.reply(in, f.ID, m.Flow, e.owner(m.Flow))
-	case *wire.Query:
-		e.reply(in, f.ID, m.Flow, e.owner(m.Flow))
 	default:
+		if answer, ok := e.entry.Answer(time.Now(), f.ID, m, in.name); ok {
+			in.send(f.ID, answer)
+			return
+		}
 		in.lost(fmt.Errorf("%w: %v as a request", wire.ErrMalformed, f.Message.Kind()))
 	}
 }

@@ -132,7 +132,7 @@ func (op *operation) add(found []located) {
 			op.seen[l.status.Flow] = maxTries
 			op.report(Moved{
 				Flow: l.status.Flow, Outcome: OutcomeResumed,
-				Err: refuse("application", wire.CodeNotMovable, "it has no exporter for %s", l.status.Service),
+				Err: wire.Refusef("application", wire.CodeNotMovable, "it has no exporter for %s", l.status.Service),
 			})
 			continue
 		}
@@ -270,11 +270,11 @@ func (op *operation) tries(l located) int {
 }
 
 func (op *operation) retryable(err error) bool {
-	var r *refusedError
+	var r *wire.RefusedError
 	if !errors.As(err, &r) {
 		return op.req.To == "" && !errors.Is(err, errAborted)
 	}
-	switch r.code {
+	switch r.Code {
 	case wire.CodeBusy, wire.CodeNotNow, wire.CodeInUse:
 		return true
 	case wire.CodeDraining, wire.CodeNoService, wire.CodeNoAddress:

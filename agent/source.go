@@ -218,7 +218,7 @@ func (s *source) lease() {
 		s.e.peers[s.entry].send(s.id, m)
 		return
 	}
-	if err := s.e.grantLease(s.id, m, s.e.cfg.Host); err != nil {
+	if err := s.e.entry.Lease(time.Now(), s.id, m, s.e.cfg.Host); err != nil {
 		s.step(migration.Event{Kind: migration.LeaseRefused, Err: err})
 		return
 	}
@@ -230,8 +230,8 @@ func (s *source) abort() {
 		s.e.peers[s.entry].send(s.id, &wire.Abort{Flow: s.flow, Epoch: s.epoch})
 		return
 	}
-	s.e.ledger.Abort(time.Now(), s.id, s.flow, s.e.cfg.Host)
-	s.step(migration.Event{Kind: migration.OwnerIs, Owner: s.e.owner(s.flow)})
+	owner := s.e.entry.Abort(time.Now(), s.id, s.flow, s.e.cfg.Host)
+	s.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
 }
 
 // sendBlob sends a value whole, ahead of the frame that will need it, and asks whether it has arrived.
@@ -267,7 +267,7 @@ func (s *source) frame(m wire.Message, fd int) {
 		s.result.StateBytes = len(s.state)
 		s.exported()
 	case *wire.Refuse:
-		err := &refusedError{who: whoApplication, code: m.Code, reason: m.Reason}
+		err := &wire.RefusedError{Who: whoApplication, Code: m.Code, Reason: m.Reason}
 		s.step(migration.Event{Kind: migration.ExportRefused, Err: err})
 	}
 }
@@ -398,7 +398,7 @@ func (s *source) discard() {
 
 // sendHeld lets the gate forward from here on, and sends the target what was held.
 func (s *source) sendHeld() {
-	n, _ := s.e.cfg.node(s.target)
+	n, _ := s.e.cfg.Node(s.target)
 	frames, err := s.e.gate.Forward(s.flow, n, s.e.cfg.Gate.StrayTime)
 	if err != nil {
 		s.e.log.Error("cannot forward stray packets", "flow", s.flow, "to", s.target, "error", err)
@@ -442,8 +442,8 @@ func (s *source) finish(err error) {
 		s.e.counters.lost++
 	default:
 		r.Outcome = OutcomeResumed
-		var refused *refusedError
-		if errors.As(err, &refused) && refused.who == whoApplication && refused.code == wire.CodeNoFlow {
+		var refused *wire.RefusedError
+		if errors.As(err, &refused) && refused.Who == whoApplication && refused.Code == wire.CodeNoFlow {
 			r.Outcome = OutcomeGone
 		}
 		if !s.frozenAt.IsZero() {

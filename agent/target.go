@@ -85,16 +85,16 @@ func (t *target) check() error {
 	svc, ok := e.service(t.service, t.flow)
 	switch {
 	case e.draining || e.stopping:
-		return refuse(e.cfg.Host, wire.CodeDraining, "")
+		return wire.Refusef(e.cfg.Host, wire.CodeDraining, "")
 	case !ok:
-		return refuse(e.cfg.Host, wire.CodeNoService, "%s at %v is not configured here", t.service, t.flow.Local)
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s at %v is not configured here", t.service, t.flow.Local)
 	case e.taking[t.flow] != nil || e.moving[t.flow] != nil:
-		return refuse(e.cfg.Host, wire.CodeInUse, "%v is being moved here already", t.flow)
+		return wire.Refusef(e.cfg.Host, wire.CodeInUse, "%v is being moved here already", t.flow)
 	case len(e.targets) >= e.cfg.Migration.Incoming:
-		return refuse(e.cfg.Host, wire.CodeBusy, "%d moves to this host are under way", len(e.targets))
+		return wire.Refusef(e.cfg.Host, wire.CodeBusy, "%d moves to this host are under way", len(e.targets))
 	}
 	if t.app = e.importer(t.service); t.app == nil {
-		return refuse(e.cfg.Host, wire.CodeNoService, "no application here imports %s", t.service)
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "no application here imports %s", t.service)
 	}
 	t.entry = svc.Entry
 	return e.localAddress(t.flow)
@@ -105,12 +105,12 @@ func (e *engine) localAddress(f tcprepair.Flow) error {
 	if now := time.Now(); now.Sub(e.addressesAt) > addressesAge {
 		addrs, err := localAddresses()
 		if err != nil {
-			return refuse(e.cfg.Host, wire.CodeNoAddress, "%v", err)
+			return wire.Refusef(e.cfg.Host, wire.CodeNoAddress, "%v", err)
 		}
 		e.addresses, e.addressesAt = addrs, now
 	}
 	if !e.addresses[f.Local.Addr()] {
-		return refuse(e.cfg.Host, wire.CodeNoAddress, "%v is not on this host, or not ready: add it to lo", f.Local.Addr())
+		return wire.Refusef(e.cfg.Host, wire.CodeNoAddress, "%v is not on this host, or not ready: add it to lo", f.Local.Addr())
 	}
 	return nil
 }
@@ -228,7 +228,7 @@ func (t *target) frame(m wire.Message) {
 	case *wire.Held:
 		t.heldFrames(m)
 	case *wire.Cancel:
-		err := &refusedError{who: "source " + t.from.name, code: wire.CodeUnspecified, reason: m.Reason}
+		err := &wire.RefusedError{Who: "source " + t.from.name, Code: wire.CodeUnspecified, Reason: m.Reason}
 		t.step(migration.Event{Kind: migration.Canceled, Err: err})
 	}
 }
@@ -352,7 +352,7 @@ func (t *target) commit() {
 		t.e.peers[t.entry].send(t.id, &wire.Commit{Flow: t.flow, Epoch: t.epoch})
 		return
 	}
-	owner := t.e.commit(t.id, t.flow, t.epoch, t.e.cfg.Host)
+	owner := t.e.entry.Commit(time.Now(), t.id, t.flow, t.epoch, t.e.cfg.Host)
 	t.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
 }
 
@@ -362,8 +362,8 @@ func (t *target) fence() {
 		t.e.peers[t.entry].send(t.id, &wire.Abort{Flow: t.flow, Epoch: t.epoch})
 		return
 	}
-	t.e.ledger.Abort(time.Now(), t.id, t.flow, t.e.cfg.Host)
-	t.step(migration.Event{Kind: migration.OwnerIs, Owner: t.e.owner(t.flow)})
+	owner := t.e.entry.Abort(time.Now(), t.id, t.flow, t.e.cfg.Host)
+	t.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
 }
 
 // thaw makes the connection live. From here on the hold serves only the order of packets: it is cut down to the time for

@@ -15,7 +15,7 @@ import (
 	"path/filepath"
 	"time"
 
-	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/handoff/peer"
 )
 
 // certificateLife is how long a laboratory's certificates are valid.
@@ -54,10 +54,10 @@ func newAuthority(dir string) (*authority, error) {
 func (a *authority) path() string { return filepath.Join(a.dir, "authority.pem") }
 
 // issue writes a certificate and a key for a host and returns where they are.
-func (a *authority) issue(host string, serial int64) (agent.TLSConfig, error) {
+func (a *authority) issue(host string, serial int64) (peer.Files, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return agent.TLSConfig{}, err
+		return peer.Files{}, err
 	}
 	template := &x509.Certificate{
 		SerialNumber: big.NewInt(serial), Subject: pkix.Name{CommonName: host}, DNSNames: []string{host},
@@ -67,17 +67,17 @@ func (a *authority) issue(host string, serial int64) (agent.TLSConfig, error) {
 	}
 	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, key.Public(), a.key)
 	if err != nil {
-		return agent.TLSConfig{}, err
+		return peer.Files{}, err
 	}
 	raw, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
-		return agent.TLSConfig{}, err
+		return peer.Files{}, err
 	}
-	c := agent.TLSConfig{
+	c := peer.Files{
 		Certificate: filepath.Join(a.dir, host+".pem"), Key: filepath.Join(a.dir, host+".key"), Authority: a.path(),
 	}
 	if err := writePEM(c.Certificate, "CERTIFICATE", der, 0o644); err != nil {
-		return agent.TLSConfig{}, err
+		return peer.Files{}, err
 	}
 	return c, writePEM(c.Key, "PRIVATE KEY", raw, 0o600)
 }

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package peer
 
 import (
 	"crypto/ecdsa"
@@ -42,7 +42,7 @@ func newTestAuthority(t *testing.T) *testAuthority {
 	return &testAuthority{key: key, cert: cert}
 }
 
-func (a *testAuthority) issue(t *testing.T, host string) *identity {
+func (a *testAuthority) issue(t *testing.T, host string) *Identity {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -58,7 +58,7 @@ func (a *testAuthority) issue(t *testing.T, host string) *identity {
 	}
 	pool := x509.NewCertPool()
 	pool.AddCert(a.cert)
-	return &identity{certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, authority: pool}
+	return &Identity{certificate: tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, authority: pool}
 }
 
 // TestIdentity shakes hands in all the ways in which the two sides may not belong together.
@@ -66,7 +66,7 @@ func TestIdentity(t *testing.T) {
 	ours, theirs := newTestAuthority(t), newTestAuthority(t)
 	for _, tt := range []struct {
 		name           string
-		client, server *identity
+		client, server *Identity
 		dials, claims  string // the host that the client wants, and the one it says it is
 		ok             bool
 	}{
@@ -85,20 +85,20 @@ func TestIdentity(t *testing.T) {
 			clientErr := make(chan error, 1)
 			go func() {
 				defer near.Close() // the other side may be waiting
-				c := tls.Client(near, tt.client.client(tt.dials))
+				c := tls.Client(near, tt.client.Client(tt.dials))
 				err := c.Handshake()
 				if err == nil {
 					_, err = c.Write([]byte{1}) // in TLS 1.3 a client learns of its refusal after its handshake
 				}
 				clientErr <- err
 			}()
-			s := tls.Server(far, tt.server.server())
+			s := tls.Server(far, tt.server.Server())
 			err := s.Handshake()
 			if err == nil {
 				_, err = s.Read(make([]byte, 1))
 			}
 			if err == nil {
-				err = peerIs(s.ConnectionState(), tt.claims)
+				err = is(s.ConnectionState(), tt.claims)
 			}
 			_ = far.Close()
 			if err == nil && !tt.ok {
@@ -131,10 +131,10 @@ func pair(t *testing.T) (near, far net.Conn) {
 }
 
 func TestLoadIdentityRefuses(t *testing.T) {
-	if _, err := loadIdentity(TLSConfig{Certificate: "/nonexistent", Key: "/nonexistent", Authority: "/nonexistent"}); err == nil {
+	if _, err := LoadIdentity(Files{Certificate: "/nonexistent", Key: "/nonexistent", Authority: "/nonexistent"}); err == nil {
 		t.Error("loaded from files that do not exist")
 	}
-	if id, err := loadIdentity(TLSConfig{}); id != nil || err != nil {
+	if id, err := LoadIdentity(Files{}); id != nil || err != nil {
 		t.Errorf("identity %v, error %v from an empty configuration", id, err)
 	}
 }

@@ -4,11 +4,9 @@ package agent
 
 import (
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"maps"
-	"net"
 	"slices"
 	"time"
 
@@ -17,7 +15,7 @@ import (
 )
 
 const (
-	dialTimeout      = 2 * time.Second
+	// handshakeTimeout bounds an application's.
 	handshakeTimeout = 2 * time.Second
 	// A peer that has been silent for pingAfter is asked for a sign of life; silence for deadAfter means it is gone.
 	pingAfter = time.Second
@@ -28,10 +26,10 @@ const (
 	presencePing = 1
 )
 
-// peer is the connection to another host's agent that this side opens, to make requests: offers to a target,
+// outgoing is the connection to another host's agent that this side opens, to make requests: offers to a target,
 // leases and commits to an entry. Answers come back on it. It is opened when first needed and then kept. The engine
 // owns it.
-type peer struct {
+type outgoing struct {
 	e    *engine
 	name string
 	addr string
@@ -50,7 +48,7 @@ type peer struct {
 }
 
 // send sends a request, now or once the connection stands. If it cannot be opened, everybody who uses it is told.
-func (p *peer) send(id uint64, m wire.Message) {
+func (p *outgoing) send(id uint64, m wire.Message) {
 	if p.link != nil {
 		if err := p.link.Send(id, m); err != nil {
 			p.lost(p.link, err)
@@ -62,13 +60,13 @@ func (p *peer) send(id uint64, m wire.Message) {
 }
 
 // dial opens the connection in the background.
-func (p *peer) dial() {
+func (p *outgoing) dial() {
 	if p.dialing || p.link != nil {
 		return
 	}
 	p.dialing, p.dialed = true, time.Now()
 	go func() {
-		link, err := p.e.dial(p.name, p.addr)
+		link, err := p.e.self.Dial(context.Background(), p.name, p.addr)
 		p.e.post(func(*engine) {
 			p.dialing = false
 			if err != nil {
@@ -80,55 +78,7 @@ func (p *peer) dial() {
 	}()
 }
 
-// dial opens a connection and exchanges Hello. It runs outside the engine's goroutine.
-func (e *engine) dial(name, addr string) (*wire.Link, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), dialTimeout)
-	defer cancel()
-	d := net.Dialer{KeepAlive: 5 * time.Second}
-	d.SetMultipathTCP(false)
-	conn, err := d.DialContext(ctx, "tcp", addr)
-	if err != nil {
-		return nil, err
-	}
-	if e.identity != nil {
-		c := tls.Client(conn, e.identity.client(name))
-		if err := c.HandshakeContext(ctx); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		conn = c
-	}
-	link := wire.NewLink(conn)
-	if err := greet(ctx, link, e.cfg.Host, name); err != nil {
-		_ = link.Close()
-		return nil, err
-	}
-	return link, nil
-}
-
-// greet exchanges Hello with a peer that must call itself name.
-func greet(ctx context.Context, link *wire.Link, self, name string) error {
-	stop := context.AfterFunc(ctx, func() { _ = link.Close() })
-	defer stop()
-	if err := link.Send(0, wire.NewHello(self, Version())); err != nil {
-		return err
-	}
-	f, _, err := link.Receive()
-	if err != nil {
-		return err
-	}
-	h, ok := f.Message.(*wire.Hello)
-	if !ok {
-		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
-	}
-	if name != "" && h.Name != name {
-		return fmt.Errorf("the host there calls itself %q, not %q: check the peers' names and addresses", h.Name, name)
-	}
-	_, err = wire.Negotiate(h)
-	return err
-}
-
-func (p *peer) up(link *wire.Link) {
+func (p *outgoing) up(link *wire.Link) {
 	p.link, p.err, p.heard, p.pinged = link, nil, time.Now(), false
 	go p.receive(link)
 	if p.e.entryFor(p.name) {
@@ -145,7 +95,7 @@ func (p *peer) up(link *wire.Link) {
 }
 
 // tellPresence tells an entry whether this host takes new connections, and asks for a confirmation.
-func (p *peer) tellPresence() {
+func (p *outgoing) tellPresence() {
 	p.told = false
 	if p.link == nil {
 		p.dial() // up will tell, what is true then
@@ -155,7 +105,7 @@ func (p *peer) tellPresence() {
 	p.send(presencePing, &wire.Ping{})
 }
 
-func (p *peer) receive(link *wire.Link) {
+func (p *outgoing) receive(link *wire.Link) {
 	for {
 		f, _, err := link.Receive()
 		if err != nil {
@@ -172,7 +122,7 @@ func (p *peer) receive(link *wire.Link) {
 }
 
 // lost ends the connection; a new one is opened when it is needed.
-func (p *peer) lost(link *wire.Link, err error) {
+func (p *outgoing) lost(link *wire.Link, err error) {
 	if p.link != link {
 		return
 	}
@@ -182,7 +132,7 @@ func (p *peer) lost(link *wire.Link, err error) {
 }
 
 // down tells everybody who uses the connection.
-func (p *peer) down(err error) {
+func (p *outgoing) down(err error) {
 	p.err, p.waiting, p.told = err, nil, false
 	for _, s := range slices.Collect(maps.Values(p.e.sources)) {
 		if s.target == p.name {
@@ -200,7 +150,7 @@ func (p *peer) down(err error) {
 }
 
 // tick keeps an eye on a silent peer.
-func (p *peer) tick(now time.Time) {
+func (p *outgoing) tick(now time.Time) {
 	if p.link == nil {
 		// An entry remembers a drain until it hears otherwise: so it must hear.
 		if p.e.entryFor(p.name) && now.Sub(p.dialed) > redialAfter {
@@ -222,7 +172,7 @@ func (p *peer) tick(now time.Time) {
 }
 
 // answer handles a frame that a peer sent in answer to a request.
-func (e *engine) answer(p *peer, f wire.Frame) {
+func (e *engine) answer(p *outgoing, f wire.Frame) {
 	s, t := e.sources[f.ID], e.targets[f.ID]
 	fromTarget := s != nil && s.target == p.name
 	fromEntry := s != nil && s.entry == p.name
@@ -244,7 +194,7 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 		}
 	case *wire.Refuse:
 		if fromTarget {
-			s.step(migration.Event{Kind: migration.Refused, Err: &refusedError{who: p.name, code: m.Code, reason: m.Reason}})
+			s.step(migration.Event{Kind: migration.Refused, Err: &wire.RefusedError{Who: p.name, Code: m.Code, Reason: m.Reason}})
 		}
 	case *wire.Committed:
 		if fromTarget {
@@ -256,7 +206,7 @@ func (e *engine) answer(p *peer, f wire.Frame) {
 		}
 	case *wire.LeaseRefused:
 		if fromEntry {
-			err := &refusedError{who: "entry " + p.name, code: m.Code, reason: m.Reason}
+			err := &wire.RefusedError{Who: "entry " + p.name, Code: m.Code, Reason: m.Reason}
 			s.step(migration.Event{Kind: migration.LeaseRefused, Err: err})
 		}
 	case *wire.Owner:
