@@ -99,7 +99,7 @@ func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
 		return nil
 	})
 	group.Go(func() error { return ignoreCanceled(e.gate.Run(serving)) })
-	group.Go(func() error { return ignoreCanceled(e.watchNeighbours(serving)) })
+	group.Go(func() error { return ignoreCanceled(e.watchPeers(serving)) })
 	group.Go(func() error { return e.serveApplications(serving, ls.applications) })
 	group.Go(func() error { return e.servePeers(serving, ls.peers) })
 	group.Go(func() error {
@@ -118,7 +118,7 @@ func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
 		e.closeLinks()
 		return nil
 	})
-	a.log.Info("agent is up", "host", a.cfg.Host, "version", Version(), "entry", a.cfg.IsEntry())
+	a.log.Info("agent is up", "host", a.cfg.Host, "version", peer.Version(), "entry", a.cfg.IsEntry())
 	a.notify(daemon.SdNotifyReady)
 	go func() {
 		<-ctx.Done()
@@ -245,6 +245,11 @@ func ignoreCanceled(err error) error {
 // closeLinks ends every connection after the engine has.
 func (e *engine) closeLinks() {
 	<-e.stopped
+	if e.inject != nil {
+		if err := e.inject.Close(); err != nil {
+			e.log.Warn("closing the injector", "error", err)
+		}
+	}
 	for a := range e.apps {
 		a.link.Drain(time.Second)
 		_ = a.link.Close()

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/wire"
 )
 
@@ -88,7 +89,7 @@ func (a *application) welcome(ctx context.Context) error {
 		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
 	}
 	// Even a program that speaks no common version learns which ones there are.
-	if err := a.link.Send(f.ID, wire.NewHello(a.e.cfg.Host, Version())); err != nil {
+	if err := a.link.Send(f.ID, wire.NewHello(a.e.cfg.Host, peer.Version())); err != nil {
 		return err
 	}
 	a.name = h.Name

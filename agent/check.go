@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -162,10 +163,10 @@ func checkConfig(cfg *Config) []Finding {
 	}
 	for _, p := range cfg.Peers {
 		f := Finding{What: "peer " + p.Name, OK: true, Detail: p.Address}
-		if hop, err := findNextHop(p); err != nil {
+		if mac, err := neighbour.Find(p.neighbour()); err != nil {
 			f.OK, f.Detail, f.Advice = false, err.Error(), "the peer must be a neighbour on the same Ethernet; start it, or give its mac"
 		} else {
-			f.Detail += " at " + hop.dst.String()
+			f.Detail += " at " + mac.String()
 		}
 		found = append(found, f)
 	}

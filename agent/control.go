@@ -14,6 +14,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -39,7 +40,7 @@ func (c *control) Status(ctx context.Context, _ *api.StatusRequest) (*api.Status
 
 func (e *engine) status(now time.Time) *api.StatusResponse {
 	r := &api.StatusResponse{
-		Host: e.cfg.Host, Version: Version(), Draining: e.draining,
+		Host: e.cfg.Host, Version: peer.Version(), Draining: e.draining,
 		Counters: &api.Counters{
 			MovedOut: e.counters.movedOut, MovedIn: e.counters.movedIn, Resumed: e.counters.resumed,
 			Refused: e.counters.refused, Lost: e.counters.lost, Recovered: e.counters.recovered,

@@ -15,6 +15,7 @@ import (
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
+	"github.com/rehome-net/rehome/handoff/reqsk"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -44,6 +45,7 @@ type engine struct {
 	sources  map[uint64]*source
 	moving   map[tcprepair.Flow]*source
 	targets  map[uint64]*target
+	takers   map[uint64]*taker
 	taking   map[tcprepair.Flow]*target
 	peers    map[string]*outgoing
 	incoming map[*incoming]struct{}
@@ -59,6 +61,8 @@ type engine struct {
 	addressesAt time.Time
 	counters    counters
 	ops         map[*operation]struct{}
+	// inject is nil until a connection is to reach a server that knows nothing of rehome.
+	inject *reqsk.Injector
 }
 
 type counters struct {
@@ -73,12 +77,13 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		gate:     g,
 		seeder:   seeder,
 		metrics:  m,
-		self:     peer.Self{Host: cfg.Host, Version: Version(), Identity: id},
+		self:     peer.Self{Host: cfg.Host, Version: peer.Version(), Identity: id},
 		events:   make(chan event, 1024),
 		stopped:  make(chan struct{}),
 		sources:  make(map[uint64]*source),
 		moving:   make(map[tcprepair.Flow]*source),
 		targets:  make(map[uint64]*target),
+		takers:   make(map[uint64]*taker),
 		taking:   make(map[tcprepair.Flow]*target),
 		peers:    make(map[string]*outgoing),
 		incoming: make(map[*incoming]struct{}),
@@ -140,10 +145,10 @@ func (e *engine) run(ctx context.Context) error {
 			defer timer.Stop()
 			limit = timer.C
 		case <-limit:
-			e.log.Warn("leaving moves to the next agent", "out", len(e.sources), "in", len(e.targets))
+			e.log.Warn("leaving moves to the next agent", "out", len(e.sources), "in", len(e.targets)+len(e.takers))
 			return ctx.Err()
 		}
-		if stopping == nil && len(e.sources) == 0 && len(e.targets) == 0 {
+		if stopping == nil && len(e.sources)+len(e.targets)+len(e.takers) == 0 {
 			return ctx.Err()
 		}
 	}
@@ -177,6 +182,9 @@ func (e *engine) tick(now time.Time) {
 		if d := t.machine.Deadline(); !d.IsZero() && !now.Before(d) {
 			t.stepAt(now, migration.Event{Kind: migration.Tick})
 		}
+	}
+	for _, t := range slices.Collect(maps.Values(e.takers)) {
+		t.tick(now)
 	}
 	for id, l := range e.lists {
 		if now.After(l.deadline) {

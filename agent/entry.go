@@ -3,7 +3,12 @@
 package agent
 
 import (
+	"context"
+	"net"
+	"net/netip"
+
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/wire"
 )
 
@@ -13,6 +18,27 @@ func (e *engine) presence(in *incoming, m *wire.Presence) {
 		e.absent[in.name] = m.Draining
 		e.setServices()
 	}
+}
+
+// neighbour returns the peer as the packet path knows it. Its address has been validated.
+func (p PeerConfig) neighbour() neighbour.Host {
+	at, _ := netip.ParseAddrPort(p.Address)
+	return neighbour.Host{Name: p.Name, Addr: at.Addr(), MAC: p.MAC, Node: gate.Node(p.ID)}
+}
+
+// watchPeers keeps the gate's table of hosts up to date.
+func (e *engine) watchPeers(ctx context.Context) error {
+	var hosts []neighbour.Host
+	for _, p := range e.cfg.Peers {
+		hosts = append(hosts, p.neighbour())
+	}
+	return neighbour.Watch(ctx, e.gate, hosts, func(h neighbour.Host, mac net.HardwareAddr) {
+		e.post(func(e *engine) {
+			if p := e.peers[h.Name]; p != nil {
+				p.mac = mac.String()
+			}
+		})
+	}, e.log)
 }
 
 // setServices writes the services that this host is the entry of into the gate.

@@ -102,7 +102,15 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 		e.presence(in, m)
 	case *wire.Offer:
 		e.offered(in, f.ID, m)
+	case *wire.Handoff:
+		e.handedOff(in, f.ID, m)
+	case *wire.Locate:
+		e.locate(in, f.ID, m)
 	case *wire.Chunk, *wire.StateSent, *wire.Transfer, *wire.Held, *wire.Cancel:
+		if t := e.takers[f.ID]; t != nil && t.from == in {
+			t.frame(f.Message)
+			return
+		}
 		t := e.targets[f.ID]
 		if t == nil || t.from != in {
 			if _, ok := m.(*wire.Transfer); ok {

@@ -173,7 +173,7 @@ func (p *outgoing) tick(now time.Time) {
 
 // answer handles a frame that a peer sent in answer to a request.
 func (e *engine) answer(p *outgoing, f wire.Frame) {
-	s, t := e.sources[f.ID], e.targets[f.ID]
+	s, t, k := e.sources[f.ID], e.targets[f.ID], e.takers[f.ID]
 	fromTarget := s != nil && s.target == p.name
 	fromEntry := s != nil && s.entry == p.name
 	switch m := f.Message.(type) {
@@ -219,6 +219,8 @@ func (e *engine) answer(p *outgoing, f wire.Frame) {
 			s.step(ev)
 		case t != nil && t.entry == p.name:
 			t.step(ev)
+		case k != nil && k.entry == p.name:
+			k.step(ev)
 		}
 	default:
 		p.lost(p.link, fmt.Errorf("%w: %v as an answer", wire.ErrMalformed, f.Message.Kind()))

@@ -25,6 +25,10 @@ func (r *registration) handleImport(link *wire.Link, id uint64, m *wire.Import, 
 	if r.cfg.framing != nil {
 		c.frames = r.cfg.framing()
 	}
+	if m.Fresh {
+		r.welcome(c)
+		return nil
+	}
 	ctx, cancel := context.WithTimeout(r.ctx, r.cfg.RecoverTimeout)
 	mv := &move{id: id, conn: c, target: true, late: m.Late, cancel: cancel}
 	if err := r.begin(mv); err != nil {
@@ -54,6 +58,17 @@ func (r *registration) handleImport(link *wire.Link, id uint64, m *wire.Import, 
 		r.settle()
 	}()
 	return nil
+}
+
+// welcome gives a connection that a dispatcher has accepted to Accept.
+func (r *registration) welcome(c *Conn) {
+	r.ln.remember(c)
+	if err := c.activate(); err != nil {
+		r.cfg.Logger.Error("a connection from the dispatcher is lost", "flow", c.flow.String(), "error", err)
+		r.ln.forget(c)
+		return
+	}
+	r.ln.deliver(c)
 }
 
 // activate makes an imported connection live and gives it to Accept.

@@ -240,7 +240,7 @@ func (c *Conn) BytesRead() uint64 { return c.reading.bytes.Load() }
 // whatever host.
 func (c *Conn) BytesWritten() uint64 { return c.writing.bytes.Load() }
 
-// Imported reports whether the connection came from another host, or from a dispatcher.
+// Imported reports whether the connection has been served before, on another host. One that a dispatcher has accepted has not.
 func (c *Conn) Imported() bool { return c.isImported }
 
 // State returns the State with which the connection was imported, zero for one accepted here.

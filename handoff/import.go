@@ -32,7 +32,7 @@ func newImported(m *wire.Import, fd int, onEnd func(*Conn)) (*Conn, error) {
 	c := &Conn{
 		drained: make(chan struct{}, 1), ready: make(chan struct{}, 1), onEnd: onEnd,
 		local: local, remote: remote, flow: m.Flow, epoch: m.Epoch, since: time.Now(),
-		state: State{Data: e.data, Ahead: m.Ahead}, isImported: true, socket: fd, phase: importing,
+		state: State{Data: e.data, Ahead: m.Ahead}, isImported: !m.Fresh, socket: fd, phase: importing,
 	}
 	c.reading.bytes.Store(e.read)
 	c.writing.bytes.Store(e.written)

@@ -14,7 +14,7 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/handoff/peer"
 )
 
 // Exit codes.
@@ -77,15 +77,15 @@ connection.
 Exit codes: 0 done; 1 not done, or not all of it; 2 wrong command line or configuration; 3 the agent cannot be reached.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
-		Version:       agent.Version(),
+		Version:       peer.Version(),
 	}
-	root.AddCommand(newAgent(), newMigrate(), newDrain(), newUndrain(), newAbort(), newStatus(), newCheck(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newDispatcher(), newMigrate(), newDrain(), newUndrain(), newAbort(), newStatus(), newCheck(), newLab(), newVersion())
 	return root
 }
 
 func newVersion() *cobra.Command {
 	return &cobra.Command{
 		Use: "version", Short: "Print the version", Args: cobra.NoArgs,
-		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), agent.Version()) },
+		Run: func(cmd *cobra.Command, _ []string) { fmt.Fprintln(cmd.OutOrStdout(), peer.Version()) },
 	}
 }

@@ -18,6 +18,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/handoff/peer"
 )
 
 // command runs one command line.
@@ -117,7 +118,7 @@ func TestExitCodes(t *testing.T) {
 		out  string // in stdout
 		err  string // in stderr
 	}{
-		{"version", []string{"version"}, 0, agent.Version(), ""},
+		{"version", []string{"version"}, 0, peer.Version(), ""},
 		{"help", []string{"--help"}, 0, "Exit codes", ""},
 		{"completion", []string{"completion", "bash"}, 0, "complete", ""},
 		{"unknown command", []string{"fly"}, exitUsage, "", `unknown command "fly"`},

@@ -358,22 +358,32 @@ func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, 
 // Replay gives frames that another host held to the local stack, past this host's own hold and before what it holds: call
 // it before Release. A frame of another flow is refused with ErrFrame, and then none is replayed.
 func (g *Gate) Replay(f tcprepair.Flow, frames [][]byte) error {
+	return g.put("replay", f, frames, toStack)
+}
+
+// Resend gives frames back to the packet path: they go where the flow's route says, as if they had just arrived. ErrFrame is as with
+// Replay.
+func (g *Gate) Resend(f tcprepair.Flow, frames [][]byte) error {
+	return g.put("resend", f, frames, toTable)
+}
+
+func (g *Gate) put(op string, f tcprepair.Flow, frames [][]byte, to string) error {
 	for _, frame := range frames {
 		if of, ok := frameFlow(frame); !ok || of != f || len(frame) > maxFrame {
-			return &OpError{Op: "replay", Flow: f, Err: ErrFrame}
+			return &OpError{Op: op, Flow: f, Err: ErrFrame}
 		}
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return &OpError{Op: "replay", Flow: f, Err: ErrClosed}
+		return &OpError{Op: op, Flow: f, Err: ErrClosed}
 	}
 	tap := 0
 	if q := g.queues[f]; q != nil {
 		tap = q.tap
 	}
-	if err := g.inject(tap, frames, toStack); err != nil {
-		return &OpError{Op: "replay", Flow: f, Err: err}
+	if err := g.inject(tap, frames, to); err != nil {
+		return &OpError{Op: op, Flow: f, Err: err}
 	}
 	return nil
 }

@@ -19,7 +19,7 @@ type Event struct {
 // would say success.
 func (e Event) withReason() Event {
 	switch e.Kind {
-	case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled:
+	case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled, DeliveryFailed:
 		if e.Err == nil {
 			e.Err = ErrNoReason
 		}
@@ -46,7 +46,7 @@ func (o Owner) String() string {
 // EventKind says what happened.
 type EventKind uint8
 
-// Events. S, T: at the source, at the target.
+// Events. S, T: at the source, at the target of a migration; G, K: at the Giver, at the Taker of a handoff.
 const (
 	Start           EventKind = iota + 1 // S T: first event
 	Accepted                             // S: the target has reserved a place
@@ -73,6 +73,12 @@ const (
 	ApplicationLost                      // S T: no connection to the application
 	Canceled                             // S: the operator's abort; T: the source withdraws
 	Tick                                 // S T: time has passed
+	CommitAsked                          // G: the server asks for the flow
+	CommitFailed                         // G: the flow table says no: it is no longer this connection
+	Delivered                            // K: the server has the connection
+	DeliveryFailed                       // K: it has not, and nothing is left of it here
+	Present                              // G: asked, the server's host says that it has the connection
+	Absent                               // G: that it has not
 )
 
 // String returns the event's name as it stands in transcripts.
@@ -81,6 +87,7 @@ func (k EventKind) String() string {
 		"?", "start", "accepted", "refused", "leased", "lease-refused", "prepared", "stored", "exported", "export-refused",
 		"frozen", "freeze-failed", "committed", "state-sent", "transferred", "restored", "restore-failed", "imported",
 		"import-refused", "held-last", "owner", "peer-lost", "entry-lost", "application-lost", "canceled", "tick",
+		"commit-asked", "commit-failed", "delivered", "delivery-failed", "present", "absent",
 	}
 	if int(k) < len(names) {
 		return names[k]
@@ -102,7 +109,7 @@ type Action struct {
 // Verb says what is to be done.
 type Verb uint8
 
-// Actions. S, T: of the source, of the target.
+// Actions. S, T: of the source, of the target of a migration; G, K: of the Giver, of the Taker of a handoff.
 const (
 	SendOffer     Verb = iota + 1 // S: to the target
 	SendLease                     // S: to the entry
@@ -129,7 +136,13 @@ const (
 	SendRefuse                    // T: refuse, with the promise not to commit
 	ActivateApp                   // T: application, the connection is yours
 	SendCommitted                 // T: to the source
-	Finish                        // S T: the migration is over; Err is nil when the connection is at the target
+	Finish                        // all: it is over; Err is nil when the connection is at the target, or at the server
+	SendHandoff                   // G: the connection to the server
+	Grant                         // G: owner and path become the server's; answer CommitFailed if they cannot
+	Deny                          // G: tell the server that the flow is not its own
+	TakeBack                      // G: owner and path become the dispatcher's again, which holds the flow's packets
+	AskServer                     // G: the server's host, does it have the connection?
+	Deliver                       // K: give the connection to the server; answer Delivered or DeliveryFailed
 )
 
 // String returns the action's name as it stands in transcripts.
@@ -138,6 +151,7 @@ func (v Verb) String() string {
 		"?", "send-offer", "send-lease", "send-cancel", "send-abort", "ask-prepare", "send-ahead", "ask-export", "send-state",
 		"freeze", "send-transfer", "thaw", "release", "resume-app", "discard", "send-held", "tell-migrated", "reset",
 		"reserve", "send-stored", "restore", "send-commit", "withdraw-app", "send-refuse", "activate-app", "send-committed", "finish",
+		"send-handoff", "grant", "deny", "take-back", "ask-server", "deliver",
 	}
 	if int(v) < len(names) {
 		return names[v]

@@ -52,6 +52,12 @@ func frameCases() []frameCase {
 		{"committed", Frame{10, &Committed{Epoch: 256}}},
 		{"held", Frame{11, &Held{Frames: [][]byte{[]byte("one"), []byte("two")}, Last: true}}},
 		{"cancel", Frame{12, &Cancel{Reason: "abort"}}},
+		{"handoff", Frame{40, &Handoff{
+			Flow: flow6(), Service: "web", Delivery: DeliverDescriptor, Epoch: 1, Limit: time.Second, Snapshot: []byte("snap"), Socket: "/run/s",
+		}}},
+		{"locate", Frame{41, &Locate{Flow: flow4()}}},
+		{"located", Frame{42, &Located{Present: true}}},
+		{"import fresh", Frame{43, &Import{Flow: flow4(), Epoch: 2, Service: "web", Fresh: true}}},
 		{"lease", Frame{13, &Lease{Flow: flow4(), Epoch: 2, To: "web-2", TTL: time.Minute}}},
 		{"leased", Frame{14, &Leased{}}},
 		{"commit", Frame{15, &Commit{Flow: flow6(), Epoch: 3}}},

@@ -23,6 +23,9 @@ const (
 	KindCommitted    Kind = 21
 	KindHeld         Kind = 22
 	KindCancel       Kind = 23
+	KindHandoff      Kind = 24
+	KindLocate       Kind = 25
+	KindLocated      Kind = 26
 	KindLease        Kind = 32
 	KindLeased       Kind = 33
 	KindCommit       Kind = 34
@@ -91,6 +94,12 @@ func newMessage(k Kind) Message {
 		return &Held{}
 	case KindCancel:
 		return &Cancel{}
+	case KindHandoff:
+		return &Handoff{}
+	case KindLocate:
+		return &Locate{}
+	case KindLocated:
+		return &Located{}
 	case KindLease:
 		return &Lease{}
 	case KindLeased:
@@ -157,6 +166,9 @@ func (*Transfer) Kind() Kind     { return KindTransfer }
 func (*Committed) Kind() Kind    { return KindCommitted }
 func (*Held) Kind() Kind         { return KindHeld }
 func (*Cancel) Kind() Kind       { return KindCancel }
+func (*Handoff) Kind() Kind      { return KindHandoff }
+func (*Locate) Kind() Kind       { return KindLocate }
+func (*Located) Kind() Kind      { return KindLocated }
 func (*Lease) Kind() Kind        { return KindLease }
 func (*Leased) Kind() Kind       { return KindLeased }
 func (*Commit) Kind() Kind       { return KindCommit }
@@ -224,6 +236,32 @@ func (c Code) String() string {
 		return names[c]
 	}
 	return fmt.Sprintf("code %d", uint8(c))
+}
+
+// Delivery is how a connection that a dispatcher has accepted reaches the server. Append-only.
+type Delivery uint8
+
+// Deliveries.
+const (
+	// DeliverLinked: by Import, to an application that has registered the service.
+	DeliverLinked Delivery = 1
+	// DeliverDescriptor: as a descriptor over the UNIX socket that the Handoff names.
+	DeliverDescriptor Delivery = 2
+	// DeliverUnmodified: through the accept queue of whoever listens at the service's address.
+	DeliverUnmodified Delivery = 3
+)
+
+// String returns the delivery as configurations name it.
+func (d Delivery) String() string {
+	switch d {
+	case DeliverLinked:
+		return "linked"
+	case DeliverDescriptor:
+		return "fd"
+	case DeliverUnmodified:
+		return "unmodified"
+	}
+	return fmt.Sprintf("delivery %d", uint8(d))
 }
 
 // Blob names a value that travels in chunks. Append-only.

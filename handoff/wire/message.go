@@ -76,6 +76,32 @@ type Cancel struct {
 	Reason string
 }
 
+// Handoff gives the receiver a connection that the sender, a dispatcher and the flow's entry, has accepted and not answered: all of it
+// in one frame. The receiver asks for the flow with Commit, and says Committed when the server has the connection. Refuse gives the
+// flow back, before the Commit or after it: nothing of the connection is left at the receiver then.
+type Handoff struct {
+	Flow     tcprepair.Flow
+	Service  string
+	Delivery Delivery
+	Epoch    uint32
+	// Limit is how long the sender waits for Committed.
+	Limit    time.Duration
+	Snapshot []byte
+	// Socket is the path of the UNIX socket for DeliverDescriptor.
+	Socket string
+}
+
+// Locate asks whether the receiver's host has the connection of the Handoff of this id, which it was granted and has not confirmed. A
+// receiver that is still at work on it answers when it is done.
+type Locate struct {
+	Flow tcprepair.Flow
+}
+
+// Located answers Locate. When the connection is not here it never will be.
+type Located struct {
+	Present bool
+}
+
 // Lease asks the entry to let a flow be moved: until TTL has passed, and unless aborted, To may commit.
 type Lease struct {
 	Flow  tcprepair.Flow
@@ -218,6 +244,9 @@ type Import struct {
 	// Late is set when the agent has more to give to the socket at Activate, which is lost with the agent: the
 	// application repeats it in Recover.
 	Late bool
+	// Fresh is set when a dispatcher has accepted the connection and nobody has served it yet: there is no State, the socket is
+	// live, and neither Imported nor Activate follow.
+	Fresh bool
 }
 
 // Imported says that the application understood the State and waits for Activate.
@@ -284,6 +313,18 @@ func (m *Held) code(c *coder) {
 	c.flag(2, &m.Last)
 }
 func (m *Cancel) code(c *coder) { c.text(1, &m.Reason) }
+func (m *Handoff) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.Service)
+	integer(c, 3, &m.Delivery)
+	integer(c, 4, &m.Epoch)
+	c.span(5, &m.Limit)
+	c.bytes(6, &m.Snapshot)
+	c.text(7, &m.Socket)
+}
+
+func (m *Locate) code(c *coder)  { c.flow(1, &m.Flow) }
+func (m *Located) code(c *coder) { c.flag(1, &m.Present) }
 func (m *Lease) code(c *coder) {
 	c.flow(1, &m.Flow)
 	integer(c, 2, &m.Epoch)
@@ -398,6 +439,7 @@ func (m *Import) code(c *coder) {
 	c.bytes(4, &m.State)
 	c.bytes(5, &m.Ahead)
 	c.flag(6, &m.Late)
+	c.flag(7, &m.Fresh)
 }
 func (m *Imported) code(*coder)   {}
 func (m *Activate) code(*coder)   {}

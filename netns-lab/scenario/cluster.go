@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -49,6 +50,8 @@ type ClusterConfig struct {
 	Serve []string
 	// NoServers leaves the demo servers out.
 	NoServers bool
+	// NoAgent are hosts that no agent is started on.
+	NoAgent []string
 }
 
 // Cluster is a standing lab in which an agent runs on the entry and on every server, and the demo server on every server.
@@ -91,6 +94,9 @@ func StartCluster(ctx context.Context, cfg ClusterConfig) (_ *Cluster, err error
 		return nil, err
 	}
 	for _, h := range c.hosts("") {
+		if slices.Contains(cfg.NoAgent, h.Name()) {
+			continue
+		}
 		if err := c.StartAgent(ctx, h.Name()); err != nil {
 			return nil, err
 		}
@@ -272,12 +278,17 @@ func (c *Cluster) awaitRegistered(ctx context.Context, host string) error {
 
 // start starts rehome in a host.
 func (c *Cluster) start(ctx context.Context, host, name string, args ...string) (*daemon, error) {
+	return c.launch(ctx, host, name, append(slices.Clone(c.cfg.Command), args...), nil)
+}
+
+// launch starts any program in a host; name is that of its log. attr may be nil.
+func (c *Cluster) launch(ctx context.Context, host, name string, command []string, attr *unix.SysProcAttr) (*daemon, error) {
 	h, err := c.Lab.Host(host)
 	if err != nil {
 		return nil, err
 	}
-	all := append(append([]string{}, c.cfg.Command[1:]...), args...)
-	cmd := h.Command(context.WithoutCancel(ctx), c.cfg.Command[0], all...)
+	cmd := h.Command(context.WithoutCancel(ctx), command[0], command[1:]...)
+	cmd.SysProcAttr = attr
 	d := &daemon{cmd: cmd, done: make(chan struct{}), log: filepath.Join(c.dir, host, name+".log")}
 	if d.file, err = os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644); err != nil {
 		return nil, err

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/dispatcher/peek"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+const (
+	// holdMargin is how much longer the gate holds a flow than an attempt to hand it off may take.
+	holdMargin = time.Second
+	// graceTime is how long a backend that was granted a flow may leave open whether it has the connection.
+	graceTime = 3 * time.Second
+)
+
+// dispatched is a connection whose first request is known: it is handed to one backend after the other until one has it.
+type dispatched struct {
+	d        *Dispatcher
+	fd       int
+	service  *service
+	flow     tcprepair.Flow
+	pool     *pool
+	hash     uint64
+	accepted time.Time
+	// answer makes what the client is told when nobody takes the connection.
+	answer func(peek.Status) []byte
+
+	mu        sync.Mutex
+	tried     []*member
+	epoch     uint32
+	snapshot  []byte // of the frozen socket, nil before the freeze
+	watermark tcprepair.Watermark
+	attempt   *attempt
+}
+
+// attempt is one try to hand a connection to one backend. It carries out what a migration.Giver decides, under its connection's mutex.
+type attempt struct {
+	c      *dispatched
+	id     uint64
+	to     *member
+	giver  *migration.Giver
+	epoch  uint32 // of the flow, before it is granted
+	events []migration.Event
+	busy   bool
+}
+
+// start hands the connection off, or refuses it.
+func (c *dispatched) start() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.next(errNoBackend)
+}
+
+// next tries the next backend. cause is why the last one did not take the connection.
+func (c *dispatched) next(cause error) {
+	to := c.pool.member(time.Now(), c.hash, c.tried)
+	if to == nil {
+		c.giveUp(cause)
+		return
+	}
+	c.tried = append(c.tried, to)
+	if err := c.freeze(); err != nil {
+		c.giveUp(err)
+		return
+	}
+	a := &attempt{c: c, id: newID(), to: to, epoch: c.epoch, giver: migration.NewGiver(c.pool.cfg.HandoffTime, graceTime)}
+	c.attempt = a
+	a.stepLocked(migration.Event{Kind: migration.Start})
+}
+
+func newID() uint64 {
+	for {
+		if id := rand.Uint64(); id != 0 {
+			return id
+		}
+	}
+}
+
+// freeze holds the flow for another attempt and, the first time, freezes the socket and reads it.
+func (c *dispatched) freeze() error {
+	ttl := c.pool.cfg.HandoffTime + graceTime + holdMargin
+	if err := c.d.gate.Hold(c.flow, gate.Ingress|gate.Egress, ttl); err != nil {
+		return fmt.Errorf("hold packets: %w", err)
+	}
+	if c.snapshot != nil {
+		return nil
+	}
+	snap, err := c.take()
+	if err != nil {
+		return err
+	}
+	if c.snapshot, err = snap.AppendBinary(nil); err != nil {
+		return errors.Join(err, tcprepair.Resume(c.fd))
+	}
+	c.watermark = snap.Watermark()
+	return nil
+}
+
+func (c *dispatched) take() (*tcprepair.Snapshot, error) {
+	r, err := c.d.path.Route(c.flow)
+	switch {
+	case err == nil && r.Entry() && r.Node == 0:
+		c.epoch = r.Epoch
+	case err == nil && r.Entry():
+		return nil, fmt.Errorf("%w: the flow is node %d's", migration.ErrGone, r.Node)
+	default: // the table has lost it, or never saw its first packet
+		if _, err := c.d.path.Adopt(c.flow, 1, 0); err != nil {
+			return nil, fmt.Errorf("flow table: %w", err)
+		}
+		c.epoch = 1
+	}
+	outline, err := c.d.outlines.of(c.fd, c.flow)
+	if err != nil {
+		return nil, err
+	}
+	return outline.FreezeTake(c.fd, tcprepair.Limits{}, 0)
+}
+
+// step takes in what has happened to the attempt.
+func (a *attempt) step(ev migration.Event) {
+	a.c.mu.Lock()
+	defer a.c.mu.Unlock()
+	a.stepLocked(ev)
+}
+
+func (a *attempt) stepLocked(ev migration.Event) {
+	a.events = append(a.events, ev)
+	if a.busy {
+		return
+	}
+	a.busy = true
+	for len(a.events) > 0 {
+		next := a.events[0]
+		a.events = a.events[1:]
+		for _, action := range a.giver.Step(time.Now(), next) {
+			a.perform(action)
+		}
+	}
+	a.busy = false
+}
+
+func (a *attempt) tick(now time.Time) {
+	a.c.mu.Lock()
+	defer a.c.mu.Unlock()
+	if d := a.giver.Deadline(); !d.IsZero() && !now.Before(d) {
+		if a.giver.State() == migration.GiverSent {
+			a.to.host.suspect.Store(true)
+		}
+		a.stepLocked(migration.Event{Kind: migration.Tick})
+	}
+}
+
+func (a *attempt) perform(action migration.Action) {
+	c := a.c
+	switch action.Verb {
+	case migration.SendHandoff:
+		a.to.host.active.Add(1)
+		err := a.to.host.begin(a, &wire.Handoff{
+			Flow: c.flow, Service: c.pool.cfg.Service, Delivery: c.pool.delivery, Epoch: a.epoch, Limit: c.pool.cfg.HandoffTime,
+			Snapshot: c.snapshot, Socket: a.to.socket,
+		})
+		if err != nil {
+			a.stepLocked(migration.Event{Kind: migration.PeerLost, Err: err})
+		}
+	case migration.SendCancel:
+		a.to.host.send(a.id, &wire.Cancel{Reason: "it took too long"})
+	case migration.Grant:
+		a.grant()
+	case migration.Deny:
+		// The answer to Commit says who the owner is.
+	case migration.TakeBack:
+		a.takeBack()
+	case migration.AskServer:
+		a.to.host.send(a.id, &wire.Locate{Flow: c.flow})
+	case migration.Discard:
+		a.discard()
+	case migration.Reset:
+		if err := tcprepair.Reset(c.fd); err != nil {
+			c.d.log.Error("cannot reset a connection", "flow", c.flow, "error", err)
+		}
+	case migration.Finish:
+		a.finish(action.Err)
+	default:
+		c.d.log.Error("a giver cannot do this", "verb", action.Verb)
+	}
+}
+
+// grant makes the backend the owner, and lets the flow's packets go there. Granted again, it changes nothing.
+func (a *attempt) grant() {
+	c := a.c
+	r, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node)
+	if err != nil && (r.Epoch != a.epoch+1 || r.Node != a.to.host.node) {
+		a.stepLocked(migration.Event{Kind: migration.CommitFailed, Err: err})
+		return
+	}
+	if err := c.d.gate.Yield(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
+	}
+}
+
+// takeBack makes the dispatcher the owner again.
+func (a *attempt) takeBack() {
+	c := a.c
+	ttl := c.pool.cfg.HandoffTime + graceTime + holdMargin
+	if err := c.d.gate.Hold(c.flow, gate.Ingress|gate.Egress, ttl); err != nil {
+		c.d.log.Error("cannot hold packets", "flow", c.flow, "error", err)
+	}
+	if _, err := c.d.path.Commit(c.flow, a.epoch+1, 0); err != nil {
+		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
+	}
+	c.epoch = a.epoch + 2
+}
+
+// discard ends the dispatcher's socket, which nobody needs any more.
+func (a *attempt) discard() {
+	c := a.c
+	missed, err := c.watermark.Missed(c.fd)
+	if err != nil {
+		c.d.log.Warn("the client will have to send again what came last", "flow", c.flow, "error", err)
+	}
+	if len(missed) > 0 {
+		if err := c.d.gate.Resend(c.flow, gate.Frames(missed)); err != nil {
+			c.d.log.Warn("cannot send a late packet on", "flow", c.flow, "error", err)
+		}
+	}
+	if err := tcprepair.Discard(c.fd); err != nil {
+		c.d.log.Error("cannot discard a connection that was handed off", "flow", c.flow, "error", err)
+	}
+}
+
+func (a *attempt) finish(err error) {
+	c, d := a.c, a.c.d
+	a.to.host.end(a.id)
+	switch a.giver.State() {
+	case migration.GiverGiven:
+		_ = unix.Close(c.fd)
+		c.service.active.Add(1)
+		d.count.handedOff(c.pool.delivery, time.Since(c.accepted))
+	case migration.GiverLost:
+		a.to.host.active.Add(-1)
+		d.count.failed("lost")
+		d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
+		_ = d.gate.Unhold(c.flow)
+		if !errors.Is(err, migration.ErrGone) {
+			c.service.ended(c.flow)
+		}
+		_ = tcprepair.Discard(c.fd)
+		_ = unix.Close(c.fd)
+	default:
+		a.to.host.active.Add(-1)
+		d.count.failed("refused")
+		d.log.Debug("a backend did not take a connection", "flow", c.flow, "backend", a.to.name, "error", err)
+		c.next(err)
+	}
+}
+
+// giveUp tells the client that nobody serves it: the connection is the dispatcher's.
+func (c *dispatched) giveUp(cause error) {
+	c.d.count.failed("unserved")
+	c.d.log.Warn("no backend takes a connection", "flow", c.flow, "pool", c.pool.cfg.Name, "error", cause)
+	if c.snapshot != nil {
+		if err := tcprepair.Resume(c.fd); err != nil {
+			c.d.log.Error("cannot thaw a connection", "flow", c.flow, "error", err)
+		}
+	}
+	if _, err := c.d.gate.Release(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+		c.d.log.Error("cannot release held packets", "flow", c.flow, "error", err)
+	}
+	c.d.refuse(c, c.answer(peek.Unavailable))
+}

@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/peer"
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+const (
+	// redialAfter is the pause between two tries to connect to an agent.
+	redialAfter = 200 * time.Millisecond
+	// An agent that has been silent for pingAfter is asked for a sign of life; silence for deadAfter means that it is gone.
+	pingAfter = 500 * time.Millisecond
+	deadAfter = 2 * time.Second
+	tickTime  = 20 * time.Millisecond
+)
+
+// backend is a host that serves: the connection to its agent, and the handoffs that wait for its answer.
+type backend struct {
+	name string
+	addr string
+	node gate.Node
+	self peer.Self
+	log  *slog.Logger
+
+	// active counts its connections, as far as this process knows.
+	active atomic.Int64
+	// draining is the agent's own wish.
+	draining atomic.Bool
+	heard    atomic.Int64 // time of its last frame, in nanoseconds since 1970
+	suspect  atomic.Bool  // it did not answer in time, and has not been heard of since
+
+	mu       sync.Mutex
+	link     *wire.Link // nil while there is none
+	attempts map[uint64]*attempt
+}
+
+func newBackend(name, addr string, node gate.Node, self peer.Self, log *slog.Logger) *backend {
+	return &backend{name: name, addr: addr, node: node, self: self, log: log, attempts: make(map[uint64]*attempt)}
+}
+
+// up reports whether the agent can be asked.
+func (b *backend) up() bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.link != nil && !b.suspect.Load()
+}
+
+// begin registers an attempt and sends the connection. An error means that there is no link.
+func (b *backend) begin(a *attempt, m *wire.Handoff) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.link == nil {
+		return migration.ErrPeerLost
+	}
+	if err := b.link.Send(a.id, m); err != nil {
+		return err
+	}
+	b.attempts[a.id] = a
+	return nil
+}
+
+// send sends what belongs to an attempt, if there is a link.
+func (b *backend) send(id uint64, m wire.Message) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.link != nil {
+		_ = b.link.Send(id, m) // the reader notices a broken link
+	}
+}
+
+// attempt returns the attempt of that id, nil when there is none any more.
+func (b *backend) attempt(id uint64) *attempt {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.attempts[id]
+}
+
+func (b *backend) end(id uint64) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	delete(b.attempts, id)
+}
+
+// pending returns the attempts that wait.
+func (b *backend) pending() []*attempt {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Collect(maps.Values(b.attempts))
+}
+
+// run keeps the connection to the agent until ctx ends.
+func (b *backend) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		link, err := b.self.Dial(ctx, b.name, b.addr)
+		if err != nil {
+			b.log.Debug("cannot connect to an agent", "backend", b.name, "error", err)
+			wait(ctx, redialAfter)
+			continue
+		}
+		err = b.serve(ctx, link)
+		b.log.Info("lost an agent", "backend", b.name, "error", err)
+	}
+	return nil
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// serve reads the agent's answers until the link breaks.
+func (b *backend) serve(ctx context.Context, link *wire.Link) error {
+	stop := context.AfterFunc(ctx, func() { _ = link.Close() })
+	defer stop()
+	b.hear()
+	b.mu.Lock()
+	b.link = link
+	b.mu.Unlock()
+	b.log.Info("connected to an agent", "backend", b.name)
+	var err error
+	for err == nil {
+		var f wire.Frame
+		if f, _, err = link.Receive(); err == nil {
+			b.hear()
+			err = b.answer(f)
+		}
+	}
+	b.mu.Lock()
+	b.link = nil
+	b.mu.Unlock()
+	_ = link.Close()
+	for _, a := range b.pending() {
+		a.step(migration.Event{Kind: migration.PeerLost, Err: err})
+	}
+	return err
+}
+
+func (b *backend) hear() {
+	b.heard.Store(time.Now().UnixNano())
+	b.suspect.Store(false)
+}
+
+func (b *backend) answer(f wire.Frame) error {
+	if _, pong := f.Message.(*wire.Pong); pong {
+		return nil
+	}
+	a := b.attempt(f.ID)
+	var ev migration.Event
+	switch m := f.Message.(type) {
+	case *wire.Committed:
+		ev.Kind = migration.Committed
+	case *wire.Refuse:
+		ev = migration.Event{Kind: migration.Refused, Err: &wire.RefusedError{Who: b.name, Code: m.Code, Reason: m.Reason}}
+	case *wire.Located:
+		if ev.Kind = migration.Absent; m.Present {
+			ev.Kind = migration.Present
+		}
+	default:
+		return fmt.Errorf("%w: %v as an answer to a dispatcher", wire.ErrMalformed, f.Message.Kind())
+	}
+	if a != nil {
+		a.step(ev)
+	}
+	return nil
+}
+
+// watch keeps deadlines until ctx ends.
+func (b *backend) watch(ctx context.Context) error {
+	t := time.NewTicker(tickTime)
+	defer t.Stop()
+	pinged := time.Time{}
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case now := <-t.C:
+			for _, a := range b.pending() {
+				a.tick(now)
+			}
+			b.mu.Lock()
+			link := b.link
+			b.mu.Unlock()
+			if link == nil {
+				continue
+			}
+			switch silent := now.Sub(time.Unix(0, b.heard.Load())); {
+			case silent > deadAfter:
+				b.log.Warn("an agent is silent", "backend", b.name)
+				_ = link.Close()
+			case silent > pingAfter && now.Sub(pinged) > pingAfter:
+				pinged = now
+				b.send(0, &wire.Ping{})
+			}
+		}
+	}
+}
+
+// errNoBackend means that every backend of the pool is down, drained or has refused.
+var errNoBackend = errors.New("no backend takes the connection")

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package balance
+
+import "time"
+
+const (
+	// weightUnit is one of an operator's weights in the integers that policies compute with, fine enough for a slow start.
+	weightUnit = 1 << 16
+	// maxWeight and maxActive keep products within 63 bits; they are far above anything real.
+	maxWeight = 1 << 14
+	maxActive = 1 << 32
+)
+
+// ramp is the slow start: how long a backend takes to its full weight.
+type ramp struct{ length time.Duration }
+
+// weight returns what a backend counts at now, in weightUnit; 0 means that it takes nothing.
+func (r ramp) weight(now time.Time, b *Backend) int64 {
+	if b.Drained || b.Down || b.Tried || b.Weight <= 0 {
+		return 0
+	}
+	full := int64(min(b.Weight, maxWeight)) * weightUnit
+	age := now.Sub(b.Since) // since the zero Time: 292 years
+	if r.length <= 0 || age >= r.length {
+		return full
+	}
+	// A backend at its very start, or one whose clock is ahead, still serves when nobody else does.
+	return max(1, int64(float64(full)*float64(age)/float64(r.length)))
+}

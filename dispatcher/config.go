@@ -1,0 +1,323 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// Where things are unless the configuration says otherwise.
+const (
+	DefaultControlSocket = "/run/rehome/dispatcher.sock"
+	DefaultPin           = "/sys/fs/bpf/rehome-dispatcher"
+	DefaultPort          = "7070"
+
+	pinOff = "off"
+)
+
+// maxConfig bounds a configuration file; ten thousand routes are about one megabyte.
+const maxConfig = 16 << 20
+
+// Config is a dispatcher's configuration, one YAML file. Unknown keys are errors.
+type Config struct {
+	// Host is this host's name among the peers, and in its certificate.
+	Host string `yaml:"host"`
+	// Interfaces are the network interfaces over which clients' packets come, and leave to the backends.
+	Interfaces []string `yaml:"interfaces"`
+	// Listen is the address for agents, host:port: the dispatcher is the entry of its services.
+	Listen string `yaml:"listen"`
+	// Control is where operators connect: a path of a UNIX socket, or host:port, which needs TLS.
+	Control string `yaml:"control"`
+	// Metrics is the address of the Prometheus endpoint, host:port; none when empty.
+	Metrics string `yaml:"metrics"`
+	// Pin is the directory of the BPF file system that keeps the flow table over a restart. "off" pins nothing: the
+	// connections that were handed off end with the dispatcher.
+	Pin string `yaml:"pin"`
+	// Forward is how packets reach the backends.
+	Forward ForwardConfig `yaml:"forward"`
+	// TLS authenticates this host to others, and others to it.
+	TLS TLSConfig `yaml:"tls"`
+	// Plaintext does without TLS between hosts. For a laboratory only: whoever reaches the port can take connections.
+	Plaintext bool `yaml:"plaintext"`
+	// Workers is the number of listeners of each address, between which the kernel divides new connections (SO_REUSEPORT).
+	// 0: one for each core.
+	Workers int `yaml:"workers"`
+	// Peers are the other hosts: all backends, and other dispatchers. This host may stand among them, so that all can have the
+	// same list. Their order matters: see PeerConfig.ID.
+	Peers []PeerConfig `yaml:"peers"`
+	// Services are the virtual addresses, and what happens to the connections that come in there.
+	Services []ServiceConfig `yaml:"services"`
+	// Pools are the groups of backends that routes lead to.
+	Pools []PoolConfig `yaml:"pools"`
+}
+
+// TLSConfig names PEM files. Certificates carry the host's name as a DNS subject alternative name.
+type TLSConfig struct {
+	Certificate string `yaml:"certificate"`
+	Key         string `yaml:"key"`
+	// Authority has signed every host's certificate.
+	Authority string `yaml:"authority"`
+}
+
+// PeerConfig is another host.
+type PeerConfig struct {
+	Name string `yaml:"name"`
+	// Address is its agent's, host:port. The host part is also where its packets are sent at layer 2.
+	Address string `yaml:"address"`
+	// MAC is its link-layer address; learned from the neighbour table when empty.
+	MAC string `yaml:"mac"`
+	// ID numbers the host in the pinned flow table (1-4095); its place in the list when 0. A number must go on meaning
+	// the same host as long as the table lives: append new hosts at the end, or give IDs.
+	ID uint16 `yaml:"id"`
+}
+
+// ForwardMode is where in the kernel packets are forwarded.
+type ForwardMode string
+
+// Forwarding modes.
+const (
+	ForwardTCX ForwardMode = "tcx" // everywhere, and nearly at wire speed
+	ForwardXDP ForwardMode = "xdp" // in the driver, for physical network interfaces
+)
+
+// ForwardConfig says how packets reach the backends; zero values are defaults.
+type ForwardConfig struct {
+	// Mode is where packets are forwarded; tcx when empty.
+	Mode ForwardMode `yaml:"mode"`
+	// MaxFlows is the size of the flow table (1,048,576). When it is full, new connections are refused.
+	MaxFlows uint32 `yaml:"max_flows"`
+	// IdleTimeout is when a flow without packets is forgotten (4 h), should nobody have reported its end.
+	IdleTimeout time.Duration `yaml:"idle_timeout"`
+}
+
+// LoadConfig reads the configuration file at path and validates it. Errors name the file, and the line or the key.
+func LoadConfig(path string) (Config, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // read only
+	c, err := ReadConfig(f)
+	if err != nil {
+		return Config{}, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// ReadConfig reads a configuration and validates it.
+func ReadConfig(r io.Reader) (Config, error) {
+	text, err := io.ReadAll(io.LimitReader(r, maxConfig+1))
+	if err != nil {
+		return Config{}, err
+	}
+	if len(text) > maxConfig {
+		return Config{}, fmt.Errorf("the file is larger than %d MiB", maxConfig>>20)
+	}
+	var c Config
+	d := yaml.NewDecoder(bytes.NewReader(text))
+	d.KnownFields(true)
+	if err := d.Decode(&c); err != nil {
+		if errors.Is(err, io.EOF) {
+			return Config{}, errors.New("the file is empty: at least host, interfaces, services and pools are needed")
+		}
+		return Config{}, err
+	}
+	var more any
+	if err := d.Decode(&more); !errors.Is(err, io.EOF) {
+		return Config{}, errors.New("more than one YAML document")
+	}
+	if err := c.Validate(); err != nil {
+		return Config{}, err
+	}
+	return c, nil
+}
+
+// Validate fills in defaults and returns everything that is wrong, each with what to do.
+func (c *Config) Validate() error {
+	c.setDefaults()
+	return errors.Join(c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices())
+}
+
+func (c *Config) setDefaults() {
+	defaultTo(&c.Listen, ":"+DefaultPort)
+	defaultTo(&c.Control, DefaultControlSocket)
+	defaultTo(&c.Pin, DefaultPin)
+	defaultTo(&c.Forward.Mode, ForwardTCX)
+	defaultTo(&c.Forward.MaxFlows, 1<<20)
+	defaultTo(&c.Forward.IdleTimeout, 4*time.Hour)
+	for i := range c.Peers {
+		p := &c.Peers[i]
+		if i < gate.MaxNodes {
+			defaultTo(&p.ID, uint16(i)+1)
+		}
+		if p.Address != "" && !strings.HasSuffix(p.Address, "]") {
+			if _, _, err := net.SplitHostPort(p.Address); err != nil {
+				p.Address = net.JoinHostPort(p.Address, DefaultPort)
+			}
+		}
+	}
+	c.Peers = slices.DeleteFunc(c.Peers, func(p PeerConfig) bool { return p.Name == c.Host && c.Host != "" })
+	for i := range c.Services {
+		c.Services[i].Limits.setDefaults()
+	}
+	for i := range c.Pools {
+		c.Pools[i].setDefaults()
+	}
+}
+
+// defaultTo gives a value that nobody has set its default.
+func defaultTo[T comparable](p *T, v T) {
+	var zero T
+	if *p == zero {
+		*p = v
+	}
+}
+
+// validateHost looks at what concerns this host alone.
+func (c *Config) validateHost() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	if c.Host == "" {
+		bad("host: missing: give this host's name as the peers know it")
+	}
+	if len(c.Interfaces) == 0 {
+		bad("interfaces: missing: name the interface over which clients are reached")
+	}
+	for i, name := range c.Interfaces {
+		if name == "" || slices.Contains(c.Interfaces[:i], name) {
+			bad("interfaces: %q: empty or named twice", name)
+		}
+	}
+	if err := checkHostPort(c.Listen); err != nil {
+		bad("listen: %w", err)
+	}
+	if !c.ControlIsPath() {
+		if err := checkHostPort(c.Control); err != nil {
+			bad("control: %w, or a path that begins with /", err)
+		}
+		if c.TLS.Certificate == "" {
+			bad("control: %s is not a path, and operators over TCP need tls", c.Control)
+		}
+	}
+	if c.Metrics != "" {
+		if err := checkHostPort(c.Metrics); err != nil {
+			bad("metrics: %w", err)
+		}
+	}
+	if c.Pin != pinOff && !strings.HasPrefix(c.Pin, "/") {
+		bad("pin: %q: want a directory below /sys/fs/bpf, or off", c.Pin)
+	}
+	if c.Workers < 0 || c.Workers > maxWorkers {
+		bad("workers: %d: want 1 to %d, or 0 for one for each core", c.Workers, maxWorkers)
+	}
+	switch incomplete := c.TLS.Certificate == "" || c.TLS.Key == "" || c.TLS.Authority == ""; {
+	case c.Plaintext && c.TLS != TLSConfig{}:
+		bad("plaintext: contradicts tls: remove one of the two")
+	case !c.Plaintext && incomplete && (len(c.Peers) > 0 || c.TLS != TLSConfig{}):
+		bad("tls: certificate, key and authority are needed to talk to peers; plaintext: true does without, in a laboratory")
+	}
+	errs = append(errs, c.Forward.validate())
+	return errors.Join(errs...)
+}
+
+// Limits of what can be configured, far above what serves anybody: a slip of the hand shall not look like a wish.
+const (
+	maxWorkers = 1024
+	maxFlows   = 1 << 26
+	minTimeout = time.Second
+)
+
+func (f ForwardConfig) validate() error {
+	switch {
+	case f.Mode != ForwardTCX && f.Mode != ForwardXDP:
+		return fmt.Errorf("forward.mode: %q: want %s or %s", f.Mode, ForwardTCX, ForwardXDP)
+	case f.MaxFlows > maxFlows:
+		return fmt.Errorf("forward.max_flows: %d: at most %d", f.MaxFlows, maxFlows)
+	case f.IdleTimeout < minTimeout:
+		return fmt.Errorf("forward.idle_timeout: %v: at least %v", f.IdleTimeout, minTimeout)
+	}
+	return nil
+}
+
+func (c *Config) validatePeers() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	names := map[string]bool{}
+	ids := map[uint16]string{}
+	for i, p := range c.Peers {
+		if err := p.validate(); err != nil {
+			bad("peers[%d] %s: %w", i, p.Name, err)
+			continue
+		}
+		if names[p.Name] {
+			bad("peers[%d]: the name %q stands twice", i, p.Name)
+		}
+		names[p.Name] = true
+		if other, ok := ids[p.ID]; ok {
+			bad("peers[%d] %s: id %d is also %s's: give each peer an id of its own", i, p.Name, p.ID, other)
+		}
+		ids[p.ID] = p.Name
+	}
+	return errors.Join(errs...)
+}
+
+func (p PeerConfig) validate() error {
+	if p.Name == "" {
+		return errors.New("name: missing")
+	}
+	addr, err := netip.ParseAddrPort(p.Address)
+	if err != nil {
+		return fmt.Errorf("address: %w: want ip:port of its agent", err)
+	}
+	if addr.Addr().IsUnspecified() || addr.Port() == 0 {
+		return fmt.Errorf("address: %v is not a host's address", addr)
+	}
+	if p.MAC != "" {
+		if mac, err := net.ParseMAC(p.MAC); err != nil || len(mac) != 6 {
+			return fmt.Errorf("mac: %q: want an Ethernet address, 02:00:5e:10:00:01 for instance", p.MAC)
+		}
+	}
+	if p.ID == 0 || p.ID >= gate.MaxNodes {
+		return fmt.Errorf("id: %d: want 1 to %d", p.ID, gate.MaxNodes-1)
+	}
+	return nil
+}
+
+// checkHostPort says what is wrong with an address to listen on.
+func checkHostPort(address string) error {
+	host, port, err := net.SplitHostPort(address)
+	if err != nil {
+		return fmt.Errorf("%w: want host:port", err)
+	}
+	if strings.HasPrefix(host, "/") {
+		return fmt.Errorf("%s: want host:port", address)
+	}
+	if _, err := net.LookupPort("tcp", port); err != nil || port == "" {
+		return fmt.Errorf("%s: %q is no port", address, port)
+	}
+	return nil
+}
+
+// PinPath returns the directory in which the flow table is pinned, empty when nothing is.
+func (c *Config) PinPath() string {
+	if c.Pin == pinOff {
+		return ""
+	}
+	return c.Pin
+}
+
+// ControlIsPath reports whether operators connect to a UNIX socket.
+func (c *Config) ControlIsPath() bool { return strings.HasPrefix(c.Control, "/") }

@@ -1,0 +1,60 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+// counters are what the dispatcher tells Prometheus.
+type counters struct {
+	registry *prometheus.Registry
+
+	accepted prometheus.Counter
+	crowded  prometheus.Counter
+	left     prometheus.Counter
+	slow     prometheus.Counter
+	rejected *prometheus.CounterVec
+	unrouted *prometheus.CounterVec
+	handoffs *prometheus.CounterVec
+	failures *prometheus.CounterVec
+	latency  *prometheus.HistogramVec
+}
+
+func newCounters() *counters {
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: "rehome_dispatcher_" + name, Help: help})
+	}
+	vector := func(name, help string, labels ...string) *prometheus.CounterVec {
+		return prometheus.NewCounterVec(prometheus.CounterOpts{Name: "rehome_dispatcher_" + name, Help: help}, labels)
+	}
+	c := &counters{
+		registry: prometheus.NewRegistry(),
+		accepted: counter("accepted_total", "Connections accepted."),
+		crowded:  counter("crowded_total", "Connections refused because too many wait for their first request."),
+		left:     counter("left_total", "Clients that went away before their first request was complete."),
+		slow:     counter("slow_total", "Connections closed because their first request took too long."),
+		rejected: vector("rejected_total", "Connections whose first bytes are not the service's protocol, by reason.", "reason"),
+		unrouted: vector("refused_total", "Connections that were refused after their first request was read, by reason.", "reason"),
+		handoffs: vector("handoffs_total", "Connections that a backend has taken, by delivery.", "delivery"),
+		failures: vector("handoff_failures_total", "Attempts to hand off that failed, by result.", "result"),
+		latency: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "rehome_dispatcher_handoff_seconds", Help: "Time from accepting a connection to its being the backend's, by delivery.",
+			Buckets: prometheus.ExponentialBuckets(20e-6, 2, 18), // to about 2.6 s
+		}, []string{"delivery"}),
+	}
+	c.registry.MustRegister(c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)
+	return c
+}
+
+func (c *counters) handedOff(d wire.Delivery, took time.Duration) {
+	c.handoffs.WithLabelValues(d.String()).Inc()
+	c.latency.WithLabelValues(d.String()).Observe(took.Seconds())
+}
+
+// failed counts an attempt that did not succeed: the backend refused, the connection was lost, or nobody was left to take it.
+func (c *counters) failed(result string) { c.failures.WithLabelValues(result).Inc() }

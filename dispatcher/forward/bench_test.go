@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package forward
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/asm"
+
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// benchFlow spreads 2^23 flows over client addresses and ports.
+func benchFlow(i int, v6 bool) tcprepair.Flow {
+	port := uint16(i&0xff)<<8 | 0x80
+	hi := uint16(i >> 8)
+	if v6 {
+		a := netip.MustParseAddr("2001:db8::7").As16()
+		binary.BigEndian.PutUint16(a[14:], hi)
+		return tcprepair.NewFlow(netip.MustParseAddrPort("[2001:db8::1]:80"), netip.AddrPortFrom(netip.AddrFrom16(a), port))
+	}
+	a := [4]byte{192, 2, byte(hi >> 8), byte(hi)}
+	return tcprepair.NewFlow(netip.MustParseAddrPort("198.51.100.1:80"), netip.AddrPortFrom(netip.AddrFrom4(a), port))
+}
+
+func fill(b testing.TB, f *Flows, flows int, v6 bool) (failed int) {
+	b.Helper()
+	ops := make([]operation, 0, 1<<10)
+	for at := 0; at < flows; at += cap(ops) {
+		ops = ops[:0]
+		for i := at; i < min(at+cap(ops), flows); i++ {
+			o := f.operation(forwardCodeOP_ADOPT, benchFlow(i, v6))
+			o.epoch, o.node = 1, 9
+			ops = append(ops, o)
+		}
+		if err := f.run(ops); err != nil {
+			b.Fatal(err)
+		}
+		for i := range ops {
+			if ops[i].result != 0 {
+				failed++
+			}
+		}
+	}
+	return failed
+}
+
+// generator is a program that aims the frame at a random flow of benchFlow's first n, a power of two, and then calls
+// target. Without a target it ends there.
+func generator(b testing.TB, kind ebpf.ProgramType, n uint32, v6 bool, target *ebpf.Program) *ebpf.Program {
+	b.Helper()
+	address, port := int16(14+14), int16(14+20)
+	if v6 {
+		address, port = 14+8+14, 14+40
+	}
+	length := int32(port + 20)
+	data, end, size := int16(76), int16(80), asm.Word
+	verdict := int32(-1)
+	if kind == ebpf.XDP {
+		data, end = 0, 4
+		verdict = 2
+	}
+	code := asm.Instructions{
+		asm.Mov.Reg(asm.R6, asm.R1),
+		asm.FnGetPrandomU32.Call(),
+		asm.And.Imm(asm.R0, int32(n-1)),
+		asm.LoadMem(asm.R2, asm.R6, data, size),
+		asm.LoadMem(asm.R3, asm.R6, end, size),
+		asm.Mov.Reg(asm.R4, asm.R2),
+		asm.Add.Imm(asm.R4, length),
+		asm.JGT.Reg(asm.R4, asm.R3, "out"),
+		// The run before has written its addresses into the frame.
+		asm.Mov.Imm(asm.R5, 0),
+		asm.StoreMem(asm.R2, 0, asm.R5, asm.Word),
+		asm.StoreMem(asm.R2, 4, asm.R5, asm.Half),
+		asm.Mov.Imm(asm.R5, 0x55),
+		asm.StoreMem(asm.R2, 6, asm.R5, asm.Word),
+		asm.Mov.Reg(asm.R5, asm.R0),
+		asm.StoreMem(asm.R2, port, asm.R5, asm.Byte),
+		asm.RSh.Imm(asm.R5, 8),
+		asm.HostTo(asm.BE, asm.R5, asm.Half),
+		asm.StoreMem(asm.R2, address, asm.R5, asm.Half),
+	}
+	if target != nil {
+		calls, err := ebpf.NewMap(&ebpf.MapSpec{Type: ebpf.ProgramArray, KeySize: 4, ValueSize: 4, MaxEntries: 1})
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { calls.Close() })
+		if err := calls.Put(uint32(0), target); err != nil {
+			b.Fatal(err)
+		}
+		code = append(code,
+			asm.Mov.Reg(asm.R1, asm.R6),
+			asm.LoadMapPtr(asm.R2, calls.FD()),
+			asm.Mov.Imm(asm.R3, 0),
+			asm.FnTailCall.Call(),
+		)
+	}
+	code = append(code, asm.Mov.Imm(asm.R0, verdict).WithSymbol("out"), asm.Return())
+	// A tail call wants its target's attach type and flags.
+	spec := &ebpf.ProgramSpec{Name: "generator", Type: kind, AttachType: ebpf.AttachTCXIngress, License: "GPL", Instructions: code}
+	if kind == ebpf.XDP {
+		const hasFrags = 1 << 5
+		spec.AttachType, spec.Flags = ebpf.AttachXDP, hasFrags
+	}
+	p, err := ebpf.NewProgram(spec)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { p.Close() })
+	return p
+}
+
+// BenchmarkPacket reports, as ns/packet, what the kernel measures for a packet of a random flow; the generator's own share
+// is what "generator" shows.
+func BenchmarkPacket(b *testing.B) {
+	for _, v6 := range []bool{false, true} {
+		for _, flows := range []int{1 << 10, 1 << 17, 1 << 20} {
+			b.Run(fmt.Sprintf("v6=%v/flows=%d", v6, flows), func(b *testing.B) {
+				h := network(b, 1)[0]
+				f := h.forwarder(b, Config{MaxFlows: 1 << 20})
+				mac := h.mac(b)
+				if err := f.SetNode(9, h.index(b), net.HardwareAddr{2, 0, 0, 0, 0, 9}, mac); err != nil {
+					b.Fatal(err)
+				}
+				if failed := fill(b, f.Flows, flows, v6); failed > 0 {
+					b.Fatalf("%d flows have no room", failed)
+				}
+				o := f.table.objects
+				// BPF_PROG_RUN is on lo, whose address is zero.
+				if err := o.Ports.Put(uint32(1), forwardPort{}); err != nil {
+					b.Fatal(err)
+				}
+				frame := packetOf(make(net.HardwareAddr, 6), benchFlow(0, v6), protoTCP, ack, 0)
+				miss := append([]byte{}, frame...)
+				miss[14+19] ^= 1
+				if v6 {
+					miss[14+39] ^= 1
+				}
+				for _, c := range []struct {
+					name    string
+					kind    ebpf.ProgramType
+					program *ebpf.Program
+					frame   []byte
+				}{
+					{"tcx/generator", ebpf.SchedCLS, nil, frame},
+					{"tcx/hit", ebpf.SchedCLS, o.RehomeForward, frame},
+					{"tcx/miss", ebpf.SchedCLS, o.RehomeForward, miss},
+					{"xdp/generator", ebpf.XDP, nil, frame},
+					{"xdp/hit", ebpf.XDP, o.RehomeXdp, frame},
+					{"xdp/miss", ebpf.XDP, o.RehomeXdp, miss},
+				} {
+					b.Run(c.name, func(b *testing.B) {
+						p := generator(b, c.kind, uint32(flows), v6, c.program)
+						h.do(b, func() error {
+							const repeat = 1 << 15
+							var each []time.Duration
+							for b.Loop() {
+								_, took, err := p.Benchmark(c.frame, repeat, nil)
+								if err != nil {
+									return err
+								}
+								each = append(each, took)
+							}
+							slices.Sort(each)
+							b.ReportMetric(float64(each[len(each)/2].Nanoseconds()), "ns/packet")
+							b.ReportMetric(float64(each[0].Nanoseconds()), "ns/packet-least")
+							return nil
+						})
+					})
+				}
+			})
+		}
+	}
+}

@@ -1,0 +1,485 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The forwarder's tables: what they hold, how a flow is found, and how a word in them may change.
+//
+// A flow table is two BPF arrays, one pair for each IP version. `lines` has one cache line for each 16 slots: 16 guard
+// words, each with a 24-bit tag of the flow in that slot. `slots` has the flows. A flow may be in either of two lines,
+// which its hash names; a new one goes to the less loaded. A look-up reads one or two lines, all of which together are
+// small enough for a last-level cache, and then one cache line of `slots`.
+#ifndef REHOME_FORWARD_TABLE_H
+#define REHOME_FORWARD_TABLE_H
+
+#include "kernel.h"
+
+// Keys are as seen by the server: local is the destination of the client's packets. IPv4 uses the first words only.
+struct key {
+	__u32 local[4], remote[4];
+	__u32 ports; // as in the packet's header: the client's first
+	__u8 proto, family;
+	__u8 pad[2];
+};
+
+// route = epoch(32) | node(16) | verdict(8) | flags(8), changed only by compare-and-exchange once the flow can be found.
+// A slot is freed in three steps: any verdict -> DEAD (may be taken back), in a later sweep DEAD -> GONE (nobody looks
+// at it any more), and in a later one still the guard word is cleared. The sweeps are more than an RCU grace period
+// apart, so no packet program has a pointer into a slot that another flow is put into.
+enum verdict { VERDICT_PASS = 0, VERDICT_FORWARD = 1, VERDICT_DEAD = 2, VERDICT_GONE = 3 };
+enum {
+	ROUTE_ENTRY = 1,   // always set, as in the gate's words
+	ROUTE_FRESH = 2,   // the handshake is not over: a SYN is a retransmission
+	ROUTE_CLOSING = 8, // the client has sent FIN or RST
+};
+
+struct flow {
+	__u64 route;
+	__u32 seen;      // last packet, in ticks
+	__u32 forwarded; // packets, modulo 2^32
+	__u32 ports;
+	__u8 proto;
+	__u8 pad[3];
+};
+
+// A tick is 2^20 ns, about a millisecond: 32 bits last for 52 days.
+enum { TICK_SHIFT = 20 };
+
+struct slot4 {
+	struct flow flow;
+	__u32 local, remote;
+};
+
+struct slot6 {
+	struct flow flow;
+	__u32 local[4], remote[4];
+	__u64 pad;
+};
+
+enum { LINE = 16 };
+
+// guard = tag(24) | state(8); 0 = free. Slots change state in this order. Only LIVE ones are found by packets. PENDING
+// is for two packets that insert one flow at the same time: each publishes, then looks for the other.
+enum guard { GUARD_FREE = 0, GUARD_CLAIMED = 1, GUARD_PENDING = 2, GUARD_LIVE = 3, GUARD_RETIRED = 4 };
+
+struct line {
+	__u32 guard[LINE];
+};
+
+enum { NODE_DRAINED = 1 };
+enum { MAX_NODES = 4096, SERVICE_NODES = 64 };
+
+struct node {
+	__u32 ifindex; // 0: unknown node
+	__u8 dst[6], src[6];
+	__u32 flags;
+};
+
+struct service_key {
+	__u32 addr[4]; // an IPv4 address in the first word
+	__u16 port;
+	__u8 proto, family;
+};
+
+struct service {
+	__u32 count;
+	__u32 next; // round robin
+	__u16 nodes[SERVICE_NODES];
+};
+
+// A port is an interface the forwarder stands at.
+struct port {
+	__u8 mac[6];
+	__u8 pad[2];
+};
+
+// A fragment's owner, from the first fragment of its packet.
+struct fragment_key {
+	__u32 src[4], dst[4];
+	__u32 id;
+	__u8 proto, family;
+	__u8 pad[2];
+};
+
+struct fragment {
+	__u64 seen; // ns
+	__u32 node;
+	__u32 pad;
+};
+
+// Linux gives up reassembly after 30 s.
+#define FRAGMENT_TIME 30000000000ULL
+enum { FRAGMENTS = 8192 };
+
+struct setting {
+	__u32 seed[10];
+	__u32 pad[2];
+};
+
+struct counters {
+	__u64 forwarded;
+	__u64 assigned;
+	__u64 no_node;
+	__u64 loop;
+	__u64 full;
+	__u64 errors;
+	__u64 fragments;
+	__u64 probed;
+	__u64 inserted4;
+	__u64 inserted6;
+};
+
+// Set by user space before the object is loaded: the verifier folds them into the code.
+const volatile __u32 seed[10];
+const volatile __u32 count4; // lines
+const volatile __u32 count6;
+
+// BPF_F_MMAPABLE is for its side effect: values then begin on a page, so that a line is a cache line.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct line);
+} lines4 SEC(".maps"), lines6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct slot4);
+} slots4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__type(key, __u32);
+	__type(value, struct slot6);
+} slots6 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_NODES);
+	__type(key, __u32);
+	__type(value, struct node);
+} nodes SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_key);
+	__type(value, struct service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 256);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, __u32);
+	__type(value, struct port);
+} ports SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, FRAGMENTS);
+	__type(key, struct fragment_key);
+	__type(value, struct fragment);
+} fragments SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct setting);
+} settings SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct counters);
+} stats SEC(".maps");
+
+#define count(field)                                                                                                   \
+	do {                                                                                                           \
+		__u32 zero_ = 0;                                                                                       \
+		struct counters *c_ = bpf_map_lookup_elem(&stats, &zero_);                                             \
+		if (c_)                                                                                                \
+			c_->field += 1;                                                                                \
+	} while (0)
+
+static __always_inline __u64 cas(__u64 *word, __u64 old, __u64 new)
+{
+	return __sync_val_compare_and_swap(word, old, new);
+}
+
+static __always_inline __u64 route_word(__u32 epoch, __u16 node, __u8 flags)
+{
+	return (__u64)epoch << 32 | (__u64)node << 16 | (node ? VERDICT_FORWARD : VERDICT_PASS) << 8 | flags;
+}
+
+#define route_epoch(r) ((__u32)((r) >> 32))
+#define route_node(r) ((__u16)((r) >> 16))
+#define route_verdict(r) ((__u8)((r) >> 8))
+
+// place is where a flow may be: two lines, and its tag.
+struct place {
+	__u32 line[2];
+	__u32 tag; // in the guard's upper 24 bits
+};
+
+// locate hashes a key. The sum of products with secret addends (NH of UMAC, Black et al. 1999) makes two keys collide
+// with a probability of 2^-32 whoever chooses them, so that no client can fill a line on purpose; what follows
+// (MurmurHash3's finalizer) only spreads the bits.
+static __always_inline void locate(int version, const struct key *k, struct place *at)
+{
+	__u64 h = (__u64)(k->ports + seed[8]) * (__u32)(k->proto + seed[9]);
+	__u32 lines = version == 4 ? count4 : count6;
+
+	h += (__u64)(k->local[0] + seed[0]) * (__u32)(k->remote[0] + seed[1]);
+	if (version != 4) {
+		h += (__u64)(k->local[1] + seed[2]) * (__u32)(k->remote[1] + seed[3]);
+		h += (__u64)(k->local[2] + seed[4]) * (__u32)(k->remote[2] + seed[5]);
+		h += (__u64)(k->local[3] + seed[6]) * (__u32)(k->remote[3] + seed[7]);
+	}
+	h ^= h >> 33;
+	h *= 0xff51afd7ed558ccdULL;
+	h ^= h >> 33;
+	h *= 0xc4ceb9fe1a85ec53ULL;
+	h ^= h >> 33;
+	at->line[0] = (h & 0xffffffff) * lines >> 32;
+	at->line[1] = (h >> 32) * lines >> 32;
+	// The low bits of each half have no part in the line's number.
+	at->tag = (__u32)(h & 0xffff) << 16 | ((__u32)(h >> 32) & 0xff) << 8;
+}
+
+// Functions that take a version are always called with a constant, which the compiler folds: the verifier does not
+// believe that a flow of a packet of one version is in that version's table.
+static __always_inline int same(int version, const struct flow *f, const struct key *k)
+{
+	if (f->ports != k->ports || f->proto != k->proto)
+		return 0;
+	if (version == 4) {
+		const struct slot4 *s = (const void *)f;
+
+		return s->local == k->local[0] && s->remote == k->remote[0];
+	}
+	const struct slot6 *s = (const void *)f;
+
+	return s->remote[3] == k->remote[3] && s->remote[2] == k->remote[2] && s->remote[1] == k->remote[1] &&
+	       s->remote[0] == k->remote[0] && s->local[3] == k->local[3] && s->local[2] == k->local[2] &&
+	       s->local[1] == k->local[1] && s->local[0] == k->local[0];
+}
+
+static __always_inline struct line *line_of(int version, __u32 line)
+{
+	return version == 4 ? bpf_map_lookup_elem(&lines4, &line) : bpf_map_lookup_elem(&lines6, &line);
+}
+
+static __always_inline struct flow *slot_of(int version, __u32 slot)
+{
+	return version == 4 ? bpf_map_lookup_elem(&slots4, &slot) : bpf_map_lookup_elem(&slots6, &slot);
+}
+
+// search returns 1 + the number of the flow's slot in the line, or 0.
+static __always_inline __u32 search(int version, const struct key *k, struct line *l, __u32 line, __u32 want)
+{
+	for (int i = 0; i < LINE; i++) {
+		struct flow *f;
+
+		if (READ_ONCE(l->guard[i]) != want)
+			continue;
+		f = slot_of(version, line * LINE + i);
+		if (f && same(version, f, k) && route_verdict(READ_ONCE(f->route)) != VERDICT_GONE)
+			return line * LINE + i + 1;
+	}
+	return 0;
+}
+
+// WANTED16 adds up the numbers, 1 to 32, of the guard words of a line that are as wanted, without a branch that the
+// processor could foresee wrongly: nearly always there is one such word, or none.
+#define WANTED(line, i, n) ((__u64)((__s64)((__u64)(READ_ONCE((line)->guard[i]) ^ want) - 1) >> 63) & ((n) + 1))
+#define WANTED4(line, i, n) (WANTED(line, i, n) + WANTED(line, i + 1, n + 1) + WANTED(line, i + 2, n + 2) + WANTED(line, i + 3, n + 3))
+#define WANTED16(line, n)                                                                                              \
+	(WANTED4(line, 0, n) + WANTED4(line, 4, n + 4) + WANTED4(line, 8, n + 8) + WANTED4(line, 12, n + 12))
+
+static __always_inline __u32 look_up(int version, const struct key *k)
+{
+	struct place p;
+	struct line *l, *m;
+	struct flow *f;
+	__u32 at, want;
+	__u64 n;
+
+	if (!k)
+		return 0;
+	locate(version, k, &p);
+	l = line_of(version, p.line[0]);
+	m = line_of(version, p.line[1]);
+	if (!l || !m)
+		return 0;
+	want = p.tag | GUARD_LIVE;
+	n = WANTED16(l, 0) + WANTED16(m, LINE);
+	if (!n)
+		return 0;
+	if (n <= 2 * LINE) {
+		at = n > LINE ? p.line[1] * LINE + n - LINE : p.line[0] * LINE + n;
+		f = slot_of(version, at - 1);
+		if (f && same(version, f, k) && route_verdict(READ_ONCE(f->route)) != VERDICT_GONE)
+			return at;
+	}
+	// Two flows with one tag, or both lines are the same one.
+	at = search(version, k, l, p.line[0], want);
+	return at ? at : search(version, k, m, p.line[1], want);
+}
+
+// Functions that are not static are verified once, for all arguments, and not again at every call: without that, the
+// verifier gives up. They cannot return pointers, hence the numbers.
+__noinline __u32 find4(const struct key *k) { return look_up(4, k); }
+__noinline __u32 find6(const struct key *k) { return look_up(6, k); }
+
+// find returns the flow's entry, whose route may be DEAD but is not GONE, or 0.
+static __always_inline struct flow *find(const struct key *k)
+{
+	__u32 at = k->family == 4 ? find4(k) : find6(k);
+
+	if (!at)
+		return 0;
+	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
+}
+
+static __always_inline int load_of(struct line *l)
+{
+	int used = 0;
+
+	for (int i = 0; i < LINE; i++)
+		used += READ_ONCE(l->guard[i]) != GUARD_FREE;
+	return used;
+}
+
+// claim takes a free slot of a line and returns its number, or -1.
+static __always_inline int claim(struct line *l)
+{
+	for (int i = 0; i < LINE; i++)
+		if (READ_ONCE(l->guard[i]) == GUARD_FREE &&
+		    __sync_val_compare_and_swap(&l->guard[i], GUARD_FREE, GUARD_CLAIMED) == GUARD_FREE)
+			return i;
+	return -1;
+}
+
+// rival looks for another slot of the same flow: one that is LIVE, else a PENDING one of a lower number. It returns 1 + its
+// number, or 0.
+static __always_inline __u32 rival(int version, const struct key *k, __u32 own)
+{
+	struct place p;
+	__u32 lower = 0;
+
+	if (!k)
+		return 0;
+	locate(version, k, &p);
+	for (int n = 0; n < 2; n++) {
+		__u32 line = n ? p.line[1] : p.line[0];
+		struct line *l = line_of(version, line);
+
+		if (!l)
+			return 0;
+		for (int i = 0; i < LINE; i++) {
+			__u32 at = line * LINE + i, g = READ_ONCE(l->guard[i]);
+			struct flow *f;
+
+			if (at == own || (g != (p.tag | GUARD_LIVE) && g != (p.tag | GUARD_PENDING)))
+				continue;
+			f = slot_of(version, at);
+			if (!f || !same(version, f, k) || route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
+				continue;
+			if (g == (p.tag | GUARD_LIVE))
+				return at + 1;
+			if (at < own)
+				lower = at + 1;
+		}
+	}
+	return lower;
+}
+
+__noinline __u32 rival4(const struct key *k, __u32 own) { return rival(4, k, own); }
+__noinline __u32 rival6(const struct key *k, __u32 own) { return rival(6, k, own); }
+
+// add makes an entry for a flow that was not found, and returns 1 + its number. Somebody else may do so at the same time:
+// then both get the same entry, and its route is that of whoever was first. 0: both lines are full.
+static __always_inline __u32 add(int version, const struct key *k, __u64 route, __u32 now)
+{
+	struct place p;
+	struct line *l, *m;
+	struct flow *f;
+	__u32 at, other;
+	int i, second;
+
+	if (!k)
+		return 0;
+	locate(version, k, &p);
+	l = line_of(version, p.line[0]);
+	m = line_of(version, p.line[1]);
+	if (!l || !m)
+		return 0;
+	i = load_of(l);
+	// While the first line is more than half empty, a look-up is better served there.
+	second = i > LINE / 2 - 2 && i > load_of(m);
+	i = claim(second ? m : l);
+	if (i < 0) {
+		second = !second;
+		i = claim(second ? m : l);
+	}
+	if (i < 0 || i >= LINE)
+		return 0;
+	at = (second ? p.line[1] : p.line[0]) * LINE + i;
+	f = slot_of(version, at);
+	if (!f)
+		return 0;
+	WRITE_ONCE(f->route, route);
+	f->seen = now;
+	f->forwarded = 0;
+	f->ports = k->ports;
+	f->proto = k->proto;
+	if (version == 4) {
+		struct slot4 *s = (void *)f;
+
+		s->local = k->local[0];
+		s->remote = k->remote[0];
+	} else {
+		struct slot6 *s = (void *)f;
+
+		__builtin_memcpy(s->local, k->local, 16);
+		__builtin_memcpy(s->remote, k->remote, 16);
+	}
+	if (second)
+		l = m;
+	// An exchange is a full barrier: of two that publish and then look, one at least sees the other.
+	__sync_lock_test_and_set(&l->guard[i], p.tag | GUARD_PENDING);
+	other = version == 4 ? rival4(k, at) : rival6(k, at);
+	if (other) {
+		// Not freed at once: another may just be looking at it.
+		WRITE_ONCE(f->route, VERDICT_DEAD << 8);
+		__sync_lock_test_and_set(&l->guard[i], GUARD_RETIRED);
+		return other;
+	}
+	__sync_lock_test_and_set(&l->guard[i], p.tag | GUARD_LIVE);
+	if (version == 4)
+		count(inserted4);
+	else
+		count(inserted6);
+	return at + 1;
+}
+
+__noinline __u32 add4(const struct key *k, __u64 route, __u32 now) { return add(4, k, route, now); }
+__noinline __u32 add6(const struct key *k, __u64 route, __u32 now) { return add(6, k, route, now); }
+
+static __always_inline struct flow *insert(const struct key *k, __u64 route, __u32 now)
+{
+	__u32 at = k->family == 4 ? add4(k, route, now) : add6(k, route, now);
+
+	if (!at)
+		return 0;
+	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
+}
+
+#endif

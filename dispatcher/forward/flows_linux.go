@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forward
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// Protocol numbers.
+const (
+	protoTCP = 6
+	protoUDP = 17
+)
+
+// Flows are the flows and services of one transport protocol. A Forwarder is those of TCP; Forwarder.UDP returns the
+// others. The methods are safe for concurrent use.
+type Flows struct {
+	table *table
+	proto uint8
+}
+
+// SetService makes the forwarder give new flows to vip to the nodes, in turn; each stays there until Commit. Node 0 is
+// this host, the dispatcher: such a flow is recorded with epoch 1, and its packets go on to the host's own stack. Known
+// flows keep their owners when the list is replaced.
+func (s *Flows) SetService(vip netip.AddrPort, nodes []gate.Node) error {
+	fail := func(err error) error { return &OpError{Op: "set service " + vip.String(), Err: err} }
+	if !vip.IsValid() || vip.Port() == 0 {
+		return fail(errors.New("want an address and a port"))
+	}
+	if len(nodes) > MaxServiceNodes {
+		return fail(fmt.Errorf("%d nodes, at most %d", len(nodes), MaxServiceNodes))
+	}
+	v := forwardService{Count: uint32(len(nodes))}
+	for i, n := range nodes {
+		if n >= MaxNodes {
+			return fail(fmt.Errorf("node %d: at most %d", n, MaxNodes-1))
+		}
+		v.Nodes[i] = uint16(n)
+	}
+	if err := s.table.objects.Services.Put(s.serviceKey(vip), v); err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// RemoveService ends that. Known flows keep their owners; new ones reach this host's own stack unrecorded.
+func (s *Flows) RemoveService(vip netip.AddrPort) error {
+	err := s.table.objects.Services.Delete(s.serviceKey(vip))
+	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		return &OpError{Op: "remove service " + vip.String(), Err: err}
+	}
+	return nil
+}
+
+func (s *Flows) serviceKey(vip netip.AddrPort) forwardServiceKey {
+	a := vip.Addr().Unmap()
+	k := forwardServiceKey{Proto: s.proto, Family: 6}
+	k.Port = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, vip.Port()))
+	if a.Is4() {
+		k.Family = 4
+	}
+	for i, b := 0, a.AsSlice(); len(b) > 0; i, b = i+1, b[4:] {
+		k.Addr[i] = binary.NativeEndian.Uint32(b)
+	}
+	return k
+}
+
+// Commit gives the flow to a new owner if nobody else has done so: its epoch must be from, and becomes from+1. The same
+// write switches the path of its packets. Otherwise the error is gate.ErrEpoch and the RouteInfo tells what holds;
+// gate.ErrNoFlow when the flow is unknown (or the table was lost: see Adopt).
+func (s *Flows) Commit(f tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
+	r := s.CommitAll(gate.Change{Flow: f, From: from, Owner: owner})
+	return r[0].Route, r[0].Err
+}
+
+// CommitAll is Commit for many flows. Each stands for itself: some may fail.
+func (s *Flows) CommitAll(changes ...gate.Change) []gate.Changed {
+	ops := make([]operation, len(changes))
+	for i, c := range changes {
+		ops[i] = s.operation(forwardCodeOP_COMMIT, c.Flow)
+		ops[i].epoch, ops[i].node = c.From, c.Owner
+	}
+	err := s.run(ops)
+	answers := make([]gate.Changed, len(changes))
+	for i := range ops {
+		answers[i] = decided("commit", &ops[i], err)
+	}
+	return answers
+}
+
+// Adopt records an owner for a flow that has none, for a table that was lost or a flow that began elsewhere.
+// gate.ErrExists when there is an owner; the RouteInfo then tells which.
+func (s *Flows) Adopt(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error) {
+	if epoch == 0 {
+		return gate.RouteInfo{}, &OpError{Op: "adopt", Flow: f, Err: errors.New("epochs begin at 1")}
+	}
+	ops := []operation{s.operation(forwardCodeOP_ADOPT, f)}
+	ops[0].epoch, ops[0].node = epoch, owner
+	a := decided("adopt", &ops[0], s.run(ops))
+	return a.Route, a.Err
+}
+
+// Route tells what is known of the flow; gate.ErrNoFlow when nothing. Forwarded counts modulo 2^32.
+func (s *Flows) Route(f tcprepair.Flow) (gate.RouteInfo, error) {
+	ops := []operation{s.operation(forwardCodeOP_QUERY, f)}
+	a := decided("route", &ops[0], s.run(ops))
+	return a.Route, a.Err
+}
+
+// Forget removes flows, because their connections have ended. Unknown ones are no error.
+func (s *Flows) Forget(flows ...tcprepair.Flow) error {
+	ops := make([]operation, len(flows))
+	for i, f := range flows {
+		ops[i] = s.operation(forwardCodeOP_FORGET, f)
+	}
+	if err := s.run(ops); err != nil {
+		return &OpError{Op: "forget", Err: err}
+	}
+	for i := range ops {
+		if err := ops[i].err(); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+			return &OpError{Op: "forget", Flow: flows[i], Err: err}
+		}
+	}
+	return nil
+}
+
+func (s *Flows) operation(code forwardCode, f tcprepair.Flow) operation {
+	return operation{code: code, proto: s.proto, flow: f}
+}
+
+func (s *Flows) run(ops []operation) error {
+	for i := range ops {
+		if !ops[i].flow.IsValid() {
+			return fmt.Errorf("flow %v: both ends need an address of one family and a port", ops[i].flow)
+		}
+		if ops[i].node >= MaxNodes {
+			return fmt.Errorf("node %d: at most %d", ops[i].node, MaxNodes-1)
+		}
+	}
+	return s.table.run(ops)
+}
+
+func decided(op string, o *operation, err error) gate.Changed {
+	if err == nil {
+		err = o.err()
+	}
+	if err == nil {
+		return gate.Changed{Route: o.info()}
+	}
+	c := gate.Changed{Err: &OpError{Op: op, Flow: o.flow, Err: err}}
+	if errors.Is(err, gate.ErrEpoch) { // ErrExists is one, too
+		c.Route = o.info()
+	}
+	return c
+}

@@ -1,0 +1,138 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+)
+
+// Limits of the tables, fixed in the BPF object. They are gate.MaxNodes and gate.MaxServiceNodes.
+const (
+	MaxNodes        = 4096 // nodes are 0 to MaxNodes-1
+	MaxServiceNodes = 64   // nodes of one service
+)
+
+// Mode is where in the kernel packets are looked at.
+type Mode uint8
+
+// Modes.
+const (
+	// TCX is the kernel's traffic control hook. It works on every interface, at once, and keeps segmentation offloads.
+	TCX Mode = iota
+	// XDP is the driver's own hook, for physical interfaces whose driver has it. Open falls back to TCX, with a warning,
+	// if a probe shows that frames get lost.
+	XDP
+)
+
+func (m Mode) String() string {
+	switch m {
+	case TCX:
+		return "tcx"
+	case XDP:
+		return "xdp"
+	}
+	return fmt.Sprintf("mode %d", uint8(m))
+}
+
+// Config says where a forwarder stands and how much it remembers. Interfaces is required; every other zero value works.
+type Config struct {
+	// Interfaces are the names of the Ethernet interfaces the clients' packets arrive on. In mode XDP, also those that
+	// nodes are reached by.
+	Interfaces []string
+	// Mode is what is wished for; Forwarder.Mode tells what came of it.
+	Mode Mode
+	// Peers are IPv4 addresses of neighbours that answer ARP, for the probe before XDP is trusted: one for each interface.
+	// Empty: the kernel's neighbours and gateways on the interface are asked. Without any, XDP is not used.
+	Peers []netip.Addr
+	// PinPath is a directory on a BPF filesystem, for this forwarder alone. Tables and programs are pinned there and
+	// outlive the process; the next Open with the same path goes on with them. Empty: they go with the process.
+	PinPath string
+	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 122 MB
+	// of kernel memory. A pinned table keeps its size.
+	MaxFlows uint32
+	// IdleTimeout is how long the owner of a TCP flow is remembered that no packet is seen of. 0 means 4 hours, twice the
+	// usual keepalive time.
+	IdleTimeout time.Duration
+	// ClosingTimeout is the same for a TCP flow whose client has sent FIN or RST. 0 means 2 minutes. A client that half-closes
+	// and then waits longer for the first byte of its answer, in silence, needs more.
+	ClosingTimeout time.Duration
+	// DatagramTimeout is the same for a UDP flow. 0 means 2 minutes.
+	DatagramTimeout time.Duration
+	// Logger receives what no method can return. nil: nothing is logged.
+	Logger *slog.Logger
+}
+
+// maxTimeout is far below the 26 days at which the table's 32-bit clock would mistake the past for the future.
+const maxTimeout = 20 * 24 * time.Hour
+
+func (c Config) withDefaults() Config {
+	if c.MaxFlows == 0 {
+		c.MaxFlows = 1 << 20
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = 4 * time.Hour
+	}
+	if c.ClosingTimeout == 0 {
+		c.ClosingTimeout = 2 * time.Minute
+	}
+	if c.DatagramTimeout == 0 {
+		c.DatagramTimeout = 2 * time.Minute
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	return c
+}
+
+func (c Config) validate() error {
+	if len(c.Interfaces) == 0 {
+		return errors.New("no interface: name the one the clients' packets arrive on")
+	}
+	seen := make(map[string]bool, len(c.Interfaces))
+	for _, name := range c.Interfaces {
+		if name == "" || seen[name] {
+			return fmt.Errorf("interface %q: empty or named twice", name)
+		}
+		seen[name] = true
+	}
+	if c.Mode > XDP {
+		return fmt.Errorf("%v: want tcx or xdp", c.Mode)
+	}
+	for _, a := range c.Peers {
+		if !a.Unmap().Is4() {
+			return fmt.Errorf("peer %v: want an IPv4 address, which is asked for by ARP", a)
+		}
+	}
+	if c.MaxFlows > maxFlows {
+		return fmt.Errorf("MaxFlows %d: at most %d", c.MaxFlows, maxFlows)
+	}
+	for name, d := range map[string]time.Duration{
+		"IdleTimeout": c.IdleTimeout, "ClosingTimeout": c.ClosingTimeout, "DatagramTimeout": c.DatagramTimeout,
+	} {
+		if d < 0 || d > maxTimeout {
+			return fmt.Errorf("%s %v: want at most %v", name, d, maxTimeout)
+		}
+	}
+	return nil
+}
+
+// Stats counts what the forwarder did since its tables were made.
+type Stats struct {
+	Forwarded uint64 // packets sent to another node
+	Assigned  uint64 // new flows given to a node of their service
+	Errors    uint64 // of the packets forwarded: ICMP errors
+	Fragments uint64 // of the packets forwarded: fragments
+	NoNode    uint64 // dropped: the owner is not in the node table
+	Loop      uint64 // dropped: would have gone back where it came from
+	Full      uint64 // first packets of flows dropped: no room in the flow table
+
+	Flows    uint64  // alive at the last sweep
+	Fresh    uint64  // of those: in their handshake
+	Dying    uint64  // over, but not yet free, at the last sweep
+	Capacity uint64  // slots for flows, of both IP versions
+	Pressure float64 // share of the slots in use at the last sweep, of the fuller IP version; refusals begin at about 0.9
+}

@@ -1,0 +1,188 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package forward
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// attachXDP puts the XDP program at all interfaces, or at none: a packet may come by one and leave by another. why says
+// what keeps XDP from being used; err, what keeps the forwarder from being opened.
+//
+// First a program that only listens is attached, so that the probe endangers no packet, and then replaced in one step.
+func (f *Forwarder) attachXDP() (why, err error) {
+	defer func() {
+		if why == nil && err == nil {
+			return
+		}
+		for _, p := range f.points {
+			if p.attached == nil {
+				continue
+			}
+			err = errors.Join(err, ignoreMissing(p.attached.Unpin()), p.attached.Close())
+			p.attached = nil
+		}
+	}()
+	for _, p := range f.points {
+		if why, err := f.listenXDP(p); why != nil || err != nil {
+			return why, err
+		}
+		if err := f.probe(p); err != nil {
+			return fmt.Errorf("interface %s: %w", p.name, err), nil
+		}
+	}
+	for _, p := range f.points {
+		if err := p.attached.Update(f.table.objects.RehomeXdp); err != nil {
+			return nil, fmt.Errorf("interface %s: replace the program: %w", p.name, err)
+		}
+	}
+	return nil, nil
+}
+
+// listenXDP attaches the program that only listens, or goes on with the pinned link, which has shown before that it works
+// and goes on forwarding while it is probed again.
+func (f *Forwarder) listenXDP(p *point) (why, err error) {
+	path := f.pin(p, XDP)
+	old, err := resume(path, f.table.objects.RehomeXdp)
+	if err != nil {
+		return nil, fmt.Errorf("interface %s: %w", p.name, err)
+	}
+	if old != nil {
+		p.attached = old
+		return nil, nil
+	}
+	l, err := link.AttachXDP(link.XDPOptions{
+		Interface: p.ifindex, Program: f.table.objects.RehomeListen, Flags: link.XDPDriverMode,
+	})
+	switch {
+	case errors.Is(err, unix.EPERM):
+		return nil, err
+	case err != nil:
+		return fmt.Errorf("interface %s: attach to its driver: %w", p.name, err), nil
+	}
+	p.attached = l
+	return nil, pinAt(l, path)
+}
+
+const (
+	probeTries    = 5
+	probeInterval = 200 * time.Millisecond
+	probePeers    = 8 // asked at most
+)
+
+// xdpLiveFrames makes BPF_PROG_RUN carry out what the program decides (BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18).
+const xdpLiveFrames = 1 << 1
+
+// xdpContext is struct xdp_md.
+type xdpContext struct {
+	Data, DataEnd, DataMeta, IngressIfindex, Queue, EgressIfindex uint32
+}
+
+// probe finds out whether frames that XDP redirects out of the interface arrive, and whether what arrives there passes
+// the driver's hook. It has rehome_probe send ARP requests from the address 0.0.0.0 (RFC 5227), for which neighbours store
+// nothing, and waits until the program at the interface has counted an answer to that address. (KERNEL 24: on a veth
+// whose peer has neither GRO nor a program, such frames are lost in silence.)
+func (f *Forwarder) probe(p *point) error {
+	peers, err := f.neighbours(p)
+	if err != nil {
+		return fmt.Errorf("find its neighbours: %w", err)
+	}
+	if len(peers) == 0 {
+		return errors.New("no neighbour to ask whether frames arrive: name one in Config.Peers")
+	}
+	before, err := f.table.counters()
+	if err != nil {
+		return err
+	}
+	for range probeTries {
+		for _, a := range peers {
+			frame := question(p.mac, a)
+			if _, err := f.table.objects.RehomeProbe.Run(&ebpf.RunOptions{
+				Data:    frame,
+				Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(p.ifindex)},
+				Repeat:  1,
+				Flags:   xdpLiveFrames,
+			}); err != nil {
+				return fmt.Errorf("send a frame through XDP: %w", err)
+			}
+		}
+		for deadline := time.Now().Add(probeInterval); time.Now().Before(deadline); time.Sleep(time.Millisecond) {
+			now, err := f.table.counters()
+			if err != nil {
+				return err
+			}
+			if now.Probed > before.Probed {
+				return nil
+			}
+		}
+	}
+	return fmt.Errorf("no answer from %v through XDP: frames get lost (on veth: the other end needs GRO)", peers)
+}
+
+// neighbours are who might answer on the interface.
+func (f *Forwarder) neighbours(p *point) ([]netip.Addr, error) {
+	l, err := f.nl.LinkByIndex(p.ifindex)
+	if err != nil {
+		return nil, err
+	}
+	addresses, err := f.nl.AddrList(l, unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	var peers []netip.Addr
+	add := func(a netip.Addr) {
+		if a = a.Unmap(); a.Is4() && len(peers) < probePeers {
+			peers = append(peers, a)
+		}
+	}
+	for _, a := range f.config.Peers {
+		for _, own := range addresses {
+			if own.Contains(a.Unmap().AsSlice()) {
+				add(a)
+				break
+			}
+		}
+	}
+	if len(f.config.Peers) > 0 {
+		return peers, nil
+	}
+	routes, err := f.nl.RouteList(l, unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range routes {
+		if a, ok := netip.AddrFromSlice(r.Gw); ok {
+			add(a)
+		}
+	}
+	known, err := f.nl.NeighList(p.ifindex, unix.AF_INET)
+	if err != nil {
+		return nil, err
+	}
+	for _, n := range known {
+		if a, ok := netip.AddrFromSlice(n.IP); ok && n.State&(netlink.NUD_FAILED|netlink.NUD_NOARP|netlink.NUD_INCOMPLETE) == 0 {
+			add(a)
+		}
+	}
+	return peers, nil
+}
+
+// question is an ARP request for ip from nobody, of the least length Ethernet allows.
+func question(src []byte, ip netip.Addr) []byte {
+	b := make([]byte, 0, 60)
+	b = append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
+	b = append(b, src...)
+	b = append(b, 0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1)
+	b = append(b, src...)
+	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
+	b = append(b, ip.AsSlice()...)
+	return b[:60]
+}

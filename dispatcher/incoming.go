@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+// servePeers answers agents, of whose flows this host is the entry, until ctx ends.
+func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
+	defer context.AfterFunc(ctx, func() { _ = ln.Close() })()
+	for {
+		conn, err := ln.Accept()
+		if err != nil {
+			if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
+				return nil
+			}
+			d.log.Warn("cannot accept an agent", "error", err)
+			wait(ctx, restAfter)
+			continue
+		}
+		go func() {
+			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backends[host] != nil })
+			if err != nil {
+				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
+				return
+			}
+			defer context.AfterFunc(ctx, func() { _ = link.Close() })()
+			if err := d.serveAgent(d.backends[name], link); ctx.Err() == nil {
+				d.log.Info("an agent has gone", "backend", name, "error", err)
+			}
+			_ = link.Close()
+		}()
+	}
+}
+
+// serveAgent answers one agent until its link breaks.
+func (d *Dispatcher) serveAgent(b *backend, link *wire.Link) error {
+	// What an agent says of itself holds for as long as it is there to say otherwise.
+	defer b.draining.Store(false)
+	for {
+		f, _, err := link.Receive()
+		if err != nil {
+			return err
+		}
+		answer, err := d.answer(b, f)
+		if err == nil && answer != nil {
+			err = link.Send(f.ID, answer)
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// answer carries out a request, and returns what to say to it, if anything.
+func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
+	switch m := f.Message.(type) {
+	case *wire.Ping:
+		return &wire.Pong{}, nil
+	case *wire.Presence:
+		b.draining.Store(m.Draining)
+		return nil, nil
+	case *wire.Ended:
+		d.flowEnded(b, m)
+		return nil, nil
+	case *wire.Commit:
+		if a := b.attempt(f.ID); a != nil && a.c.flow == m.Flow && a.epoch == m.Epoch {
+			a.step(migration.Event{Kind: migration.CommitAsked})
+			o := d.entry.Owner(m.Flow)
+			return &wire.Owner{Flow: m.Flow, Host: o.Host, Epoch: o.Epoch, Unknown: o.Unknown}, nil
+		}
+	}
+	if answer, ok := d.entry.Answer(time.Now(), f.ID, f.Message, b.name); ok {
+		return answer, nil
+	}
+	return nil, fmt.Errorf("%w: %v as a request to a dispatcher", wire.ErrMalformed, f.Message.Kind())
+}
+
+// flowEnded forgets a flow whose connection is over, if it is still the backend's that says so.
+func (d *Dispatcher) flowEnded(b *backend, m *wire.Ended) {
+	r, err := d.path.Route(m.Flow)
+	if err != nil || r.Node != b.node {
+		return
+	}
+	d.forget(m.Flow)
+	b.active.Add(-1)
+}

@@ -1,0 +1,123 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/rehome-net/rehome/dispatcher/balance"
+	"github.com/rehome-net/rehome/handoff/wire"
+)
+
+// Chooser chooses the backend of a pool that gets a connection: package balance's policies, or an engine that knows more.
+type Chooser interface {
+	// Choose returns the place of a backend among candidates, or -1 when none can take the connection.
+	Choose(now time.Time, key uint64, candidates []balance.Backend) int
+}
+
+// pool is a configured pool at work. It does not change but for what operators set; a reload makes new ones.
+type pool struct {
+	cfg      PoolConfig
+	delivery wire.Delivery
+	choose   Chooser
+	members  []*member
+	scratch  sync.Pool // of *[]balance.Backend
+}
+
+// member is one backend of a pool.
+type member struct {
+	name   string // unique in the pool
+	socket string
+	host   *backend
+
+	mu      sync.Mutex
+	weight  int
+	drained bool
+	since   time.Time
+}
+
+func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
+	choose, err := balance.New(balance.Config{Kind: cfg.Balance, SlowStart: cfg.SlowStart})
+	if err != nil {
+		return nil, fmt.Errorf("pool %s: %w", cfg.Name, err)
+	}
+	p := &pool{cfg: cfg, choose: choose, delivery: wire.DeliverLinked}
+	switch cfg.Delivery {
+	case DeliveryFD:
+		p.delivery = wire.DeliverDescriptor
+	case DeliveryUnmodified:
+		p.delivery = wire.DeliverUnmodified
+	}
+	for _, b := range cfg.Backends {
+		host := hosts[b.Host]
+		if host == nil {
+			return nil, fmt.Errorf("pool %s: %q is no peer", cfg.Name, b.Host)
+		}
+		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, weight: *b.Weight})
+	}
+	p.scratch.New = func() any {
+		s := make([]balance.Backend, 0, len(p.members))
+		return &s
+	}
+	return p, nil
+}
+
+// inherit takes over what an operator has set at run time.
+func (p *pool) inherit(old *pool) {
+	for _, m := range p.members {
+		i := slices.IndexFunc(old.members, func(o *member) bool { return o.name == m.name })
+		if i < 0 {
+			m.since = time.Now() // it starts slowly
+			continue
+		}
+		o := old.members[i]
+		o.mu.Lock()
+		m.drained, m.since = o.drained, o.since
+		o.mu.Unlock()
+	}
+}
+
+// member returns the backend that gets a connection, or nil; tried are those that have failed to take it.
+func (p *pool) member(now time.Time, key uint64, tried []*member) *member {
+	buffer, _ := p.scratch.Get().(*[]balance.Backend)
+	defer p.scratch.Put(buffer)
+	candidates := (*buffer)[:0]
+	for _, m := range p.members {
+		candidates = append(candidates, m.view(tried))
+	}
+	*buffer = candidates
+	i := p.choose.Choose(now, key, candidates)
+	if i < 0 {
+		return nil
+	}
+	return p.members[i]
+}
+
+func (m *member) view(tried []*member) balance.Backend {
+	m.mu.Lock()
+	b := balance.Backend{Name: m.name, Weight: m.weight, Since: m.since, Drained: m.drained}
+	m.mu.Unlock()
+	b.Active = int(m.host.active.Load())
+	b.Drained = b.Drained || m.host.draining.Load()
+	b.Down = !m.host.up()
+	b.Tried = slices.Contains(tried, m)
+	return b
+}
+
+// set changes what an operator may change at run time; nil leaves a value as it is.
+func (m *member) set(weight *int, drained *bool, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if weight != nil {
+		m.weight = *weight
+	}
+	if drained != nil {
+		if m.drained && !*drained {
+			m.since = now
+		}
+		m.drained = *drained
+	}
+}

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package migration
+
+import (
+	"errors"
+	"time"
+)
+
+// ErrGone means that the flow in the table is no longer this connection: its client has opened a new one.
+var ErrGone = errors.New("the client has given the connection up")
+
+// GiverState is where a Giver stands.
+//
+//	         Refused, PeerLost, deadline: try another server
+//	Idle ─► Sent ─────────────────────────────────────────► Back
+//	         │ CommitAsked                                   ▲
+//	         ▼            Refused, Absent (taken back)       │
+//	       Granted ──────────────────────────────────────────┤
+//	         │   │ PeerLost, deadline                        │
+//	         │   ▼                                           │
+//	         │ Asking ───────────────────────────────────────┘
+//	         ▼   │ Present            deadline ─► Lost
+//	        Given◄
+//
+// In Idle, Sent and Back the connection is the dispatcher's, from Granted on the server's.
+type GiverState uint8
+
+// States of a Giver. Back, Given and Lost are final.
+const (
+	GiverIdle GiverState = iota
+	GiverSent
+	GiverGranted
+	GiverAsking
+	GiverBack
+	GiverGiven
+	GiverLost
+)
+
+// String returns the state's name.
+func (s GiverState) String() string {
+	names := [...]string{"idle", "sent", "granted", "asking", "back", "given", "lost"}
+	return names[min(int(s), len(names)-1)]
+}
+
+// Final reports whether nothing can happen any more.
+func (s GiverState) Final() bool { return s >= GiverBack }
+
+// Giver is the dispatcher's side of one attempt to hand an accepted connection to a server (NEC N2). The dispatcher is the flow's
+// entry, too: the flow is its own until it grants the server's Commit, so that a server that is gone, slow or unwilling costs the
+// client time at most.
+type Giver struct {
+	limit, grace    time.Duration
+	state           GiverState
+	deadline, retry time.Time
+	cause           error
+	out             []Action
+}
+
+// askAgain is the time between two questions to a host that may have taken a connection and did not say so.
+const askAgain = 100 * time.Millisecond
+
+// NewGiver returns an attempt that waits for the server for limit, and for the answer of a server that has been granted the flow
+// for another grace.
+func NewGiver(limit, grace time.Duration) *Giver {
+	return &Giver{limit: limit, grace: grace, out: make([]Action, 0, maxActions)}
+}
+
+// State returns where the attempt stands.
+func (g *Giver) State() GiverState { return g.state }
+
+// Deadline returns when Tick is due; zero when nothing waits.
+func (g *Giver) Deadline() time.Time {
+	if g.state == GiverAsking && g.retry.Before(g.deadline) {
+		return g.retry
+	}
+	return g.deadline
+}
+
+// Step takes in one event and returns what is to be done. The slice is valid until the next Step.
+func (g *Giver) Step(now time.Time, e Event) []Action {
+	g.out = g.out[:0]
+	e = e.withReason()
+	switch g.state {
+	case GiverIdle:
+		if e.Kind == Start {
+			g.state, g.deadline = GiverSent, now.Add(g.limit)
+			g.do(SendHandoff)
+		}
+	case GiverSent:
+		g.sent(now, e)
+	case GiverGranted, GiverAsking:
+		g.granted(now, e)
+	default:
+		if e.Kind == CommitAsked {
+			g.do(Deny)
+		}
+	}
+	return g.out
+}
+
+func (g *Giver) sent(now time.Time, e Event) {
+	switch e.Kind {
+	case CommitAsked:
+		g.state = GiverGranted
+		g.do(Grant)
+	case Refused:
+		g.finish(GiverBack, e.Err)
+	case PeerLost:
+		g.finish(GiverBack, wrap(ErrPeerLost, e.Err))
+	case Tick:
+		if !now.Before(g.deadline) {
+			g.do(SendCancel)
+			g.finish(GiverBack, ErrTimeout)
+		}
+	}
+}
+
+// granted: the flow is the server's, and only the server's host can give it back.
+func (g *Giver) granted(now time.Time, e Event) {
+	switch e.Kind {
+	case CommitAsked: // again: the answer was lost
+		g.do(Grant)
+	case CommitFailed:
+		g.do(Deny)
+		g.finish(GiverLost, wrap(ErrGone, e.Err))
+	case Committed, Present:
+		g.do(Discard)
+		g.finish(GiverGiven, nil)
+	case Refused:
+		g.takeBack(e.Err)
+	case Absent:
+		g.takeBack(g.cause)
+	case PeerLost:
+		g.ask(now, wrap(ErrPeerLost, e.Err))
+	case Tick:
+		switch {
+		case g.state == GiverGranted && !now.Before(g.deadline):
+			g.ask(now, ErrTimeout)
+		case g.state == GiverAsking && !now.Before(g.deadline):
+			g.do(Reset)
+			g.finish(GiverLost, wrap(ErrUnresolved, g.cause))
+		case g.state == GiverAsking && !now.Before(g.retry):
+			g.retry = now.Add(askAgain)
+			g.do(AskServer)
+		}
+	}
+}
+
+func (g *Giver) ask(now time.Time, cause error) {
+	if g.state == GiverAsking {
+		return // the question waits for the next connection
+	}
+	g.state, g.cause = GiverAsking, cause
+	g.deadline, g.retry = now.Add(g.grace), now.Add(askAgain)
+	g.do(AskServer)
+}
+
+func (g *Giver) takeBack(err error) {
+	g.do(TakeBack)
+	g.finish(GiverBack, err)
+}
+
+func (g *Giver) finish(state GiverState, err error) {
+	g.state, g.deadline = state, time.Time{}
+	g.out = append(g.out, Action{Verb: Finish, Err: err})
+}
+
+func (g *Giver) do(v Verb) { g.out = append(g.out, Action{Verb: v}) }
