@@ -118,7 +118,7 @@ func (a *application) receive() {
 func (a *application) send(id uint64, m wire.Message) { a.sendFD(id, m, -1) }
 
 func (a *application) sendFD(id uint64, m wire.Message, fd int) {
-	if err := a.link.SendFD(id, m, fd); err != nil {
+	if err := a.e.queue(a.link, id, m, fd); err != nil {
 		a.lost(err)
 	}
 }

@@ -21,6 +21,9 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// maxDirty bounds how many links frames wait in while there is more to do.
+const maxDirty = 64
+
 // tickInterval is how precisely deadlines are kept.
 const tickInterval = 20 * time.Millisecond
 
@@ -61,6 +64,8 @@ type engine struct {
 	addressesAt time.Time
 	counters    counters
 	ops         map[*operation]struct{}
+	// queued are the links that frames wait in.
+	queued map[*wire.Link]struct{}
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 }
@@ -88,6 +93,7 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		peers:    make(map[string]*outgoing),
 		incoming: make(map[*incoming]struct{}),
 		apps:     make(map[*application]struct{}),
+		queued:   make(map[*wire.Link]struct{}),
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
 		ops:      make(map[*operation]struct{}),
@@ -97,6 +103,23 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		e.peers[p.Name] = &outgoing{e: e, name: p.Name, addr: p.Address}
 	}
 	return e
+}
+
+// queue sends a frame when the engine has nothing else to do, so that frames which belong together leave together.
+func (e *engine) queue(l *wire.Link, id uint64, m wire.Message, fd int) error {
+	if err := l.Queue(id, m, fd); err != nil {
+		return err
+	}
+	e.queued[l] = struct{}{}
+	return nil
+}
+
+// flush sends what has been queued.
+func (e *engine) flush() {
+	for l := range e.queued {
+		l.Flush()
+		delete(e.queued, l)
+	}
 }
 
 // post hands ev to the engine; it is dropped once the engine has stopped.
@@ -128,6 +151,7 @@ func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
 // from the application (wire.Recover): the socket stays open there.
 func (e *engine) run(ctx context.Context) error {
 	defer close(e.stopped)
+	defer e.flush()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
 	stopping := ctx.Done()
@@ -147,6 +171,9 @@ func (e *engine) run(ctx context.Context) error {
 		case <-limit:
 			e.log.Warn("leaving moves to the next agent", "out", len(e.sources), "in", len(e.targets)+len(e.takers))
 			return ctx.Err()
+		}
+		if len(e.events) == 0 || len(e.queued) >= maxDirty {
+			e.flush()
 		}
 		if stopping == nil && len(e.sources)+len(e.targets)+len(e.takers) == 0 {
 			return ctx.Err()

@@ -75,7 +75,7 @@ func (in *incoming) send(id uint64, m wire.Message) {
 	if in.link == nil {
 		return
 	}
-	if err := in.link.Send(id, m); err != nil {
+	if err := in.e.queue(in.link, id, m, -1); err != nil {
 		in.lost(err)
 	}
 }

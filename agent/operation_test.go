@@ -234,6 +234,7 @@ func TestHostileApplication(t *testing.T) {
 	} {
 		fd := open()
 		a.frame(wire.Frame{ID: 7, Message: tt.m}, fd)
+		e.flush()
 		if !closed(fd) {
 			t.Errorf("%s: the descriptor is still open", tt.name)
 			_ = unix.Close(fd)
@@ -244,6 +245,7 @@ func TestHostileApplication(t *testing.T) {
 		}
 	}
 	a.frame(wire.Frame{Message: &wire.Register{Service: "unknown"}}, -1)
+	e.flush()
 	if f, _, err := far.Receive(); err != nil || f.Message.Kind() != wire.KindRefuse {
 		t.Errorf("an unknown service: %v %v", f.Message, err)
 	}

@@ -50,7 +50,7 @@ type outgoing struct {
 // send sends a request, now or once the connection stands. If it cannot be opened, everybody who uses it is told.
 func (p *outgoing) send(id uint64, m wire.Message) {
 	if p.link != nil {
-		if err := p.link.Send(id, m); err != nil {
+		if err := p.e.queue(p.link, id, m, -1); err != nil {
 			p.lost(p.link, err)
 		}
 		return
@@ -167,7 +167,7 @@ func (p *outgoing) tick(now time.Time) {
 		p.lost(p.link, errors.New("the peer is silent"))
 	case silent > pingAfter && !p.pinged:
 		p.pinged = true
-		_ = p.link.Send(0, &wire.Ping{})
+		_ = p.e.queue(p.link, 0, &wire.Ping{}, -1) // the reader notices a broken link
 	}
 }
 

@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -28,7 +27,6 @@ type taker struct {
 	server  delivery
 
 	snapshot []byte
-	held     bool // the gate holds the flow's packets here
 	pending  []migration.Event
 	stepping bool
 	asked    bool // a Locate waits for the end
@@ -56,7 +54,7 @@ func (e *engine) handedOff(in *incoming, id uint64, m *wire.Handoff) {
 		in.send(id, refusal(err))
 		return
 	}
-	t.machine = migration.NewTaker(migration.TargetParams{Host: e.cfg.Host, Epoch: m.Epoch, Limit: m.Limit}, e.times)
+	t.machine = migration.NewTaker(migration.TargetParams{Host: e.cfg.Host, Epoch: m.Epoch, Limit: m.Limit}, m.Granted, e.times)
 	e.takers[id] = t
 	t.step(migration.Event{Kind: migration.Start})
 }
@@ -157,8 +155,6 @@ func (t *taker) perform(a migration.Action) {
 		t.from.send(t.id, refusal(a.Err))
 	case migration.Discard:
 		t.server.discard()
-	case migration.Release:
-		t.release()
 	case migration.Finish:
 		t.finish(a.Err)
 	default:
@@ -166,7 +162,7 @@ func (t *taker) perform(a migration.Action) {
 	}
 }
 
-// restore holds the flow's packets, which come as soon as the dispatcher grants the flow, and prepares the delivery.
+// restore prepares the delivery. Nothing has to be held here: the dispatcher holds the flow's packets until the server has it.
 func (t *taker) restore() error {
 	snap, err := tcprepair.Decode(t.snapshot, tcprepair.Limits{QueueBytes: t.e.cfg.Migration.QueueBytes})
 	t.snapshot = nil
@@ -176,32 +172,11 @@ func (t *taker) restore() error {
 	if snap.Flow != t.flow {
 		return fmt.Errorf("the snapshot is of %v, handed off was %v", snap.Flow, t.flow)
 	}
-	if err := t.e.gate.Hold(t.flow, gate.Ingress, t.e.times.HoldTTL()); err != nil {
-		return fmt.Errorf("hold packets: %w", err)
-	}
-	t.held = true
 	if err := t.server.prepare(snap); err != nil {
 		t.server.discard()
 		return err
 	}
 	return nil
-}
-
-// release lets the flow's packets go: to the server that has the connection now, or, as nobody here has, nowhere.
-func (t *taker) release() {
-	if !t.held {
-		return
-	}
-	t.held = false
-	var err error
-	if t.machine.State() == migration.TakerTaken || t.machine.State() == migration.TakerDelivering {
-		_, err = t.e.gate.Release(t.flow)
-	} else {
-		err = t.e.gate.Yield(t.flow)
-	}
-	if err != nil {
-		t.e.log.Error("cannot release held packets", "flow", t.flow, "error", err)
-	}
 }
 
 // frame takes in what the dispatcher sends after the connection.

@@ -52,6 +52,7 @@ type attempt struct {
 	to     *member
 	giver  *migration.Giver
 	epoch  uint32 // of the flow, before it is granted
+	atOnce bool
 	events []migration.Event
 	busy   bool
 }
@@ -75,7 +76,11 @@ func (c *dispatched) next(cause error) {
 		c.giveUp(err)
 		return
 	}
-	a := &attempt{c: c, id: newID(), to: to, epoch: c.epoch, giver: migration.NewGiver(c.pool.cfg.HandoffTime, graceTime)}
+	atOnce := to.host.fresh()
+	a := &attempt{
+		c: c, id: newID(), to: to, epoch: c.epoch, atOnce: atOnce,
+		giver: migration.NewGiver(c.pool.cfg.HandoffTime, graceTime, atOnce),
+	}
 	c.attempt = a
 	a.stepLocked(migration.Event{Kind: migration.Start})
 }
@@ -169,7 +174,7 @@ func (a *attempt) perform(action migration.Action) {
 		a.to.host.active.Add(1)
 		err := a.to.host.begin(a, &wire.Handoff{
 			Flow: c.flow, Service: c.pool.cfg.Service, Delivery: c.pool.delivery, Epoch: a.epoch, Limit: c.pool.cfg.HandoffTime,
-			Snapshot: c.snapshot, Socket: a.to.socket,
+			Snapshot: c.snapshot, Socket: a.to.socket, Granted: a.atOnce,
 		})
 		if err != nil {
 			a.stepLocked(migration.Event{Kind: migration.PeerLost, Err: err})
@@ -197,7 +202,7 @@ func (a *attempt) perform(action migration.Action) {
 	}
 }
 
-// grant makes the backend the owner, and lets the flow's packets go there. Granted again, it changes nothing.
+// grant makes the backend the owner. Granted again, it changes nothing.
 func (a *attempt) grant() {
 	c := a.c
 	r, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node)
@@ -205,30 +210,27 @@ func (a *attempt) grant() {
 		a.stepLocked(migration.Event{Kind: migration.CommitFailed, Err: err})
 		return
 	}
-	if err := c.d.gate.Yield(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
-		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
-	}
+	a.stepLocked(migration.Event{Kind: migration.CommitMade})
 }
 
 // takeBack makes the dispatcher the owner again.
 func (a *attempt) takeBack() {
 	c := a.c
-	ttl := c.pool.cfg.HandoffTime + graceTime + holdMargin
-	if err := c.d.gate.Hold(c.flow, gate.Ingress|gate.Egress, ttl); err != nil {
-		c.d.log.Error("cannot hold packets", "flow", c.flow, "error", err)
-	}
 	if _, err := c.d.path.Commit(c.flow, a.epoch+1, 0); err != nil {
 		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
 	}
 	c.epoch = a.epoch + 2
 }
 
-// discard ends the dispatcher's socket, which nobody needs any more.
+// discard sends what was held to the backend, and ends the dispatcher's socket, which nobody needs any more.
 func (a *attempt) discard() {
 	c := a.c
 	missed, err := c.watermark.Missed(c.fd)
 	if err != nil {
 		c.d.log.Warn("the client will have to send again what came last", "flow", c.flow, "error", err)
+	}
+	if err := c.d.gate.Yield(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
 	}
 	if len(missed) > 0 {
 		if err := c.d.gate.Resend(c.flow, gate.Frames(missed)); err != nil {

@@ -26,6 +26,8 @@ const (
 	pingAfter = 500 * time.Millisecond
 	deadAfter = 2 * time.Second
 	tickTime  = 20 * time.Millisecond
+	// freshAge is how recently a backend must have been heard of to be granted a flow at once.
+	freshAge = 10 * time.Millisecond
 )
 
 // backend is a host that serves: the connection to its agent, and the handoffs that wait for its answer.
@@ -46,10 +48,15 @@ type backend struct {
 	mu       sync.Mutex
 	link     *wire.Link // nil while there is none
 	attempts map[uint64]*attempt
+	dirty    atomic.Bool // something is queued
+	// flushAll flushes this and all other backends.
+	flushAll func()
 }
 
-func newBackend(name, addr string, node gate.Node, self peer.Self, log *slog.Logger) *backend {
-	return &backend{name: name, addr: addr, node: node, self: self, log: log, attempts: make(map[uint64]*attempt)}
+func newBackend(name, addr string, node gate.Node, self peer.Self, flushAll func(), log *slog.Logger) *backend {
+	return &backend{
+		name: name, addr: addr, node: node, self: self, flushAll: flushAll, log: log, attempts: make(map[uint64]*attempt),
+	}
 }
 
 // up reports whether the agent can be asked.
@@ -59,26 +66,44 @@ func (b *backend) up() bool {
 	return b.link != nil && !b.suspect.Load()
 }
 
-// begin registers an attempt and sends the connection. An error means that there is no link.
+// fresh reports whether the backend has just been heard of.
+func (b *backend) fresh() bool { return time.Since(time.Unix(0, b.heard.Load())) < freshAge }
+
+// begin registers an attempt and queues the connection for flush. An error means that nothing was sent.
 func (b *backend) begin(a *attempt, m *wire.Handoff) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.link == nil {
 		return migration.ErrPeerLost
 	}
-	if err := b.link.Send(a.id, m); err != nil {
+	if err := b.link.Queue(a.id, m, -1); err != nil {
 		return err
 	}
+	b.dirty.Store(true)
 	b.attempts[a.id] = a
 	return nil
 }
 
-// send sends what belongs to an attempt, if there is a link.
+// flush sends what has been queued.
+func (b *backend) flush() {
+	if !b.dirty.Load() || !b.dirty.Swap(false) {
+		return
+	}
+	b.mu.Lock()
+	link := b.link
+	b.mu.Unlock()
+	if link != nil {
+		link.Flush()
+	}
+}
+
+// send queues what belongs to an attempt, if there is a link.
 func (b *backend) send(id uint64, m wire.Message) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if b.link != nil {
-		_ = b.link.Send(id, m) // the reader notices a broken link
+		_ = b.link.Queue(id, m, -1) // the reader notices a broken link
+		b.dirty.Store(true)
 	}
 }
 
@@ -142,6 +167,9 @@ func (b *backend) serve(ctx context.Context, link *wire.Link) error {
 			b.hear()
 			err = b.answer(f)
 		}
+		if !link.More() {
+			b.flushAll() // connections that are tried elsewhere
+		}
 	}
 	b.mu.Lock()
 	b.link = nil
@@ -150,6 +178,7 @@ func (b *backend) serve(ctx context.Context, link *wire.Link) error {
 	for _, a := range b.pending() {
 		a.step(migration.Event{Kind: migration.PeerLost, Err: err})
 	}
+	b.flushAll()
 	return err
 }
 
@@ -195,6 +224,7 @@ func (b *backend) watch(ctx context.Context) error {
 			for _, a := range b.pending() {
 				a.tick(now)
 			}
+			b.flushAll()
 			b.mu.Lock()
 			link := b.link
 			b.mu.Unlock()
@@ -208,6 +238,7 @@ func (b *backend) watch(ctx context.Context) error {
 			case silent > pingAfter && now.Sub(pinged) > pingAfter:
 				pinged = now
 				b.send(0, &wire.Ping{})
+				b.flush()
 			}
 		}
 	}

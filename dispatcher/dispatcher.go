@@ -147,7 +147,7 @@ func (d *Dispatcher) closePath() error { return d.gate.Close() }
 func (d *Dispatcher) build() error {
 	d.backends = make(map[string]*backend)
 	for _, p := range d.cfg.Peers {
-		d.backends[p.Name] = newBackend(p.Name, p.Address, gate.Node(p.ID), d.self, d.log)
+		d.backends[p.Name] = newBackend(p.Name, p.Address, gate.Node(p.ID), d.self, d.flush, d.log)
 	}
 	pools := make(map[string]*pool)
 	for _, p := range d.cfg.Pools {
@@ -175,7 +175,7 @@ func (d *Dispatcher) build() error {
 		n = runtime.GOMAXPROCS(0)
 	}
 	for range n {
-		w, err := newWorker(d.log, d.count, d.found)
+		w, err := newWorker(d.log, d.count, d.found, d.flush)
 		if err != nil {
 			return err
 		}
@@ -227,6 +227,13 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 func (d *Dispatcher) refuse(c *dispatched, text []byte) {
 	w := d.workers[int(c.fd)%len(d.workers)]
 	w.adopt(&peeking{fd: c.fd, service: c.service, flow: c.flow}, text)
+}
+
+// flush sends what has been queued for backends.
+func (d *Dispatcher) flush() {
+	for _, b := range d.backends {
+		b.flush()
+	}
 }
 
 func (d *Dispatcher) forget(f tcprepair.Flow) {

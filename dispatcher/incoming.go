@@ -52,10 +52,14 @@ func (d *Dispatcher) serveAgent(b *backend, link *wire.Link) error {
 		}
 		answer, err := d.answer(b, f)
 		if err == nil && answer != nil {
-			err = link.Send(f.ID, answer)
+			err = link.Queue(f.ID, answer, -1)
 		}
 		if err != nil {
 			return err
+		}
+		if !link.More() {
+			link.Flush()
+			d.flush()
 		}
 	}
 }

@@ -43,6 +43,8 @@ type worker struct {
 	jobs   chan func()
 	// found takes a connection whose first bytes have been read.
 	found func(*peeking, peek.Key)
+	// flush sends what the connections found have led to.
+	flush func()
 }
 
 // door is a listening socket of one worker.
@@ -64,7 +66,7 @@ type peeking struct {
 	refused  bool
 }
 
-func newWorker(log *slog.Logger, count *counters, found func(*peeking, peek.Key)) (*worker, error) {
+func newWorker(log *slog.Logger, count *counters, found func(*peeking, peek.Key), flush func()) (*worker, error) {
 	poll, err := unix.EpollCreate1(unix.EPOLL_CLOEXEC)
 	if err != nil {
 		return nil, fmt.Errorf("epoll: %w", err)
@@ -75,7 +77,7 @@ func newWorker(log *slog.Logger, count *counters, found func(*peeking, peek.Key)
 		return nil, fmt.Errorf("eventfd: %w", err)
 	}
 	w := &worker{
-		poll: poll, wake: wake, log: log, count: count, found: found, events: make([]unix.EpollEvent, 256),
+		poll: poll, wake: wake, log: log, count: count, found: found, flush: flush, events: make([]unix.EpollEvent, 256),
 		doors: make(map[int32]*door), peeks: make(map[int32]*peeking), jobs: make(chan func(), 1024),
 	}
 	if err := w.watch(wake, unix.EPOLLIN|unix.EPOLLET); err != nil {
@@ -148,6 +150,7 @@ func (w *worker) run(ctx context.Context) error {
 				w.look(now, p)
 			}
 		}
+		w.flush()
 		for more := true; more; {
 			select {
 			case job := <-w.jobs:

@@ -75,6 +75,7 @@ const (
 	Tick                                 // S T: time has passed
 	CommitAsked                          // G: the server asks for the flow
 	CommitFailed                         // G: the flow table says no: it is no longer this connection
+	CommitMade                           // G: the flow is the server's
 	Delivered                            // K: the server has the connection
 	DeliveryFailed                       // K: it has not, and nothing is left of it here
 	Present                              // G: asked, the server's host says that it has the connection
@@ -87,7 +88,7 @@ func (k EventKind) String() string {
 		"?", "start", "accepted", "refused", "leased", "lease-refused", "prepared", "stored", "exported", "export-refused",
 		"frozen", "freeze-failed", "committed", "state-sent", "transferred", "restored", "restore-failed", "imported",
 		"import-refused", "held-last", "owner", "peer-lost", "entry-lost", "application-lost", "canceled", "tick",
-		"commit-asked", "commit-failed", "delivered", "delivery-failed", "present", "absent",
+		"commit-asked", "commit-failed", "commit-made", "delivered", "delivery-failed", "present", "absent",
 	}
 	if int(k) < len(names) {
 		return names[k]

@@ -12,23 +12,25 @@ var ErrGone = errors.New("the client has given the connection up")
 
 // GiverState is where a Giver stands.
 //
-//	         Refused, PeerLost, deadline: try another server
-//	Idle ─► Sent ─────────────────────────────────────────► Back
-//	         │ CommitAsked                                   ▲
-//	         ▼            Refused, Absent (taken back)       │
-//	       Granted ──────────────────────────────────────────┤
-//	         │   │ PeerLost, deadline                        │
-//	         │   ▼                                           │
-//	         │ Asking ───────────────────────────────────────┘
-//	         ▼   │ Present            deadline ─► Lost
-//	        Given◄
+//	 in two steps      Refused, PeerLost, deadline: try another server
+//	Idle ───────► Sent ────────────────────────────────────────► Back
+//	 │ at once     │ CommitAsked                                  ▲
+//	 ▼             ▼            Refused, Absent (taken back)      │
+//	Granting ─► Granted ──────────────────────────────────────────┤
+//	               │   │ PeerLost, deadline                       │
+//	               │   ▼                                          │
+//	               │ Asking ──────────────────────────────────────┘
+//	               ▼   │ Present            deadline ─► Lost
+//	              Given◄
 //
-// In Idle, Sent and Back the connection is the dispatcher's, from Granted on the server's.
+// In Idle, Sent and Back the connection is the dispatcher's, from Granted on the server's. The dispatcher holds the flow's packets
+// until it knows that the server has the connection, or has it itself again.
 type GiverState uint8
 
 // States of a Giver. Back, Given and Lost are final.
 const (
 	GiverIdle GiverState = iota
+	GiverGranting
 	GiverSent
 	GiverGranted
 	GiverAsking
@@ -39,7 +41,7 @@ const (
 
 // String returns the state's name.
 func (s GiverState) String() string {
-	names := [...]string{"idle", "sent", "granted", "asking", "back", "given", "lost"}
+	names := [...]string{"idle", "granting", "sent", "granted", "asking", "back", "given", "lost"}
 	return names[min(int(s), len(names)-1)]
 }
 
@@ -49,8 +51,13 @@ func (s GiverState) Final() bool { return s >= GiverBack }
 // Giver is the dispatcher's side of one attempt to hand an accepted connection to a server (NEC N2). The dispatcher is the flow's
 // entry, too: the flow is its own until it grants the server's Commit, so that a server that is gone, slow or unwilling costs the
 // client time at most.
+//
+// In two steps the server has to ask for the flow, and until then a server that is silent can be passed over. At once saves the time of
+// that question: the flow is granted before the server knows of it. A server that falls silent then leaves open whether it has the
+// connection; so that is for servers that have just been heard of.
 type Giver struct {
 	limit, grace    time.Duration
+	atOnce          bool
 	state           GiverState
 	deadline, retry time.Time
 	cause           error
@@ -62,8 +69,8 @@ const askAgain = 100 * time.Millisecond
 
 // NewGiver returns an attempt that waits for the server for limit, and for the answer of a server that has been granted the flow
 // for another grace.
-func NewGiver(limit, grace time.Duration) *Giver {
-	return &Giver{limit: limit, grace: grace, out: make([]Action, 0, maxActions)}
+func NewGiver(limit, grace time.Duration, atOnce bool) *Giver {
+	return &Giver{limit: limit, grace: grace, atOnce: atOnce, out: make([]Action, 0, maxActions)}
 }
 
 // State returns where the attempt stands.
@@ -83,9 +90,24 @@ func (g *Giver) Step(now time.Time, e Event) []Action {
 	e = e.withReason()
 	switch g.state {
 	case GiverIdle:
-		if e.Kind == Start {
-			g.state, g.deadline = GiverSent, now.Add(g.limit)
+		if e.Kind != Start {
+			break
+		}
+		g.deadline = now.Add(g.limit)
+		if g.atOnce {
+			g.state = GiverGranting
+			g.do(Grant)
+			break
+		}
+		g.state = GiverSent
+		g.do(SendHandoff)
+	case GiverGranting:
+		switch e.Kind {
+		case CommitMade:
+			g.state = GiverGranted
 			g.do(SendHandoff)
+		case CommitFailed:
+			g.finish(GiverLost, wrap(ErrGone, e.Err))
 		}
 	case GiverSent:
 		g.sent(now, e)

@@ -42,14 +42,17 @@ type Taker struct {
 	host            string
 	epoch           uint32
 	limit           time.Duration
+	granted         bool
 	state           TakerState
 	deadline, retry time.Time
 	out             []Action
 }
 
-// NewTaker returns the taker of a connection whose flow is at p.Epoch.
-func NewTaker(p TargetParams, cfg Config) *Taker {
-	t := &Taker{cfg: cfg.WithDefaults(), host: p.Host, epoch: p.Epoch, limit: p.Limit, out: make([]Action, 0, maxActions)}
+// NewTaker returns the taker of a connection whose flow was at p.Epoch when the dispatcher sent it, and has been granted already or not.
+func NewTaker(p TargetParams, granted bool, cfg Config) *Taker {
+	t := &Taker{
+		cfg: cfg.WithDefaults(), host: p.Host, epoch: p.Epoch, limit: p.Limit, granted: granted, out: make([]Action, 0, maxActions),
+	}
 	if t.limit <= 0 {
 		t.limit = t.cfg.Limit
 	}
@@ -80,11 +83,15 @@ func (t *Taker) Step(now time.Time, e Event) []Action {
 	case TakerRestoring:
 		switch e.Kind {
 		case Restored:
+			if t.granted {
+				t.state = TakerDelivering
+				t.do(Deliver)
+				break
+			}
 			t.state = TakerAsking
 			t.deadline, t.retry = now.Add(t.limit+t.cfg.Grace), now.Add(t.cfg.Retry)
 			t.do(SendCommit)
 		case RestoreFailed:
-			t.do(Release)
 			t.refuse(e.Err)
 		}
 	case TakerAsking:
@@ -92,7 +99,6 @@ func (t *Taker) Step(now time.Time, e Event) []Action {
 	case TakerDelivering:
 		switch e.Kind {
 		case Delivered:
-			t.do(Release)
 			t.do(SendCommitted)
 			t.finish(TakerTaken, nil)
 		case DeliveryFailed:
@@ -127,7 +133,6 @@ func (t *Taker) asking(now time.Time, e Event) {
 
 func (t *Taker) drop(err error) {
 	t.do(Discard)
-	t.do(Release)
 	t.refuse(err)
 }
 

@@ -53,7 +53,7 @@ func frameCases() []frameCase {
 		{"held", Frame{11, &Held{Frames: [][]byte{[]byte("one"), []byte("two")}, Last: true}}},
 		{"cancel", Frame{12, &Cancel{Reason: "abort"}}},
 		{"handoff", Frame{40, &Handoff{
-			Flow: flow6(), Service: "web", Delivery: DeliverDescriptor, Epoch: 1, Limit: time.Second, Snapshot: []byte("snap"), Socket: "/run/s",
+			Flow: flow6(), Service: "web", Delivery: DeliverDescriptor, Epoch: 1, Limit: time.Second, Snapshot: []byte("snap"), Socket: "/run/s", Granted: true,
 		}}},
 		{"locate", Frame{41, &Locate{Flow: flow4()}}},
 		{"located", Frame{42, &Located{Present: true}}},

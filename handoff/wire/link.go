@@ -4,6 +4,7 @@ package wire
 
 import (
 	"bufio"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -11,7 +12,10 @@ import (
 	"net"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 const (
@@ -20,6 +24,8 @@ const (
 	// writeTimeout bounds one write to a peer, of writePiece bytes at most.
 	writeTimeout = 10 * time.Second
 	writePiece   = 1 << 20
+	// inlineBytes is how much Flush writes itself, if no more than that is under way: a socket's buffer has room for both.
+	inlineBytes = 16 << 10
 )
 
 // ErrOverrun means that the peer does not read what is sent to it.
@@ -27,9 +33,11 @@ var ErrOverrun = errors.New("wire: peer does not read")
 
 // Link carries frames over one connection: TCP, TLS or a UNIX stream socket, and over the last also descriptors.
 // Send never blocks: one goroutine writes what has been queued, so that frames queued together leave together; that is
-// how many migrations share a system call and a TLS record. Receive is for one goroutine.
+// how many migrations share a system call and a TLS record. Who has nothing else to do just now uses Queue and Flush instead,
+// which saves the change of goroutines. Receive is for one goroutine.
 type Link struct {
 	conn   net.Conn
+	raw    syscall.RawConn // nil when the connection has no descriptor
 	unix   *net.UnixConn // nil unless descriptors can travel
 	reader *bufio.Reader
 	fds    fdQueue
@@ -40,16 +48,19 @@ type Link struct {
 	wake   *sync.Cond
 	queue  []byte
 	queued []passing // descriptors that go with queue
-	// writing is set while a batch taken from queue is on its way.
-	writing bool
-	err     error
-	done    chan struct{}
+	// writing is set while a batch taken from queue is on its way. spare are the last batch's buffers.
+	writing  bool
+	spare    []byte
+	spareFDs []passing
+	err      error
+	done     chan struct{}
 }
 
 // NewLink returns a link over conn and owns conn.
 func NewLink(conn net.Conn) *Link {
 	l := &Link{conn: conn, done: make(chan struct{})}
 	l.wake = sync.NewCond(&l.mu)
+	l.raw = rawOf(conn)
 	var source io.Reader = conn
 	if u, ok := conn.(*net.UnixConn); ok {
 		l.unix = u
@@ -67,6 +78,52 @@ func (l *Link) Send(id uint64, m Message) error { return l.SendFD(id, m, -1) }
 func (l *Link) SendFD(id uint64, m Message, fd int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if err := l.add(id, m, fd); err != nil {
+		return err
+	}
+	l.wake.Broadcast()
+	return nil
+}
+
+// Queue is SendFD for a caller that will call Flush soon: until then the frame may stay where it is.
+func (l *Link) Queue(id uint64, m Message, fd int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.add(id, m, fd)
+}
+
+// Flush sees to it that what has been queued leaves: it writes it now if that is done without waiting, else the writing goroutine does.
+func (l *Link) Flush() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.err != nil || l.writing || len(l.queue) == 0 {
+		return // or whoever writes now will find it
+	}
+	if len(l.queue) > inlineBytes || !l.idle() {
+		l.wake.Broadcast()
+		return
+	}
+	l.writeQueue()
+	if len(l.queue) > 0 {
+		l.wake.Broadcast()
+	}
+}
+
+// idle reports whether a short write is sure to find room in the socket.
+func (l *Link) idle() bool {
+	if l.raw == nil {
+		return false
+	}
+	free := false
+	err := l.raw.Control(func(fd uintptr) {
+		n, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
+		free = err == nil && n <= inlineBytes
+	})
+	return err == nil && free
+}
+
+// add puts a frame into the queue. l.mu is held.
+func (l *Link) add(id uint64, m Message, fd int) error {
 	err := l.err
 	if err == nil && (fd >= 0) != m.Kind().Carries() {
 		err = fmt.Errorf("send %v: descriptor %d does not fit the kind", m.Kind(), fd)
@@ -91,7 +148,6 @@ func (l *Link) SendFD(id uint64, m Message, fd int) error {
 	if fd >= 0 {
 		l.queued = append(l.queued, passing{fd: fd, end: len(l.queue)})
 	}
-	l.wake.Signal()
 	return nil
 }
 
@@ -130,6 +186,9 @@ func (l *Link) Receive() (Frame, int, error) {
 	return f, fd, nil
 }
 
+// More reports whether part of another frame has arrived, so that Receive is likely to return soon.
+func (l *Link) More() bool { return l.reader.Buffered() > 0 }
+
 // Close ends the link at once; what is still queued is dropped. It waits for the writing goroutine.
 func (l *Link) Close() error {
 	l.mu.Lock()
@@ -152,6 +211,7 @@ func (l *Link) Drain(limit time.Duration) {
 	defer t.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.wake.Broadcast() // for what was queued and not flushed
 	for l.err == nil && !expired && (l.writing || len(l.queue) > 0) {
 		l.wake.Wait()
 	}
@@ -173,36 +233,56 @@ func (l *Link) fail(err error) {
 // write writes what is queued until the link fails.
 func (l *Link) write() {
 	defer close(l.done)
-	var spare []byte
-	var spareFDs []passing
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for {
-		for l.err == nil && len(l.queue) == 0 {
+		for l.writing || l.err == nil && len(l.queue) == 0 {
 			l.wake.Wait()
 		}
-		batch, fds := l.queue, l.queued
 		if l.err != nil {
-			closePassing(fds)
+			closePassing(l.queued)
 			l.queue, l.queued = nil, nil
 			return
 		}
-		l.queue, l.queued = spare[:0], spareFDs[:0]
-		l.writing = true
-		l.mu.Unlock()
-		err := l.writeBatch(batch, fds)
-		closePassing(fds)
-		l.mu.Lock()
-		l.writing = false
-		if err != nil {
-			l.fail(err)
-		}
-		if spare = batch; cap(spare) > 4*ChunkSize {
-			spare = nil
-		}
-		spareFDs = fds
-		l.wake.Broadcast()
+		l.writeQueue()
 	}
+}
+
+// writeQueue writes what is queued. l.mu is held, but not while it writes.
+func (l *Link) writeQueue() {
+	batch, fds := l.queue, l.queued
+	l.queue, l.queued = l.spare[:0], l.spareFDs[:0]
+	l.spare, l.spareFDs = nil, nil
+	l.writing = true
+	l.mu.Unlock()
+	err := l.writeBatch(batch, fds)
+	closePassing(fds)
+	l.mu.Lock()
+	l.writing = false
+	if err != nil {
+		l.fail(err)
+	}
+	if cap(batch) <= 4*ChunkSize {
+		l.spare = batch
+	}
+	l.spareFDs = fds
+	l.wake.Broadcast()
+}
+
+// rawOf returns the descriptor of a connection, or of the one that TLS runs over.
+func rawOf(conn net.Conn) syscall.RawConn {
+	if t, ok := conn.(*tls.Conn); ok {
+		conn = t.NetConn()
+	}
+	c, ok := conn.(syscall.Conn)
+	if !ok {
+		return nil
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return nil
+	}
+	return raw
 }
 
 // writeBatch writes b in pieces, each with its own deadline: what counts is that the peer goes on reading.

@@ -77,8 +77,9 @@ type Cancel struct {
 }
 
 // Handoff gives the receiver a connection that the sender, a dispatcher and the flow's entry, has accepted and not answered: all of it
-// in one frame. The receiver asks for the flow with Commit, and says Committed when the server has the connection. Refuse gives the
-// flow back, before the Commit or after it: nothing of the connection is left at the receiver then.
+// in one frame. The receiver asks for the flow with Commit, unless it is Granted, and says Committed when the server has the connection.
+// Refuse gives the flow back, before the Commit or after it: nothing of the connection is left at the receiver then. Until one of the
+// two has come the sender holds the client's packets.
 type Handoff struct {
 	Flow     tcprepair.Flow
 	Service  string
@@ -89,6 +90,8 @@ type Handoff struct {
 	Snapshot []byte
 	// Socket is the path of the UNIX socket for DeliverDescriptor.
 	Socket string
+	// Granted is set when the flow is the receiver's already, at the next epoch: there is no Commit.
+	Granted bool
 }
 
 // Locate asks whether the receiver's host has the connection of the Handoff of this id, which it was granted and has not confirmed. A
@@ -321,6 +324,7 @@ func (m *Handoff) code(c *coder) {
 	c.span(5, &m.Limit)
 	c.bytes(6, &m.Snapshot)
 	c.text(7, &m.Socket)
+	c.flag(8, &m.Granted)
 }
 
 func (m *Locate) code(c *coder)  { c.flow(1, &m.Flow) }
