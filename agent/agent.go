@@ -80,11 +80,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	e := newEngine(a.cfg, g, seeder, newMetrics(), id, a.log)
 	e.setServices()
-	return a.serve(ctx, e, ls)
+	ends, closeEnds := a.openEnds(e)
+	defer closeEnds()
+	return a.serve(ctx, e, ends, ls)
 }
 
 // serve runs everything until the engine has ended.
-func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
+func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	server := grpc.NewServer(ls.credentials(e)...)
@@ -108,6 +110,9 @@ func (a *Agent) serve(ctx context.Context, e *engine, ls *listeners) error {
 		}
 		return nil
 	})
+	if ends != nil {
+		group.Go(func() error { return ends.run(serving) })
+	}
 	if ls.metrics != nil {
 		group.Go(func() error { return serveMetrics(serving, e.metrics, ls.metrics) })
 	}

@@ -98,6 +98,12 @@ type GateConfig struct {
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// StrayTime is how long a source forwards packets that still come to it; 10 s when zero.
 	StrayTime time.Duration `yaml:"stray_time"`
+	// ReportEnds tells entries when connections of this host end, so that they forget them before IdleTimeout; on unless set to
+	// false. It sees the connections of servers in this host's cgroup v2 hierarchy.
+	ReportEnds *bool `yaml:"report_ends"`
+	// EndLinger is how much later they are told when this host closed first, and its kernel still answers the client's last
+	// packets; 65 s when zero, a little more than the kernel's TIME_WAIT.
+	EndLinger time.Duration `yaml:"end_linger"`
 }
 
 // MigrationConfig bounds moves; zero values are defaults.
@@ -230,6 +236,7 @@ func (c *Config) setDefaults() {
 		c.Gate.Pin = DefaultPin
 	}
 	defaultTo(&c.Gate.StrayTime, 10*time.Second)
+	defaultTo(&c.Gate.EndLinger, 65*time.Second)
 	defaultTo(&c.Gate.HoldPackets, 32<<10)
 	defaultTo(&c.Gate.HoldBytes, 64<<20)
 	defaultTo(&c.Migration.Limit, migration.Config{}.WithDefaults().Limit)

@@ -49,7 +49,7 @@ func TestReadConfig(t *testing.T) {
 			Name: "files", Entry: "entry-1", Servers: []string{"web-1", "web-2"},
 			Addresses: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")},
 		}},
-		Gate: GateConfig{Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
+		Gate: GateConfig{Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
 		Migration: MigrationConfig{
 			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20,
 		},

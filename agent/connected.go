@@ -6,41 +6,127 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
+	"time"
 
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// Kernel states of a socket that is no connection any more, or not yet one; see tcprepair.State for the others.
+const (
+	stateNone     tcprepair.State = 0
+	stateTimeWait tcprepair.State = 6
+	stateListen   tcprepair.State = 10
+)
+
 // connected reports whether this host's kernel has a connection of flow f, whoever owns its socket.
 func connected(f tcprepair.Flow) (bool, error) {
-	s, err := nl.Subscribe(unix.NETLINK_INET_DIAG)
+	d, err := openDiagnosis()
 	if err != nil {
-		return false, fmt.Errorf("open a diagnosis socket: %w", err)
+		return false, err
 	}
-	defer s.Close()
-	req := nl.NewNetlinkRequest(nl.SOCK_DIAG_BY_FAMILY, 0)
-	req.AddData(socketOf(f))
-	_, err = req.Execute(unix.NETLINK_INET_DIAG, 0)
-	switch {
-	case err == nil:
-		return true, nil
-	case errors.Is(err, unix.ENOENT):
-		return false, nil
-	}
-	return false, fmt.Errorf("look for the socket: %w", err)
+	defer d.close()
+	s, err := d.state(f)
+	return s != stateNone, err
 }
 
-// socketOf is the kernel's inet_diag_req_v2, which asks for one TCP socket (sock_diag(7)).
-type socketOf tcprepair.Flow
+// diagnosis asks the kernel about sockets (sock_diag(7)), those of the network namespace in which it was opened. It is used by one
+// goroutine at a time.
+type diagnosis struct {
+	fd       int
+	sequence uint32
+	question []byte
+	answer   [512]byte
+}
 
-// Len returns the size of the request in bytes.
-func (socketOf) Len() int { return 56 }
+// Sizes of struct nlmsghdr and struct inet_diag_req_v2, in bytes.
+const (
+	netlinkHeader = 16
+	diagRequest   = 56
+)
 
-// Serialize returns the request.
-func (f socketOf) Serialize() []byte {
-	b := make([]byte, 0, 56)
+// sockDiagByFamily is SOCK_DIAG_BY_FAMILY of linux/sock_diag.h.
+const sockDiagByFamily = 20
+
+// diagPatience bounds the wait for an answer. The kernel answers within the question's system call.
+const diagPatience = time.Second
+
+func openDiagnosis() (*diagnosis, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.NETLINK_INET_DIAG)
+	if err != nil {
+		return nil, fmt.Errorf("open a diagnosis socket: %w", err)
+	}
+	limit := unix.NsecToTimeval(diagPatience.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("open a diagnosis socket: %w", err)
+	}
+	return &diagnosis{fd: fd}, nil
+}
+
+func (d *diagnosis) close() { _ = unix.Close(d.fd) }
+
+// state returns the state of a connection's socket, or of what the kernel keeps of it in TIME_WAIT; stateNone when there is nothing.
+func (d *diagnosis) state(f tcprepair.Flow) (tcprepair.State, error) {
+	s, err := d.ask(f)
+	if err != nil {
+		return stateNone, fmt.Errorf("look for the socket of %v: %w", f, err)
+	}
+	return s, nil
+}
+
+func (d *diagnosis) ask(f tcprepair.Flow) (tcprepair.State, error) {
+	d.sequence++
+	d.question = appendQuestion(d.question[:0], f, d.sequence)
+	if err := unix.Sendto(d.fd, d.question, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
+		return stateNone, err
+	}
+	for {
+		n, _, err := unix.Recvfrom(d.fd, d.answer[:], 0)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return stateNone, err
+		}
+		if s, mine, err := readAnswer(d.answer[:n], d.sequence); mine {
+			return s, err
+		}
+	}
+}
+
+// readAnswer returns what the kernel says; false when it is not the answer to the question of this sequence number.
+func readAnswer(b []byte, sequence uint32) (s tcprepair.State, mine bool, err error) {
+	if len(b) < netlinkHeader+4 || binary.NativeEndian.Uint32(b[8:]) != sequence {
+		return stateNone, false, nil
+	}
+	body := b[netlinkHeader:]
+	switch binary.NativeEndian.Uint16(b[4:]) {
+	case unix.NLMSG_ERROR:
+		errno := unix.Errno(-int32(binary.NativeEndian.Uint32(body)))
+		if errno == unix.ENOENT {
+			return stateNone, true, nil
+		}
+		return stateNone, true, errno
+	case sockDiagByFamily:
+		// idiag_state of struct inet_diag_msg. Without the connection, the kernel finds who listens for it.
+		if s := tcprepair.State(body[1]); s != stateListen {
+			return s, true, nil
+		}
+		return stateNone, true, nil
+	}
+	return stateNone, true, errors.New("the kernel's answer is of an unknown kind")
+}
+
+// appendQuestion appends a request about one TCP socket, in whatever state.
+func appendQuestion(b []byte, f tcprepair.Flow, sequence uint32) []byte {
+	b = binary.NativeEndian.AppendUint32(b, netlinkHeader+diagRequest)
+	b = binary.NativeEndian.AppendUint16(b, sockDiagByFamily)
+	b = binary.NativeEndian.AppendUint16(b, unix.NLM_F_REQUEST)
+	b = binary.NativeEndian.AppendUint32(b, sequence)
+	b = binary.NativeEndian.AppendUint32(b, 0) // the kernel knows who asks
 	family := byte(unix.AF_INET6)
 	if f.Local.Addr().Is4() {
 		family = unix.AF_INET
@@ -49,8 +135,14 @@ func (f socketOf) Serialize() []byte {
 	b = binary.NativeEndian.AppendUint32(b, ^uint32(0)) // in any state
 	b = binary.BigEndian.AppendUint16(b, f.Local.Port())
 	b = binary.BigEndian.AppendUint16(b, f.Remote.Port())
-	for _, a := range [][]byte{f.Local.Addr().AsSlice(), f.Remote.Addr().AsSlice()} {
-		b = append(append(b, a...), make([]byte, 16-len(a))...)
+	for _, a := range []netip.Addr{f.Local.Addr(), f.Remote.Addr()} {
+		if a.Is4() {
+			a4 := a.As4()
+			b = append(append(b, a4[:]...), make([]byte, 12)...)
+			continue
+		}
+		a16 := a.As16()
+		b = append(b, a16[:]...)
 	}
 	b = binary.NativeEndian.AppendUint32(b, 0)               // over any interface
 	return append(b, 255, 255, 255, 255, 255, 255, 255, 255) // and whatever its cookie is

@@ -25,6 +25,11 @@ func TestConnected(t *testing.T) {
 		if yes, err := connected(f); !yes || err != nil {
 			t.Errorf("%v: %v, %v", f, yes, err)
 		}
+		// The listener would take this one, but has not got it.
+		f = tcprepair.NewFlow(near.RemoteAddr().(*net.TCPAddr).AddrPort(), ln.Addr().(*net.TCPAddr).AddrPort())
+		if yes, err := connected(f); yes || err != nil {
+			t.Errorf("%v, for which somebody only listens: %v, %v", f, yes, err)
+		}
 		f = tcprepair.NewFlow(near.LocalAddr().(*net.TCPAddr).AddrPort(), near.LocalAddr().(*net.TCPAddr).AddrPort())
 		if yes, err := connected(f); yes || err != nil {
 			t.Errorf("%v, which nobody has: %v, %v", f, yes, err)

@@ -10,6 +10,7 @@
 //	incoming.go      connections that others have opened to this one
 //	source.go        carries out what a migration.Source decides
 //	target.go        carries out what a migration.Target decides
+//	ended.go         tells entries that connections of this host are over
 //	entry.go         the entry's part: leases, owners, the flow table
 //	recovery.go      moves that an agent which died has left behind
 //	operation.go     migrate --all and drain: many moves

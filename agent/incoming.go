@@ -100,6 +100,8 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 		in.send(f.ID, &wire.Pong{})
 	case *wire.Presence:
 		e.presence(in, m)
+	case *wire.Ended:
+		e.flowEnded(in.name, m)
 	case *wire.Offer:
 		e.offered(in, f.ID, m)
 	case *wire.Handoff:

@@ -16,6 +16,8 @@ type metrics struct {
 	held     prometheus.Counter
 	taken    prometheus.Counter
 	rejected prometheus.Counter
+	// told and untold count connections that ended here, forgotten those that ended elsewhere and were forgotten here.
+	told, untold, forgotten prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -42,7 +44,14 @@ func newMetrics() *metrics {
 			Name: "rehome_rejected_agents_total", Help: "Connections to the agents' port that were refused.",
 		}),
 	}
-	m.registry.MustRegister(m.moves, m.freeze, m.total, m.held, m.taken, m.rejected)
+	ended := prometheus.NewCounterVec(prometheus.CounterOpts{
+		Name: "rehome_ended_total", Help: "Connections that ended on this host, by whether their entry was told at once.",
+	}, []string{"entry"})
+	m.told, m.untold = ended.WithLabelValues("told"), ended.WithLabelValues("untold")
+	m.forgotten = prometheus.NewCounter(prometheus.CounterOpts{
+		Name: "rehome_forgotten_flows_total", Help: "Flows that this entry has forgotten because their server said that they were over.",
+	})
+	m.registry.MustRegister(m.moves, m.freeze, m.total, m.held, m.taken, m.rejected, ended, m.forgotten)
 	return m
 }
 

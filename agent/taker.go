@@ -3,12 +3,14 @@
 package agent
 
 import (
+	"errors"
 	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/reqsk"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -143,16 +145,21 @@ func (t *taker) perform(a migration.Action) {
 		t.e.peers[t.entry].send(t.id, &wire.Commit{Flow: t.flow, Epoch: t.epoch})
 	case migration.Deliver:
 		t.server.deliver(func(err error) {
-			if err != nil {
+			switch {
+			case err == nil:
+				t.step(migration.Event{Kind: migration.Delivered})
+			case errors.Is(err, reqsk.ErrReset), errors.Is(err, reqsk.ErrUncertain):
+				t.step(migration.Event{Kind: migration.Over, Err: err})
+			default:
 				t.step(migration.Event{Kind: migration.DeliveryFailed, Err: err})
-				return
 			}
-			t.step(migration.Event{Kind: migration.Delivered})
 		})
 	case migration.SendCommitted:
 		t.from.send(t.id, &wire.Committed{Epoch: t.epoch + 1})
 	case migration.SendRefuse:
 		t.from.send(t.id, refusal(a.Err))
+	case migration.SendOver:
+		t.from.send(t.id, &wire.Refuse{Code: wire.CodeOver, Reason: a.Err.Error()})
 	case migration.Discard:
 		t.server.discard()
 	case migration.Finish:

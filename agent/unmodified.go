@@ -20,6 +20,9 @@ func (e *engine) injector() (*reqsk.Injector, error) {
 	return e.inject, nil
 }
 
+// quickRequest is how long a request may be, in bytes, for every server's socket to have room for it.
+const quickRequest = 16 << 10
+
 // unmodified gives the connection to whoever listens at the service's address, through its accept queue.
 type unmodified struct {
 	e        *engine
@@ -32,8 +35,12 @@ func (u *unmodified) prepare(s *tcprepair.Snapshot) error {
 	return nil
 }
 
-// deliver injects in the background: a server may take its time to read a long request.
+// deliver injects; in the background when the request is so long that the server may have to read some of it first.
 func (u *unmodified) deliver(done func(error)) {
+	if len(u.snapshot.Received) <= quickRequest {
+		done(u.injector.Inject(u.snapshot))
+		return
+	}
 	go func() {
 		err := u.injector.Inject(u.snapshot)
 		u.e.post(func(*engine) { done(err) })

@@ -130,7 +130,13 @@ func (c *dispatched) take() (*tcprepair.Snapshot, error) {
 	if err != nil {
 		return nil, err
 	}
-	return outline.FreezeTake(c.fd, tcprepair.Limits{}, 0)
+	snap, err := outline.FreezeTake(c.fd, tcprepair.Limits{}, 0)
+	if err == nil {
+		if info, err := unix.GetsockoptTCPInfo(c.fd, unix.IPPROTO_TCP, unix.TCP_INFO); err == nil {
+			c.d.count.relayed.Add(float64(info.Bytes_sent))
+		}
+	}
+	return snap, err
 }
 
 // step takes in what has happened to the attempt.

@@ -197,6 +197,10 @@ func (b *backend) answer(f wire.Frame) error {
 	case *wire.Committed:
 		ev.Kind = migration.Committed
 	case *wire.Refuse:
+		if m.Code == wire.CodeOver {
+			ev = migration.Event{Kind: migration.Over, Err: &wire.RefusedError{Who: b.name, Code: m.Code, Reason: m.Reason}}
+			break
+		}
 		ev = migration.Event{Kind: migration.Refused, Err: &wire.RefusedError{Who: b.name, Code: m.Code, Reason: m.Reason}}
 	case *wire.Located:
 		if ev.Kind = migration.Absent; m.Present {

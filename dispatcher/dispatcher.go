@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -55,72 +56,74 @@ type Dispatcher struct {
 	// admission is nil until an engine is plugged in.
 	admission Admission
 
-	backends map[string]*backend
-	services []*service
+	// live is the configuration at work. The goroutine of operate alone changes it, once it is there.
+	live     atomic.Pointer[plan]
+	roster   *roster
 	workers  []*worker
 	outlines outlines
+
+	file    string // where the configuration is
+	orders  chan order
+	stopped chan struct{} // closed when no order is carried out any more
 }
 
 // New returns a dispatcher with a validated configuration.
 func New(cfg Config, log *slog.Logger) *Dispatcher {
-	return &Dispatcher{cfg: cfg, log: log, count: newCounters()}
+	d := &Dispatcher{cfg: cfg, log: log, count: newCounters(), orders: make(chan order), stopped: make(chan struct{})}
+	d.count.registry.MustRegister(newGauges(d))
+	return d
 }
 
-// Run serves until ctx ends. Connections that have been handed off go on without it: where their packets go stands in the pinned flow
-// table, with which the next Run goes on.
+// Run serves until ctx ends, and then for as long as it takes to hand off the connections that it has; it is to be called once.
+// Connections that have been handed off go on without it: where their packets go stands in the pinned flow table, with which the
+// next Run goes on.
 func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	id, err := peer.LoadIdentity(peer.Files(d.cfg.TLS))
 	if err != nil {
 		return err
 	}
 	d.self = peer.Self{Host: d.cfg.Host, Version: peer.Version(), Identity: id}
-	lc := net.ListenConfig{}
-	lc.SetMultipathTCP(false)
-	agents, err := lc.Listen(ctx, "tcp", d.cfg.Listen)
+	// The ports first: they tell of a dispatcher that runs already, whose gate must not be touched.
+	ports, err := d.openPorts(ctx)
 	if err != nil {
-		return fmt.Errorf("listen: %w", err)
+		return err
 	}
-	defer agents.Close() //nolint:errcheck // closed by whoever serves it
+	defer ports.close()
 	if err := d.openPath(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, d.closePath()) }()
+	defer func() { err = errors.Join(err, d.path.Close()) }()
 	if err := d.build(); err != nil {
 		return err
 	}
 	d.entry = entry.New(d.path, d, d.log)
-	return d.serve(ctx, agents)
+	return d.serve(ctx, ports)
 }
 
-func (d *Dispatcher) serve(ctx context.Context, agents net.Listener) error {
-	group, ctx := errgroup.WithContext(ctx)
-	run := func(f func(context.Context) error) {
-		group.Go(func() error {
-			if err := f(ctx); err != nil && !errors.Is(err, context.Canceled) {
-				return err
-			}
-			return nil
-		})
-	}
-	run(d.gate.Run)
-	run(d.watchPeers)
+// serve runs everything until the last order has been carried out.
+func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
+	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	group, serving := errgroup.WithContext(serving)
+	d.roster = newRoster(group)
+	run := func(f func(context.Context) error) { d.roster.spawn(serving, f) }
+	run(d.path.Run)
 	run(d.sweep)
-	run(func(ctx context.Context) error { return d.servePeers(ctx, agents) })
-	for _, b := range d.backends {
-		run(b.run)
-		run(b.watch)
+	run(func(ctx context.Context) error { return d.servePeers(ctx, ports.agents) })
+	run(func(ctx context.Context) error { return d.serveControl(ctx, ports.control) })
+	if ports.metrics != nil {
+		run(func(ctx context.Context) error { return d.serveMetrics(ctx, ports.metrics) })
 	}
-	if d.cfg.Metrics != "" {
-		ln, err := net.Listen("tcp", d.cfg.Metrics)
-		if err != nil {
-			return fmt.Errorf("metrics: %w", err)
-		}
-		run(func(ctx context.Context) error { return d.serveMetrics(ctx, ln) })
+	live := d.live.Load()
+	for name, b := range live.backends {
+		d.roster.hire(serving, b)
+		d.locate(serving, b, live.peers[name])
 	}
 	for _, w := range d.workers {
 		run(w.run)
 	}
-	d.log.Info("dispatcher is up", "host", d.cfg.Host, "version", d.self.Version, "services", len(d.services), "workers", len(d.workers))
+	d.log.Info("dispatcher is up", "host", d.cfg.Host, "version", d.self.Version, "services", len(live.services), "workers", len(d.workers))
+	run(func(serving context.Context) error { return d.operate(ctx, serving, stop) })
 	return group.Wait()
 }
 
@@ -141,35 +144,23 @@ func (d *Dispatcher) openPath() (err error) {
 	return nil
 }
 
-func (d *Dispatcher) closePath() error { return d.gate.Close() }
-
-// build makes backends, pools, services and workers of the configuration, and opens the listeners.
-func (d *Dispatcher) build() error {
-	d.backends = make(map[string]*backend)
-	for _, p := range d.cfg.Peers {
-		d.backends[p.Name] = newBackend(p.Name, p.Address, gate.Node(p.ID), d.self, d.flush, d.log)
-	}
-	pools := make(map[string]*pool)
-	for _, p := range d.cfg.Pools {
-		made, err := newPool(p, d.backends)
+// build makes a plan of the configuration, and opens its listeners.
+func (d *Dispatcher) build() (err error) {
+	defer func() {
 		if err != nil {
-			return err
+			for _, w := range d.workers {
+				w.close()
+			}
 		}
-		pools[p.Name] = made
+	}()
+	p, err := d.compile(d.cfg, nil)
+	if err != nil {
+		return err
 	}
-	for _, c := range d.cfg.Services {
-		if c.Mode == ModeUDP {
-			continue // its datagrams are forwarded without a look
-		}
-		s, err := newService(c, d.forget)
-		if err == nil {
-			err = s.setRouting(c, pools)
-		}
-		if err != nil {
-			return err
-		}
-		d.services = append(d.services, s)
+	for _, s := range p.services {
+		s.take()
 	}
+	d.live.Store(p)
 	n := d.cfg.Workers
 	if n == 0 {
 		n = runtime.GOMAXPROCS(0)
@@ -181,7 +172,7 @@ func (d *Dispatcher) build() error {
 		}
 		d.workers = append(d.workers, w)
 	}
-	for _, s := range d.services {
+	for _, s := range p.services {
 		for i, a := range s.cfg.Addresses {
 			// The dispatcher owns new flows.
 			if err := d.path.SetService(a, []gate.Node{0}); err != nil {
@@ -231,7 +222,7 @@ func (d *Dispatcher) refuse(c *dispatched, text []byte) {
 
 // flush sends what has been queued for backends.
 func (d *Dispatcher) flush() {
-	for _, b := range d.backends {
+	for _, b := range d.live.Load().hosts {
 		b.flush()
 	}
 }
@@ -251,18 +242,6 @@ func (d *Dispatcher) sweep(ctx context.Context) error {
 	return nil
 }
 
-func (d *Dispatcher) watchPeers(ctx context.Context) error {
-	var hosts []neighbour.Host
-	for _, p := range d.cfg.Peers {
-		at, err := netip.ParseAddrPort(p.Address)
-		if err != nil {
-			return fmt.Errorf("peer %s: %w", p.Name, err)
-		}
-		hosts = append(hosts, neighbour.Host{Name: p.Name, Addr: at.Addr(), MAC: p.MAC, Node: gate.Node(p.ID)})
-	}
-	return neighbour.Watch(ctx, d.path, hosts, func(neighbour.Host, net.HardwareAddr) {}, d.log)
-}
-
 func (d *Dispatcher) serveMetrics(ctx context.Context, ln net.Listener) error {
 	mux := http.NewServeMux()
 	mux.Handle("/metrics", promhttp.HandlerFor(d.count.registry, promhttp.HandlerOpts{}))
@@ -279,29 +258,27 @@ func (d *Dispatcher) Node(host string) (gate.Node, bool) {
 	if host == d.cfg.Host {
 		return 0, true
 	}
-	b := d.backends[host]
+	b := d.backend(host)
 	if b == nil {
 		return 0, false
 	}
 	return b.node, true
 }
 
-// HostOf returns the name of a node.
+// HostOf returns the name of a node, also of one that is no peer any more.
 func (d *Dispatcher) HostOf(n gate.Node) string {
 	if n == 0 {
 		return d.cfg.Host
 	}
-	for _, b := range d.backends {
-		if b.node == n {
-			return b.name
-		}
+	if name, ok := d.live.Load().nodes[n]; ok {
+		return name
 	}
 	return fmt.Sprintf("node %d", n)
 }
 
 // Serves reports whether this host is the entry of the service at an address, and host a server of one of its pools.
 func (d *Dispatcher) Serves(at netip.AddrPort, host string) (isEntry, server bool) {
-	for _, s := range d.services {
+	for _, s := range d.live.Load().services {
 		if !slices.Contains(s.cfg.Addresses, at) {
 			continue
 		}
@@ -314,6 +291,28 @@ func (d *Dispatcher) Serves(at netip.AddrPort, host string) (isEntry, server boo
 		return true, false
 	}
 	return false, false
+}
+
+// backend returns the backend that is a host, or nil.
+func (d *Dispatcher) backend(host string) *backend { return d.live.Load().backends[host] }
+
+// attempt returns the attempt of that id to hand a connection to a host, or nil.
+func (d *Dispatcher) attempt(host string, id uint64) *attempt {
+	live := d.live.Load()
+	if b := live.backends[host]; b != nil {
+		if a := b.attempt(id); a != nil {
+			return a
+		}
+	}
+	for _, b := range live.hosts {
+		if b.name != host {
+			continue
+		}
+		if a := b.attempt(id); a != nil {
+			return a
+		}
+	}
+	return nil
 }
 
 var _ entry.Directory = (*Dispatcher)(nil)

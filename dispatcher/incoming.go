@@ -27,13 +27,13 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		go func() {
-			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backends[host] != nil })
+			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil })
 			if err != nil {
 				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
 				return
 			}
 			defer context.AfterFunc(ctx, func() { _ = link.Close() })()
-			if err := d.serveAgent(d.backends[name], link); ctx.Err() == nil {
+			if err := d.serveAgent(name, link); ctx.Err() == nil {
 				d.log.Info("an agent has gone", "backend", name, "error", err)
 			}
 			_ = link.Close()
@@ -41,14 +41,21 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 	}
 }
 
-// serveAgent answers one agent until its link breaks.
-func (d *Dispatcher) serveAgent(b *backend, link *wire.Link) error {
+// serveAgent answers one agent until its link breaks. One that is no peer any more may go on to say what becomes of its connections.
+func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
+	b := d.backend(name)
+	if b == nil {
+		return fmt.Errorf("%s is no peer any more", name)
+	}
 	// What an agent says of itself holds for as long as it is there to say otherwise.
-	defer b.draining.Store(false)
+	defer func() { b.draining.Store(false) }()
 	for {
 		f, _, err := link.Receive()
 		if err != nil {
 			return err
+		}
+		if now := d.backend(name); now != nil {
+			b = now
 		}
 		answer, err := d.answer(b, f)
 		if err == nil && answer != nil {
@@ -76,7 +83,7 @@ func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
 		d.flowEnded(b, m)
 		return nil, nil
 	case *wire.Commit:
-		if a := b.attempt(f.ID); a != nil && a.c.flow == m.Flow && a.epoch == m.Epoch {
+		if a := d.attempt(b.name, f.ID); a != nil && a.c.flow == m.Flow && a.epoch == m.Epoch {
 			a.step(migration.Event{Kind: migration.CommitAsked})
 			o := d.entry.Owner(m.Flow)
 			return &wire.Owner{Flow: m.Flow, Host: o.Host, Epoch: o.Epoch, Unknown: o.Unknown}, nil

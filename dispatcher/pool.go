@@ -33,6 +33,9 @@ type member struct {
 	socket string
 	host   *backend
 
+	// configured is the weight that the configuration gives it, and weight the one that counts.
+	configured int
+
 	mu      sync.Mutex
 	weight  int
 	drained bool
@@ -56,7 +59,7 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 		if host == nil {
 			return nil, fmt.Errorf("pool %s: %q is no peer", cfg.Name, b.Host)
 		}
-		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, weight: *b.Weight})
+		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, configured: *b.Weight, weight: *b.Weight})
 	}
 	p.scratch.New = func() any {
 		s := make([]balance.Backend, 0, len(p.members))
@@ -65,7 +68,7 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 	return p, nil
 }
 
-// inherit takes over what an operator has set at run time.
+// inherit takes over what an operator has set at run time. A weight that has changed in the configuration is the newer wish.
 func (p *pool) inherit(old *pool) {
 	for _, m := range p.members {
 		i := slices.IndexFunc(old.members, func(o *member) bool { return o.name == m.name })
@@ -76,6 +79,9 @@ func (p *pool) inherit(old *pool) {
 		o := old.members[i]
 		o.mu.Lock()
 		m.drained, m.since = o.drained, o.since
+		if m.configured == o.configured {
+			m.weight = o.weight
+		}
 		o.mu.Unlock()
 	}
 }

@@ -13,14 +13,17 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// service is a configured service at work. What a reload can change stands behind routing.
+// service is a configured service at work. It does not change; a reload makes another, which counts on.
 type service struct {
 	cfg    ServiceConfig
 	mode   peek.Mode
 	parser *peek.Parser
 	// peeking counts connections whose first request is not known yet, active those that have been handed off.
-	peeking, active atomic.Int64
-	routing         atomic.Pointer[routing]
+	peeking, active *atomic.Int64
+	// routing is shared with the service that this one replaces, so that who is being peeked at goes the newest way.
+	routing *atomic.Pointer[routing]
+	// next is what the plan to which the service belongs will store in routing.
+	next *routing
 	// forget removes a flow from the packet path's table.
 	forget func(tcprepair.Flow)
 }
@@ -34,7 +37,7 @@ type routing struct {
 
 // newService returns a service without routing.
 func newService(cfg ServiceConfig, forget func(tcprepair.Flow)) (*service, error) {
-	s := &service{cfg: cfg, forget: forget}
+	s := &service{cfg: cfg, forget: forget, peeking: new(atomic.Int64), active: new(atomic.Int64), routing: new(atomic.Pointer[routing])}
 	switch cfg.Mode {
 	case ModeHTTP:
 		s.mode = peek.HTTP
@@ -55,15 +58,26 @@ func newService(cfg ServiceConfig, forget func(tcprepair.Flow)) (*service, error
 	return s, nil
 }
 
-// setRouting compiles the routes of cfg, which may be newer than the service's.
-func (s *service) setRouting(cfg ServiceConfig, pools map[string]*pool) error {
-	table, err := route.Compile(cfg.Rules())
-	if err != nil {
-		return fmt.Errorf("service %s: %w", cfg.Name, err)
+// inherit goes on with the counts of the service that this one replaces, and with those who are being peeked at there.
+func (s *service) inherit(old *service) {
+	s.peeking, s.active = old.peeking, old.active
+	if s.mode == old.mode { // what another mode's parsers find does not fit these routes
+		s.routing = old.routing
 	}
-	s.routing.Store(&routing{table: table, pools: pools, fallback: pools[cfg.Default]})
+}
+
+// compile makes the routing that take puts into effect.
+func (s *service) compile(pools map[string]*pool) error {
+	table, err := route.Compile(s.cfg.Rules())
+	if err != nil {
+		return fmt.Errorf("service %s: %w", s.cfg.Name, err)
+	}
+	s.next = &routing{table: table, pools: pools, fallback: pools[s.cfg.Default]}
 	return nil
 }
+
+// take puts the compiled routing into effect.
+func (s *service) take() { s.routing.Store(s.next) }
 
 // peeks reports whether the first bytes matter. Where they do not, the server may be the one to speak first.
 func (s *service) peeks() bool { return s.mode != peek.TCP || s.cfg.ProxyProtocol }

@@ -30,9 +30,10 @@ func listen(at netip.AddrPort, deferred time.Duration) (fd int, err error) {
 	if err != nil {
 		return -1, os.NewSyscallError("socket", err)
 	}
+	opened := fd // a failing return overwrites fd
 	defer func() {
 		if err != nil {
-			_ = unix.Close(fd)
+			_ = unix.Close(opened)
 		}
 	}()
 	options := []struct{ level, name, value int }{

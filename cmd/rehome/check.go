@@ -17,16 +17,20 @@ import (
 
 func newCheck() *cobra.Command {
 	var output outputFormat
-	var config string
+	var config, front string
 	cmd := &cobra.Command{
 		Use:   "check",
 		Short: "Validate the configuration and look at what this machine can do",
 		Long: `Look at this machine: kernel, capabilities, BPF, addresses; each with what to do where something is missing. The
 configuration (` + defaultConfig + ` if there is one, or --config) is validated first, and what it expects of this machine is looked at, too.
+With --dispatcher it is a dispatcher's, as with "rehome dispatcher check".
 
 The exit code is 2 if the configuration is wrong, 1 if something is missing that cannot be done without.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if front != "" {
+				return checkDispatcher(cmd, front, output)
+			}
 			var cfg *agent.Config
 			if _, err := os.Stat(defaultConfig); config == "" && err == nil {
 				config = defaultConfig
@@ -52,6 +56,8 @@ The exit code is 2 if the configuration is wrong, 1 if something is missing that
 	}
 	output.register(cmd)
 	cmd.Flags().StringVar(&config, "config", "", "configuration file to validate")
+	cmd.Flags().StringVar(&front, "dispatcher", "", "configuration file of a dispatcher to validate")
+	cmd.MarkFlagsMutuallyExclusive("config", "dispatcher")
 	return cmd
 }
 

@@ -131,6 +131,20 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "dispatch",
+		about: "clients use linked and unmodified servers through the dispatcher, which is killed, and a backend is drained",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			lab := scenario.DispatchTopology("dispatch")
+			r, err := scenario.Dispatch(ctx, scenario.DispatchConfig{
+				Command: o.command, Lab: lab.Name, Front: scenario.Rehome(), Adjust: scenario.DispatchedAgents(lab.VIPs),
+				Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -142,7 +156,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

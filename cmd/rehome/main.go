@@ -21,7 +21,7 @@ import (
 const (
 	exitFailed  = 1 // what was asked for did not happen, or not all of it
 	exitUsage   = 2 // the command line or the configuration is wrong
-	exitNoAgent = 3 // the agent cannot be reached
+	exitNoAgent = 3 // the agent or dispatcher cannot be reached
 )
 
 // exitError is an error with the exit code that it leads to. A nil err has been told already.
@@ -74,7 +74,8 @@ func newRoot() *cobra.Command {
 On every server runs "rehome agent"; the operator types "rehome drain" before a reboot, or "rehome migrate" for one
 connection.
 
-Exit codes: 0 done; 1 not done, or not all of it; 2 wrong command line or configuration; 3 the agent cannot be reached.`,
+Exit codes: 0 done; 1 not done, or not all of it; 2 wrong command line or configuration; 3 the agent, or the dispatcher, cannot be
+reached.`,
 		SilenceUsage:  true,
 		SilenceErrors: true,
 		Version:       peer.Version(),

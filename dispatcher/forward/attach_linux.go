@@ -10,6 +10,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
+	"golang.org/x/sys/unix"
 )
 
 // attachment is a program at an interface. Close detaches it unless it is pinned.
@@ -21,23 +22,33 @@ type attachment interface {
 
 // attach puts the programs in place, in the mode that is wished for and works.
 func (f *Forwarder) attach() error {
+	var late []link.Link
 	if f.config.Mode == XDP {
-		why, err := f.attachXDP()
-		if err != nil {
-			return err
-		}
-		if why == nil {
+		links, why, err := f.attachXDP()
+		if err == nil && why == nil {
 			f.mode = XDP
 			return f.discard(TCX)
 		}
+		if err != nil {
+			return errors.Join(err, closeAll(links))
+		}
 		f.config.Logger.Warn("XDP is not used; tcx instead", "why", why)
+		late = links
 	}
 	for _, p := range f.points {
 		if err := f.attachTCX(p); err != nil {
-			return fmt.Errorf("interface %s: %w", p.name, err)
+			return errors.Join(fmt.Errorf("interface %s: %w", p.name, err), closeAll(late))
 		}
 	}
-	return f.discard(XDP)
+	return errors.Join(f.discard(XDP), closeAll(late))
+}
+
+func closeAll(links []link.Link) error {
+	var errs []error
+	for _, l := range links {
+		errs = append(errs, l.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // discard removes pinned links of a mode that is not in use any more. It comes after the other's are in place, so that no
@@ -45,17 +56,14 @@ func (f *Forwarder) attach() error {
 func (f *Forwarder) discard(mode Mode) error {
 	for _, p := range f.points {
 		path := f.pin(p, mode)
-		if path == "" {
-			continue
-		}
-		old, err := link.LoadPinnedLink(path, nil)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err == nil {
-			err = errors.Join(old.Unpin(), old.Close())
-		}
+		old, err := former(path)
 		if err != nil {
+			return err
+		}
+		if old == nil {
+			continue
+		}
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
 			return fmt.Errorf("remove %s: %w", path, err)
 		}
 	}
@@ -70,8 +78,8 @@ func (f *Forwarder) pin(p *point, mode Mode) string {
 	return filepath.Join(f.config.PinPath, "link_"+p.name+"_"+mode.String())
 }
 
-// resume replaces the program of a pinned link by ours. nil: there is none, or it has gone with its interface.
-func resume(path string, program *ebpf.Program) (link.Link, error) {
+// former opens the link that another process has pinned; nil if there is none.
+func former(path string) (link.Link, error) {
 	if path == "" {
 		return nil, nil
 	}
@@ -82,35 +90,25 @@ func resume(path string, program *ebpf.Program) (link.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("load %s: %w", path, err)
 	}
-	if old.Update(program) == nil {
-		return old, nil
-	}
-	if err := errors.Join(old.Unpin(), old.Close()); err != nil {
-		return nil, fmt.Errorf("replace %s: %w", path, err)
-	}
-	return nil, nil
+	return old, nil
 }
 
 // attachTCX puts the program first at its hook: a program in front that returns TC_ACT_OK would silently end the chain,
-// and the gate, if there is one, has its place behind.
-func (f *Forwarder) attachTCX(p *point) error {
+// and the gate, if there is one, has its place behind. A pinned link goes on with the new program, in one step.
+func (f *Forwarder) attachTCX(p *point) (err error) {
 	program, path := f.table.objects.RehomeForward, f.pin(p, TCX)
-	old, err := resume(path, program)
+	old, err := former(path)
 	if err != nil {
 		return err
 	}
-	if old != nil {
+	if old != nil && isFirst(p, old) && old.Update(program) == nil {
 		p.attached = old
-		if first, err := f.isFirst(p); err != nil || first {
+		return nil
+	}
+	if old == nil {
+		if err := vacant(p, program); err != nil {
 			return err
 		}
-		// Somebody has put itself in front meanwhile. Both links stand for a moment: the second program finds
-		// nothing left to do.
-		if err := old.Unpin(); err != nil {
-			return err
-		}
-	} else if err := vacant(p, program); err != nil {
-		return err
 	}
 	l, err := link.AttachTCX(link.TCXOptions{
 		Interface: p.ifindex, Program: program, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
@@ -120,11 +118,23 @@ func (f *Forwarder) attachTCX(p *point) error {
 	}
 	p.attached = l
 	if old != nil {
-		if err := old.Close(); err != nil {
-			return err
+		// Its interface is gone, or somebody has put itself in front. It goes when the new one is there: no packet
+		// finds neither.
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+			return fmt.Errorf("replace %s: %w", path, err)
 		}
 	}
 	return pinAt(l, path)
+}
+
+// isFirst tells whether the interface's packets come to the link's program before any other.
+func isFirst(p *point, l link.Link) bool {
+	present, err := link.QueryPrograms(link.QueryOptions{Target: p.ifindex, Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		return false
+	}
+	info, err := l.Info()
+	return err == nil && len(present.Programs) > 0 && present.Programs[0].ID == info.Program
 }
 
 func pinAt(l link.Link, path string) error {
@@ -135,20 +145,6 @@ func pinAt(l link.Link, path string) error {
 		return fmt.Errorf("pin %s: %w", path, err)
 	}
 	return nil
-}
-
-// isFirst tells whether the interface's packets come to our program before any other.
-func (f *Forwarder) isFirst(p *point) (bool, error) {
-	present, err := link.QueryPrograms(link.QueryOptions{Target: p.ifindex, Attach: ebpf.AttachTCXIngress})
-	if err != nil {
-		return false, err
-	}
-	ours, err := f.table.objects.RehomeForward.Info()
-	if err != nil {
-		return false, err
-	}
-	id, ok := ours.ID()
-	return ok && len(present.Programs) > 0 && present.Programs[0].ID == id, nil
 }
 
 // vacant looks for another forwarder at the same hook: two tables would give two answers.
@@ -173,4 +169,14 @@ func vacant(p *point, program *ebpf.Program) error {
 		}
 	}
 	return nil
+}
+
+// haveTCX asks for the programs at an interface that does not exist, which only a kernel with tcx answers with ENODEV.
+func haveTCX() error {
+	const none = 1<<31 - 1
+	_, err := link.QueryPrograms(link.QueryOptions{Target: none, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
 }

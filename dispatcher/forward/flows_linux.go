@@ -136,16 +136,21 @@ func (s *Flows) operation(code forwardCode, f tcprepair.Flow) operation {
 	return operation{code: code, proto: s.proto, flow: f}
 }
 
+// run carries out the operations that make sense; the others have the reason in them.
 func (s *Flows) run(ops []operation) error {
+	sound := make([]operation, 0, len(ops))
 	for i := range ops {
-		if !ops[i].flow.IsValid() {
-			return fmt.Errorf("flow %v: both ends need an address of one family and a port", ops[i].flow)
-		}
-		if ops[i].node >= MaxNodes {
-			return fmt.Errorf("node %d: at most %d", ops[i].node, MaxNodes-1)
+		if ops[i].check() == nil {
+			sound = append(sound, ops[i])
 		}
 	}
-	return s.table.run(ops)
+	err := s.table.run(sound)
+	for i := range ops {
+		if ops[i].check() == nil {
+			ops[i], sound = sound[0], sound[1:]
+		}
+	}
+	return err
 }
 
 func decided(op string, o *operation, err error) gate.Changed {

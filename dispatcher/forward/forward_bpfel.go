@@ -94,9 +94,10 @@ type forwardOperation struct {
 }
 
 type forwardPort struct {
-	_   structs.HostLayout
-	Mac [6]uint8
-	Pad [2]uint8
+	_       structs.HostLayout
+	Ifindex uint32
+	Mac     [6]uint8
+	Pad     [2]uint8
 }
 
 type forwardService struct {

@@ -36,6 +36,9 @@ type Forwarder struct {
 	closed bool
 }
 
+// maxPorts is PORTS in bpf/table.h.
+const maxPorts = 1024
+
 // point is one interface the forwarder stands at.
 type point struct {
 	name     string
@@ -112,7 +115,13 @@ func (f *Forwarder) locate(name string) error {
 
 // register tells the XDP program which frames are for this host.
 func (f *Forwarder) register(p *point) error {
-	if err := f.table.objects.Ports.Put(uint32(p.ifindex), forwardPort{Mac: [6]uint8(p.mac)}); err != nil {
+	for _, other := range f.points {
+		if other != p && other.ifindex%maxPorts == p.ifindex%maxPorts {
+			return fmt.Errorf("its index and that of %s differ by a multiple of %d: make one of them anew", other.name, maxPorts)
+		}
+	}
+	port := forwardPort{Ifindex: uint32(p.ifindex), Mac: [6]uint8(p.mac)}
+	if err := f.table.objects.Ports.Put(uint32(p.ifindex%maxPorts), port); err != nil {
 		return fmt.Errorf("register its MAC address: %w", err)
 	}
 	return nil

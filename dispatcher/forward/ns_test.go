@@ -12,18 +12,20 @@ import (
 	"runtime"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // host is a network namespace of a test, without a name: it goes with its last handle, also when the test is killed.
 type host struct {
 	ns netns.NsHandle
 	nl *netlink.Handle
+
+	hub  *host // where the other end of eth0 is
+	port string
 }
 
 func newHost(t testing.TB) *host {
@@ -65,6 +67,13 @@ func newHost(t testing.TB) *host {
 // do runs f on a thread inside the namespace; the thread is thrown away.
 func (h *host) do(t testing.TB, f func() error) {
 	t.Helper()
+	if err := h.try(f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// try is do for goroutines other than the test's.
+func (h *host) try(f func() error) error {
 	result := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
@@ -74,9 +83,7 @@ func (h *host) do(t testing.TB, f func() error) {
 		}
 		result <- err
 	}()
-	if err := <-result; err != nil {
-		t.Fatal(err)
-	}
+	return <-result
 }
 
 func (h *host) up(t testing.TB, name string) netlink.Link {
@@ -136,19 +143,33 @@ func (h *host) index(t testing.TB) int {
 	return l.Attrs().Index
 }
 
-// neighbour makes h reach ip at mac.
-func (h *host) neighbour(t testing.TB, ip string, mac net.HardwareAddr) {
+// Commands of SIOCETHTOOL.
+const (
+	ethtoolChecksum = 0x17 // ETHTOOL_STXCSUM
+	ethtoolGRO      = 0x2c // ETHTOOL_SGRO
+)
+
+// offload turns something that an interface does for its host on or off.
+func (h *host) offload(t testing.TB, name string, command, on uint32) {
 	t.Helper()
-	a := net.ParseIP(ip)
-	family := unix.AF_INET6
-	if a.To4() != nil {
-		family = unix.AF_INET
-	}
-	if err := h.nl.NeighSet(&netlink.Neigh{
-		LinkIndex: h.index(t), Family: family, State: netlink.NUD_PERMANENT, IP: a, HardwareAddr: mac,
-	}); err != nil {
-		t.Fatalf("neighbour %s: %v", ip, err)
-	}
+	h.do(t, func() error {
+		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM, 0)
+		if err != nil {
+			return err
+		}
+		defer unix.Close(fd)
+		value := [2]uint32{command, on}
+		request := struct {
+			name [unix.IFNAMSIZ]byte
+			data unsafe.Pointer
+			_    [16]byte
+		}{data: unsafe.Pointer(&value)}
+		copy(request.name[:], name)
+		if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), unix.SIOCETHTOOL, uintptr(unsafe.Pointer(&request))); errno != 0 {
+			return errno
+		}
+		return nil
+	})
 }
 
 func (h *host) listen(t testing.TB, at string) net.Listener {
@@ -162,20 +183,6 @@ func (h *host) listen(t testing.TB, at string) net.Listener {
 	})
 	t.Cleanup(func() { _ = l.Close() })
 	return l
-}
-
-// dial connects from h; port 0 takes any.
-func (h *host) dial(t testing.TB, port int, to string) (net.Conn, error) {
-	t.Helper()
-	var c net.Conn
-	var failed error
-	h.do(t, func() error {
-		d := net.Dialer{LocalAddr: &net.TCPAddr{Port: port}}
-		d.SetMultipathTCP(false)
-		c, failed = d.DialContext(t.Context(), "tcp", to)
-		return nil
-	})
-	return c, failed
 }
 
 func (h *host) open(t testing.TB, c Config) (*Forwarder, error) {
@@ -230,30 +237,10 @@ func network(t testing.TB, n int) []*host {
 		h.up(t, "eth0")
 		h.address(t, "eth0", fmt.Sprintf("10.66.0.%d/24", i+1))
 		h.address(t, "eth0", fmt.Sprintf("fd66::%d/64", i+1))
+		h.hub, h.port = hub, port
 		hosts[i] = h
 	}
 	return hosts
-}
-
-// withVIP gives servers the service address without letting them answer ARP or ND for it.
-func withVIP(t testing.TB, servers ...*host) {
-	t.Helper()
-	for _, h := range servers {
-		h.sysctl(t, "net/ipv4/conf/all/arp_ignore", "1")
-		h.sysctl(t, "net/ipv4/conf/all/arp_announce", "2")
-		h.address(t, "lo", vip4+"/32")
-		h.address(t, "lo", vip6+"/128")
-	}
-}
-
-const (
-	vip4 = "10.66.0.100"
-	vip6 = "fd66::100"
-)
-
-// flowOf is the flow of a client's connection.
-func flowOf(c net.Conn) tcprepair.Flow {
-	return tcprepair.NewFlow(c.RemoteAddr().(*net.TCPAddr).AddrPort(), c.LocalAddr().(*net.TCPAddr).AddrPort())
 }
 
 // eventually waits until ok, for at most five seconds.

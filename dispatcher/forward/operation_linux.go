@@ -4,6 +4,7 @@ package forward
 
 import (
 	"encoding/binary"
+	"fmt"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -72,8 +73,22 @@ func (o *operation) decode(b []byte) {
 	o.forwarded = binary.LittleEndian.Uint32(b[68:])
 }
 
+// check says what keeps the kernel from being asked.
+func (o *operation) check() error {
+	if !o.flow.IsValid() {
+		return fmt.Errorf("flow %v: both ends need an address of one family and a port", o.flow)
+	}
+	if o.node >= MaxNodes {
+		return fmt.Errorf("node %d: at most %d", o.node, MaxNodes-1)
+	}
+	return nil
+}
+
 // err turns the result into an error.
 func (o *operation) err() error {
+	if err := o.check(); err != nil {
+		return err
+	}
 	switch errno := unix.Errno(-o.result); errno {
 	case 0:
 		return nil

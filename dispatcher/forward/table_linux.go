@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -86,8 +87,7 @@ func takeOver(spec *ebpf.CollectionSpec, dir string) (seeds forwardSetting, err 
 		return seeds, fmt.Errorf("pin path: %w", err)
 	}
 	for name, m := range spec.Maps {
-		switch name {
-		case "operations", ".rodata":
+		if name == "operations" || strings.HasPrefix(name, ".rodata") {
 			continue // private to the process
 		}
 		m.Pinning = ebpf.PinByName

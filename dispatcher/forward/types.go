@@ -51,7 +51,7 @@ type Config struct {
 	// PinPath is a directory on a BPF filesystem, for this forwarder alone. Tables and programs are pinned there and
 	// outlive the process; the next Open with the same path goes on with them. Empty: they go with the process.
 	PinPath string
-	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 122 MB
+	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 126 MiB
 	// of kernel memory. A pinned table keeps its size.
 	MaxFlows uint32
 	// IdleTimeout is how long the owner of a TCP flow is remembered that no packet is seen of. 0 means 4 hours, twice the
@@ -134,5 +134,5 @@ type Stats struct {
 	Fresh    uint64  // of those: in their handshake
 	Dying    uint64  // over, but not yet free, at the last sweep
 	Capacity uint64  // slots for flows, of both IP versions
-	Pressure float64 // share of the slots in use at the last sweep, of the fuller IP version; refusals begin at about 0.9
+	Pressure float64 // share of the slots in use at the last sweep, of the fuller IP version; refusals begin at 0.84 or more
 }

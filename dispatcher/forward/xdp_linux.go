@@ -15,61 +15,62 @@ import (
 )
 
 // attachXDP puts the XDP program at all interfaces, or at none: a packet may come by one and leave by another. why says
-// what keeps XDP from being used; err, what keeps the forwarder from being opened.
+// what keeps XDP from being used; err, what keeps the forwarder from being opened. In either case the links that there are
+// must be closed, once something else is in their place.
 //
 // First a program that only listens is attached, so that the probe endangers no packet, and then replaced in one step.
-func (f *Forwarder) attachXDP() (why, err error) {
-	defer func() {
-		if why == nil && err == nil {
-			return
-		}
-		for _, p := range f.points {
-			if p.attached == nil {
-				continue
-			}
-			err = errors.Join(err, ignoreMissing(p.attached.Unpin()), p.attached.Close())
-			p.attached = nil
-		}
-	}()
+func (f *Forwarder) attachXDP() (links []link.Link, why, err error) {
+	fresh := make(map[*point]link.Link)
 	for _, p := range f.points {
-		if why, err := f.listenXDP(p); why != nil || err != nil {
-			return why, err
+		l, resumed, err := f.listenXDP(p)
+		if errors.Is(err, unix.EPERM) {
+			return links, nil, err
+		}
+		if err != nil {
+			return links, fmt.Errorf("interface %s: attach to its driver: %w", p.name, err), nil
+		}
+		links = append(links, l)
+		if !resumed {
+			fresh[p] = l
 		}
 		if err := f.probe(p); err != nil {
-			return fmt.Errorf("interface %s: %w", p.name, err), nil
+			return links, fmt.Errorf("interface %s: %w", p.name, err), nil
 		}
 	}
-	for _, p := range f.points {
-		if err := p.attached.Update(f.table.objects.RehomeXdp); err != nil {
-			return nil, fmt.Errorf("interface %s: replace the program: %w", p.name, err)
+	for p, l := range fresh {
+		if err := l.Update(f.table.objects.RehomeXdp); err != nil {
+			return links, nil, fmt.Errorf("interface %s: replace the program: %w", p.name, err)
+		}
+		if err := pinAt(l, f.pin(p, XDP)); err != nil {
+			return links, nil, err
 		}
 	}
-	return nil, nil
+	for i, p := range f.points {
+		p.attached = links[i]
+	}
+	return nil, nil, nil
 }
 
-// listenXDP attaches the program that only listens, or goes on with the pinned link, which has shown before that it works
+// listenXDP attaches the program that only listens. A pinned link is resumed instead, which has shown before that it works
 // and goes on forwarding while it is probed again.
-func (f *Forwarder) listenXDP(p *point) (why, err error) {
-	path := f.pin(p, XDP)
-	old, err := resume(path, f.table.objects.RehomeXdp)
+func (f *Forwarder) listenXDP(p *point) (_ link.Link, resumed bool, err error) {
+	old, err := former(f.pin(p, XDP))
 	if err != nil {
-		return nil, fmt.Errorf("interface %s: %w", p.name, err)
+		return nil, false, err
 	}
 	if old != nil {
-		p.attached = old
-		return nil, nil
+		if old.Update(f.table.objects.RehomeXdp) == nil {
+			return old, true, nil
+		}
+		// Gone with its interface.
+		if err := errors.Join(old.Unpin(), old.Close()); err != nil {
+			return nil, false, err
+		}
 	}
 	l, err := link.AttachXDP(link.XDPOptions{
 		Interface: p.ifindex, Program: f.table.objects.RehomeListen, Flags: link.XDPDriverMode,
 	})
-	switch {
-	case errors.Is(err, unix.EPERM):
-		return nil, err
-	case err != nil:
-		return fmt.Errorf("interface %s: attach to its driver: %w", p.name, err), nil
-	}
-	p.attached = l
-	return nil, pinAt(l, path)
+	return l, false, err
 }
 
 const (

@@ -19,7 +19,7 @@ type Event struct {
 // would say success.
 func (e Event) withReason() Event {
 	switch e.Kind {
-	case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled, DeliveryFailed:
+	case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled, DeliveryFailed, Over:
 		if e.Err == nil {
 			e.Err = ErrNoReason
 		}
@@ -80,6 +80,7 @@ const (
 	DeliveryFailed                       // K: it has not, and nothing is left of it here
 	Present                              // G: asked, the server's host says that it has the connection
 	Absent                               // G: that it has not
+	Over                                 // G K: the connection has ended in the server's hands, or may have: nobody may go on with it
 )
 
 // String returns the event's name as it stands in transcripts.
@@ -88,7 +89,7 @@ func (k EventKind) String() string {
 		"?", "start", "accepted", "refused", "leased", "lease-refused", "prepared", "stored", "exported", "export-refused",
 		"frozen", "freeze-failed", "committed", "state-sent", "transferred", "restored", "restore-failed", "imported",
 		"import-refused", "held-last", "owner", "peer-lost", "entry-lost", "application-lost", "canceled", "tick",
-		"commit-asked", "commit-failed", "commit-made", "delivered", "delivery-failed", "present", "absent",
+		"commit-asked", "commit-failed", "commit-made", "delivered", "delivery-failed", "present", "absent", "over",
 	}
 	if int(k) < len(names) {
 		return names[k]
@@ -143,7 +144,8 @@ const (
 	Deny                          // G: tell the server that the flow is not its own
 	TakeBack                      // G: owner and path become the dispatcher's again, which holds the flow's packets
 	AskServer                     // G: the server's host, does it have the connection?
-	Deliver                       // K: give the connection to the server; answer Delivered or DeliveryFailed
+	Deliver                       // K: give the connection to the server; answer Delivered, DeliveryFailed or Over
+	SendOver                      // K: the connection has ended, or may have
 )
 
 // String returns the action's name as it stands in transcripts.
@@ -152,7 +154,7 @@ func (v Verb) String() string {
 		"?", "send-offer", "send-lease", "send-cancel", "send-abort", "ask-prepare", "send-ahead", "ask-export", "send-state",
 		"freeze", "send-transfer", "thaw", "release", "resume-app", "discard", "send-held", "tell-migrated", "reset",
 		"reserve", "send-stored", "restore", "send-commit", "withdraw-app", "send-refuse", "activate-app", "send-committed", "finish",
-		"send-handoff", "grant", "deny", "take-back", "ask-server", "deliver",
+		"send-handoff", "grant", "deny", "take-back", "ask-server", "deliver", "send-over",
 	}
 	if int(v) < len(names) {
 		return names[v]

@@ -20,7 +20,7 @@ var ErrGone = errors.New("the client has given the connection up")
 //	               │   │ PeerLost, deadline                       │
 //	               │   ▼                                          │
 //	               │ Asking ──────────────────────────────────────┘
-//	               ▼   │ Present            deadline ─► Lost
+//	               ▼   │ Present      deadline, Over ─► Lost
 //	              Given◄
 //
 // In Idle, Sent and Back the connection is the dispatcher's, from Granted on the server's. The dispatcher holds the flow's packets
@@ -93,18 +93,17 @@ func (g *Giver) Step(now time.Time, e Event) []Action {
 		if e.Kind != Start {
 			break
 		}
-		g.deadline = now.Add(g.limit)
 		if g.atOnce {
 			g.state = GiverGranting
 			g.do(Grant)
 			break
 		}
-		g.state = GiverSent
+		g.state, g.deadline = GiverSent, now.Add(g.limit)
 		g.do(SendHandoff)
 	case GiverGranting:
 		switch e.Kind {
 		case CommitMade:
-			g.state = GiverGranted
+			g.state, g.deadline = GiverGranted, now.Add(g.limit)
 			g.do(SendHandoff)
 		case CommitFailed:
 			g.finish(GiverLost, wrap(ErrGone, e.Err))
@@ -132,7 +131,7 @@ func (g *Giver) sent(now time.Time, e Event) {
 		g.finish(GiverBack, wrap(ErrPeerLost, e.Err))
 	case Tick:
 		if !now.Before(g.deadline) {
-			g.do(SendCancel)
+			g.out = append(g.out, Action{Verb: SendCancel, Err: ErrTimeout})
 			g.finish(GiverBack, ErrTimeout)
 		}
 	}
@@ -151,8 +150,13 @@ func (g *Giver) granted(now time.Time, e Event) {
 		g.finish(GiverGiven, nil)
 	case Refused:
 		g.takeBack(e.Err)
+	case Over:
+		g.do(Reset)
+		g.finish(GiverLost, e.Err)
 	case Absent:
-		g.takeBack(g.cause)
+		if g.state == GiverAsking { // else nobody has asked
+			g.takeBack(g.cause)
+		}
 	case PeerLost:
 		g.ask(now, wrap(ErrPeerLost, e.Err))
 	case Tick:
@@ -174,7 +178,11 @@ func (g *Giver) ask(now time.Time, cause error) {
 		return // the question waits for the next connection
 	}
 	g.state, g.cause = GiverAsking, cause
-	g.deadline, g.retry = now.Add(g.grace), now.Add(askAgain)
+	if g.deadline.Before(now) {
+		g.deadline = now
+	}
+	// The grace begins when the server, too, has given up asking for the flow.
+	g.deadline, g.retry = g.deadline.Add(g.grace), now.Add(askAgain)
 	g.do(AskServer)
 }
 

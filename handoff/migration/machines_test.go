@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-// FuzzMachines feeds both machines whatever the fuzzer comes up with: four bytes are one event and the time before it.
+// FuzzMachines feeds the machines whatever the fuzzer comes up with: four bytes are one event and the time before it.
 // Nothing may make them panic, act after the end, finish twice, or leave a tick's deadline in the past; and neither may
 // say two things that exclude one another.
 func FuzzMachines(f *testing.F) {
@@ -20,6 +20,10 @@ func FuzzMachines(f *testing.F) {
 	f.Add(false, seed)
 	f.Add(true, seed)
 	f.Add(true, []byte{byte(Start), 0, 0, 0, byte(Tick), 200, 0, 0, byte(Tick), 200, 0, 0})
+	given := []byte{byte(Start), 0, 0, 0, byte(CommitAsked), 1, 0, 0, byte(PeerLost), 1, 0, 0, byte(Tick), 2, 0, 0}
+	f.Add(false, append(given, byte(Present), 0, 0, 0))
+	f.Add(false, append(given, byte(Absent), 0, 0, 0))
+	f.Add(true, []byte{byte(Start), 0, 0, 0, byte(Restored), 1, 0, 0, byte(OwnerIs), 1, 1, 2, byte(DeliveryFailed), 1, 0, 0})
 	f.Add(false, []byte{byte(Start), 0, 0, 0, byte(PeerLost), 1, 0, 0, byte(Start), 1, 0, 0})
 	f.Fuzz(func(t *testing.T, ahead bool, script []byte) {
 		source := NewSource(SourceParams{Host: "a", Target: "b", Epoch: 1, Ahead: ahead}, Config{})
@@ -33,6 +37,8 @@ func FuzzMachines(f *testing.F) {
 		feed(t, "target", target, script)
 		feed(t, "recovered source", recoveredSource, script)
 		feed(t, "recovered target", recoveredTarget, script)
+		feed(t, "giver", NewGiver(time.Second, 3*time.Second, ahead), script)
+		feed(t, "taker", NewTaker(TargetParams{Host: "b", Epoch: 1, Limit: time.Second}, ahead, Config{}), script)
 	})
 }
 
@@ -44,13 +50,16 @@ func feed(t *testing.T, name string, m machine, script []byte) {
 	var lastErr error
 	for len(script) >= 4 {
 		now = now.Add(time.Duration(script[1]) * 50 * time.Millisecond)
-		e := Event{Kind: EventKind(script[0] % byte(Tick+2)), Large: script[2]&1 != 0}
+		e := Event{Kind: EventKind(script[0] % byte(Over+2)), Large: script[2]&1 != 0}
 		e.Owner = Owner{Host: string('a' + rune(script[2]%4)), Epoch: uint32(script[3] % 4), Unknown: script[2]&64 != 0}
 		if script[3]&128 != 0 {
 			e.Err = errors.New("why")
 		}
 		script = script[4:]
 		actions := m.Step(now, e)
+		if finished && len(actions) == 1 && actions[0].Verb == Deny {
+			continue // to whoever still asks
+		}
 		if finished && len(actions) > 0 {
 			t.Fatalf("%s: %v after the end led to %v", name, e.Kind, actions)
 		}
@@ -64,7 +73,7 @@ func feed(t *testing.T, name string, m machine, script []byte) {
 				t.Fatalf("%s: no verb", name)
 			}
 			switch a.Verb {
-			case SendCancel, ResumeApp, WithdrawApp, SendRefuse:
+			case SendCancel, ResumeApp, WithdrawApp, SendRefuse, SendOver:
 				if a.Err == nil {
 					t.Fatalf("%s: %v without a reason, after %v", name, a.Verb, e.Kind)
 				}
@@ -82,7 +91,7 @@ func feed(t *testing.T, name string, m machine, script []byte) {
 			t.Fatalf("%s: a tick left a deadline that has passed", name)
 		}
 	}
-	ends := did[Reset] + did[Discard] + did[Thaw]
+	ends := did[Reset] + did[Discard] + did[Thaw] + did[TakeBack]
 	if name != "target" && name != "recovered target" && ends > 1 {
 		t.Fatalf("%s: thawed %d, discarded %d, reset %d", name, did[Thaw], did[Discard], did[Reset])
 	}
@@ -92,7 +101,13 @@ func feed(t *testing.T, name string, m machine, script []byte) {
 	if s, ok := m.(*Target); ok && finished && (lastErr == nil) != (s.State() == TargetLive) {
 		t.Fatalf("%s: ended as %v with error %v", name, s.State(), lastErr)
 	}
-	if did[Thaw] > 0 && did[Discard] > 0 || did[SendCommitted] > 0 && did[SendRefuse] > 0 || did[Finish] > 1 {
+	if g, ok := m.(*Giver); ok && finished && (lastErr == nil) != (g.State() == GiverGiven) {
+		t.Fatalf("%s: ended as %v with error %v", name, g.State(), lastErr)
+	}
+	if k, ok := m.(*Taker); ok && finished && (lastErr == nil) != (k.State() == TakerTaken) {
+		t.Fatalf("%s: ended as %v with error %v", name, k.State(), lastErr)
+	}
+	if did[Thaw] > 0 && did[Discard] > 0 || did[SendCommitted]+did[SendOver] > 0 && did[SendRefuse] > 0 || did[SendOver] > 0 && did[Discard] > 0 || did[Finish] > 1 {
 		t.Fatalf("%s: %v", name, did)
 	}
 }
@@ -125,10 +140,10 @@ func TestNames(t *testing.T) {
 		}
 		seen[kind+name] = true
 	}
-	for k := Start; k <= Tick+1; k++ {
+	for k := Start; k <= Over+1; k++ {
 		unique("event", k.String())
 	}
-	for v := SendOffer; v <= Finish+1; v++ {
+	for v := SendOffer; v <= SendOver+1; v++ {
 		unique("verb", v.String())
 	}
 	for s := SourceServing; s <= SourceLost+1; s++ {
@@ -136,6 +151,12 @@ func TestNames(t *testing.T) {
 	}
 	for s := TargetIdle; s <= TargetGone+1; s++ {
 		unique("target", s.String())
+	}
+	for s := GiverIdle; s <= GiverLost; s++ {
+		unique("giver", s.String())
+	}
+	for s := TakerIdle; s <= TakerRefusing; s++ {
+		unique("taker", s.String())
 	}
 	if got := (Owner{Host: "a", Epoch: 7}).String() + " " + (Owner{Unknown: true}).String(); got != "a/7 unknown" {
 		t.Errorf("owners are %q", got)

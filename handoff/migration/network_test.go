@@ -15,6 +15,8 @@ type frame struct {
 	owner      Owner
 	large      bool
 	target     bool  // Recover's
+	present    bool  // Located's
+	granted    bool  // Handoff's
 	generation uint8 // of the connection that ended, for frameLost
 }
 
@@ -52,6 +54,11 @@ const (
 	frameActivate
 	frameWithdraw
 	frameRecover
+	// Of a handoff. Its Commit, Owner, Committed, Refuse and Cancel are those above.
+	frameHandoff
+	frameLocate
+	frameLocated
+	frameOver // a Refuse that says so
 )
 
 func (k frameKind) String() string {
@@ -59,6 +66,7 @@ func (k frameKind) String() string {
 		"?", "(connection lost)", "Offer", "Accept", "Refuse", "StateSent", "StateStored", "Transfer", "Committed", "Held", "Cancel",
 		"Lease", "Leased", "LeaseRefused", "Commit", "Abort", "Query", "Owner", "Prepare", "Prepared", "Export", "Exported",
 		"Refuse", "Resume", "Migrated", "Import", "Imported", "Refuse", "Activate", "Withdraw", "Recover",
+		"Handoff", "Locate", "Located", "Refuse (over)",
 	}[k]
 }
 

@@ -44,6 +44,7 @@ type Taker struct {
 	limit           time.Duration
 	granted         bool
 	state           TakerState
+	until           time.Time // how long to ask for the flow
 	deadline, retry time.Time
 	out             []Action
 }
@@ -77,7 +78,8 @@ func (t *Taker) Step(now time.Time, e Event) []Action {
 	switch t.state {
 	case TakerIdle:
 		if e.Kind == Start {
-			t.state = TakerRestoring
+			// Not for longer: the dispatcher, which then goes on asking for its grace, is to hear in time that it can have the flow back.
+			t.state, t.until = TakerRestoring, now.Add(t.limit)
 			t.do(Restore)
 		}
 	case TakerRestoring:
@@ -88,8 +90,8 @@ func (t *Taker) Step(now time.Time, e Event) []Action {
 				t.do(Deliver)
 				break
 			}
-			t.state = TakerAsking
-			t.deadline, t.retry = now.Add(t.limit+t.cfg.Grace), now.Add(t.cfg.Retry)
+			t.state, t.retry = TakerAsking, now.Add(t.cfg.Retry)
+			t.deadline = t.until
 			t.do(SendCommit)
 		case RestoreFailed:
 			t.refuse(e.Err)
@@ -103,6 +105,9 @@ func (t *Taker) Step(now time.Time, e Event) []Action {
 			t.finish(TakerTaken, nil)
 		case DeliveryFailed:
 			t.drop(e.Err)
+		case Over:
+			t.out = append(t.out, Action{Verb: SendOver, Err: e.Err})
+			t.finish(TakerRefusing, e.Err)
 		}
 	}
 	return t.out

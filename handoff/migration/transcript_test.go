@@ -23,6 +23,8 @@ var update = flag.Bool("update", false, "write the golden files anew") //nolint:
 //	# a comment
 //	source host=a target=b epoch=1 [ahead] [limit=…]    a new machine, at time 0
 //	target host=b epoch=1 [limit=…]                     the same
+//	giver limit=1s grace=3s [at-once]                   the same
+//	taker host=b epoch=1 [limit=…] [granted]            the same
 //	> accepted                                          an event
 //	@+200ms > owner b/2                                 an event, later
 //	@+10s > tick: why                                   an event with its error
@@ -71,7 +73,7 @@ func golden(t *testing.T, name, got string) {
 	}
 }
 
-// machine is a Source or a Target.
+// machine is a Source, a Target, a Giver or a Taker.
 type machine interface {
 	Step(now time.Time, e Event) []Action
 	Deadline() time.Time
@@ -102,7 +104,8 @@ func (p *player) line(line string) error {
 	if line == "" || strings.HasPrefix(line, "#") {
 		return nil
 	}
-	if strings.HasPrefix(line, "source ") || strings.HasPrefix(line, "target ") {
+	switch word, _, _ := strings.Cut(line, " "); word {
+	case "source", "target", "giver", "taker":
 		p.now = 0
 		m, err := parseMachine(line)
 		p.m = m
@@ -139,6 +142,10 @@ func (p *player) state() string {
 		s = m.State().String()
 	case *Target:
 		s = m.State().String()
+	case *Giver:
+		s = m.State().String()
+	case *Taker:
+		s = m.State().String()
 	}
 	if d := p.m.Deadline(); !d.IsZero() {
 		s += " until " + d.Sub(origin).String()
@@ -157,6 +164,8 @@ func parseMachine(line string) (machine, error) {
 	words := strings.Fields(line)
 	sp := SourceParams{}
 	tp := TargetParams{}
+	var grace time.Duration
+	early := false // the flow is granted before the server asks
 	for _, w := range words[1:] {
 		key, value, _ := strings.Cut(w, "=")
 		switch key {
@@ -166,24 +175,35 @@ func parseMachine(line string) (machine, error) {
 			sp.Target = value
 		case "ahead":
 			sp.Ahead = true
+		case "at-once", "granted":
+			early = true
 		case "epoch":
 			n, err := strconv.ParseUint(value, 10, 32)
 			if err != nil {
 				return nil, err
 			}
 			sp.Epoch, tp.Epoch = uint32(n), uint32(n)
-		case "limit":
+		case "limit", "grace":
 			d, err := time.ParseDuration(value)
 			if err != nil {
 				return nil, err
 			}
-			tp.Limit = d
+			if key == "grace" {
+				grace = d
+			} else {
+				tp.Limit = d
+			}
 		default:
 			return nil, fmt.Errorf("unknown word %q", w)
 		}
 	}
-	if words[0] == "source" {
+	switch words[0] {
+	case "source":
 		return NewSource(sp, Config{}), nil
+	case "giver":
+		return NewGiver(tp.Limit, grace, early), nil
+	case "taker":
+		return NewTaker(tp, early, Config{}), nil
 	}
 	return NewTarget(tp, Config{}), nil
 }
@@ -192,7 +212,7 @@ func parseEvent(text string) (Event, error) {
 	head, why, _ := strings.Cut(text, ": ")
 	words := strings.Fields(head)
 	e := Event{}
-	for k := Start; k <= Tick; k++ {
+	for k := Start; k <= Over; k++ {
 		if k.String() == words[0] {
 			e.Kind = k
 		}
@@ -260,10 +280,34 @@ func waysOfTarget() []way {
 	}
 }
 
-// everyEvent has each event in each form that makes a difference, each with a reason.
-func everyEvent() []string {
+func waysOfGiver() []way {
+	return []way{
+		{"idle", nil},
+		{"sent", []string{"start"}},
+		{"granted", []string{"start", "commit-asked"}},
+		{"asking", []string{"start", "commit-asked", "peer-lost"}},
+		{"back", []string{"start", "refused"}},
+		{"given", []string{"start", "commit-asked", "committed"}},
+		{"lost", []string{"start", "commit-asked", "commit-failed"}},
+	}
+}
+
+func waysOfTaker() []way {
+	straight := []string{"start", "restored", "owner b/2", "delivered"}
+	return []way{
+		{"idle", nil},
+		{"restoring", straight[:1]},
+		{"asking", straight[:2]},
+		{"delivering", straight[:3]},
+		{"taken", straight},
+		{"refusing", []string{"start", "restore-failed"}},
+	}
+}
+
+// everyEvent has each event up to last in each form that makes a difference, each with a reason.
+func everyEvent(last EventKind) []string {
 	var all []string
-	for k := Start; k <= Tick; k++ {
+	for k := Start; k <= last; k++ {
 		switch k {
 		case Exported:
 			all = append(all, "exported", "exported large")
@@ -271,7 +315,8 @@ func everyEvent() []string {
 			all = append(all, "owner a/1", "owner b/2", "owner c/3", "owner c/1", "owner unknown")
 		case Tick:
 			all = append(all, "tick early", "tick")
-		case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled, PeerLost, EntryLost, ApplicationLost:
+		case Refused, LeaseRefused, ExportRefused, FreezeFailed, RestoreFailed, ImportRefused, Canceled, PeerLost, EntryLost, ApplicationLost,
+			CommitFailed, DeliveryFailed, Over:
 			all = append(all, k.String()+": why")
 		default:
 			all = append(all, k.String())
@@ -280,28 +325,48 @@ func everyEvent() []string {
 	return all
 }
 
-// TestMatrix holds what each event does in each state: the whole of both machines on two pages.
+// TestMatrix holds what each event does in each state: the whole of the machines, each on a page.
 func TestMatrix(t *testing.T) {
 	var out strings.Builder
 	out.WriteString("# What each event leads to in each state of a source. Events that change nothing are listed last.\n")
 	for _, w := range waysOfSource() {
-		matrix(t, &out, w, "source host=a target=b epoch=1 ahead")
+		matrix(t, &out, w, "source host=a target=b epoch=1 ahead", Tick)
 	}
 	golden(t, "testdata/source.txt", out.String())
 
 	out.Reset()
 	out.WriteString("# What each event leads to in each state of a target. Events that change nothing are listed last.\n")
 	for _, w := range waysOfTarget() {
-		matrix(t, &out, w, "target host=b epoch=1")
+		matrix(t, &out, w, "target host=b epoch=1", Tick)
 	}
 	golden(t, "testdata/target.txt", out.String())
+
+	out.Reset()
+	out.WriteString("# What each event leads to in each state of a giver. Events that change nothing are listed last.\n")
+	for _, w := range waysOfGiver() {
+		matrix(t, &out, w, "giver limit=1s grace=3s", Over)
+	}
+	out.WriteString("\n# The same when the flow is granted at once.\n")
+	matrix(t, &out, way{"idle", nil}, "giver limit=1s grace=3s at-once", Over)
+	matrix(t, &out, way{"granting", []string{"start"}}, "giver limit=1s grace=3s at-once", Over)
+	matrix(t, &out, way{"granted", []string{"start", "commit-made"}}, "giver limit=1s grace=3s at-once", Over)
+	golden(t, "testdata/giver.txt", out.String())
+
+	out.Reset()
+	out.WriteString("# What each event leads to in each state of a taker. Events that change nothing are listed last.\n")
+	for _, w := range waysOfTaker() {
+		matrix(t, &out, w, "taker host=b epoch=1 limit=1s", Over)
+	}
+	out.WriteString("\n# The same when the flow has been granted at once.\n")
+	matrix(t, &out, way{"restoring", []string{"start"}}, "taker host=b epoch=1 limit=1s granted", Over)
+	golden(t, "testdata/taker.txt", out.String())
 }
 
-func matrix(t *testing.T, out *strings.Builder, to way, header string) {
+func matrix(t *testing.T, out *strings.Builder, to way, header string, last EventKind) {
 	t.Helper()
 	fmt.Fprintf(out, "\n%s\n", to.state)
 	var ignored []string
-	for _, event := range everyEvent() {
+	for _, event := range everyEvent(last) {
 		p := &player{}
 		for _, line := range append([]string{header}, prefixed(to.events)...) {
 			if err := p.line(line); err != nil {

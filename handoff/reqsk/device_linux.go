@@ -107,10 +107,14 @@ func (d *device) isolate() error {
 func (d *device) unroute(nl *netlink.Handle) error {
 	routes, err := nl.RouteListFiltered(netlink.FAMILY_V6, &netlink.Route{LinkIndex: d.index, Table: unix.RT_TABLE_UNSPEC},
 		netlink.RT_FILTER_OIF|netlink.RT_FILTER_TABLE)
-	if err != nil {
+	if err != nil && !errors.Is(err, unix.EAFNOSUPPORT) && !errors.Is(err, unix.EOPNOTSUPP) {
 		return fmt.Errorf("device %s: list routes: %w", d.name, err)
 	}
 	for _, r := range routes {
+		// A kernel without IPv6 may answer with the routes of IPv4.
+		if r.Dst == nil || r.Dst.IP.To4() != nil || !r.Dst.IP.IsMulticast() {
+			continue
+		}
 		if err := nl.RouteDel(&r); err != nil && !errors.Is(err, unix.ESRCH) {
 			return fmt.Errorf("device %s: remove route %v: %w", d.name, r.Dst, err)
 		}

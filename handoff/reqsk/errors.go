@@ -32,7 +32,8 @@ var (
 	// ErrPartial: the connection was made, but the listening socket's buffer did not take the whole request. The half that was made is
 	// gone: the server sees a reset connection, the client nothing.
 	ErrPartial = errors.New("server's receive buffer does not take the whole request: raise net.ipv4.tcp_rmem or the server's SO_RCVBUF")
-	// ErrReset: the connection has ended, and the client has been told. It must not be delivered elsewhere.
+	// ErrReset: the connection was made here and has ended. It must not be delivered elsewhere. The client has been told, but for one case in
+	// which Linux sends its RST to nowhere: tcprepair.Reset on the host that accepted the connection makes sure, and a second RST does no harm.
 	ErrReset = errors.New("connection has ended")
 	// ErrUncertain: the connection is not here, and the kernel offers no way to know whether it never was or is over already.
 	// It must not be delivered elsewhere: the server may have answered.
@@ -42,6 +43,8 @@ var (
 	ErrSyncookies = errors.New("net.ipv4.tcp_syncookies is 0 in this network namespace: set it to 1")
 	// ErrReversePath: strict reverse path filtering would drop what enters through the Injector's device.
 	ErrReversePath = errors.New("net.ipv4.conf.all.rp_filter is 1 (strict) in this network namespace: set it to 0, and conf.<interface>.rp_filter to 1 where it is wanted")
+	// ErrSteering: the kernel would receive what is injected at some later time and on another CPU, and nobody could say what became of it.
+	ErrSteering = errors.New("net.core.rps_default_mask steers packets of new devices to other CPUs: set it to 0")
 	// ErrPermission: a capability is missing.
 	ErrPermission = errors.New("not permitted: needs CAP_NET_ADMIN, CAP_BPF and CAP_PERFMON")
 	// ErrUnsupported: use another delivery (linked API, descriptor passing) on this host.

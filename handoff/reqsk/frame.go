@@ -14,7 +14,8 @@ const (
 	maxFrame      = offloadHeader + maxPacket
 )
 
-// hops is the TTL of what is injected: should an address vanish from this host at the wrong moment, nothing is forwarded.
+// hops is the TTL of what is injected: nothing may ever leave this host. (The kernel does not forward what a program has given a socket
+// to, but segments that follow the first have none, and an address may vanish.)
 const hops = 1
 
 // TCP flags.

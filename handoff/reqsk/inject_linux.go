@@ -91,8 +91,11 @@ func (in *Injector) first(l *lane, t *stream) (int, error) {
 		if err != nil {
 			return 0, err
 		}
-		switch a.result {
-		case reqskResultRESULT_PASSED:
+		switch {
+		case lost && a.result == reqskResultRESULT_EXISTS:
+			// There was none at the first attempt: it is this one.
+			return t.end(n), nil
+		case a.result == reqskResultRESULT_PASSED:
 			made, err := in.outcome(l, t, a)
 			switch {
 			case err != nil:
@@ -104,12 +107,12 @@ func (in *Injector) first(l *lane, t *stream) (int, error) {
 			}
 			// What the program has not seen, such as a queue that filled up in between, it sees the next time.
 			lost = true
-		case reqskResultRESULT_WINDOW:
+		case a.result == reqskResultRESULT_WINDOW:
 			if a.window == 0 {
 				return 0, ErrPartial
 			}
 			n = min(n, int(a.window))
-		case reqskResultRESULT_TIME_WAIT:
+		case a.result == reqskResultRESULT_TIME_WAIT:
 			if err := in.outlive(t, a); err != nil {
 				return 0, err
 			}
@@ -126,6 +129,7 @@ func (in *Injector) outcome(l *lane, t *stream, a answer) (made bool, err error)
 	case a.outcome == reqskOutcomeOUTCOME_MADE:
 		return true, nil
 	case a.outcome == reqskOutcomeOUTCOME_ENDED:
+		// inet_child_forget sends a RST, over IPv4 to 0.0.0.0: the child of a cookie has no addresses to send to yet (Linux 6.18).
 		return false, fmt.Errorf("%w: the kernel gave it up at once: the listening socket was closed at the same moment, or memory is short", ErrReset)
 	case a.outcome == reqskOutcomeOUTCOME_NONE && in.certain:
 		return false, nil
@@ -166,7 +170,8 @@ func (in *Injector) refusal(r reqskResult) error {
 	case reqskResultRESULT_SYNCOOKIES:
 		return ErrSyncookies
 	case reqskResultRESULT_NONE:
-		return fmt.Errorf("%w: the segment did not reach %s's program (is the device down?)", ErrRefused, in.device.name)
+		// Not received yet, it seems, and it may be.
+		return fmt.Errorf("%w: the segment was not received at once: is packet steering (rps_cpus) on for %s?", ErrUncertain, in.device.name)
 	case reqskResultRESULT_ERRNO + reqskResult(unix.EINVAL):
 		return fmt.Errorf("%w: one of net.ipv4.tcp_window_scaling, tcp_sack, tcp_timestamps is 0 here and was 1 where the connection was accepted", ErrOption)
 	}

@@ -356,6 +356,4 @@ func (r *rig) sockets(t testing.TB, in *Injector, s *tcprepair.Snapshot) int {
 
 func at(a netip.Addr, port int) netip.AddrPort { return netip.AddrPortFrom(a, uint16(port)) }
 
-func portOf(l net.Listener) int { return l.Addr().(*net.TCPAddr).Port }
-
 func itoa(n int) string { return strconv.Itoa(n) }

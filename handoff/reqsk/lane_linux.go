@@ -6,8 +6,11 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // Places in a slot: struct slot of bpf/reqsk.c.
@@ -104,6 +107,34 @@ func (l *lane) send(t *stream, op reqskOp, g segment) (answer, error) {
 // check looks at the connection. The frame goes no further than the program.
 func (l *lane) check(t *stream) (answer, error) {
 	return l.send(t, reqskOpOP_CHECK, segment{})
+}
+
+// tries is how many frames are sent to see that a lane works. Steering would choose a CPU for each: not all of them are this one.
+const tries = 32
+
+// try makes sure that frames are received within write: everything here rests on that. Where new devices steer packets to other CPUs they
+// are not.
+func (l *lane) try() error {
+	local := netip.AddrPortFrom(netip.AddrFrom4([4]byte{192, 0, 0, 8}), 1)
+	for i := range tries {
+		s := tcprepair.Snapshot{
+			Flow:  tcprepair.NewFlow(local, netip.AddrPortFrom(local.Addr(), uint16(i+1))),
+			State: tcprepair.Established, Negotiated: tcprepair.Negotiated{MSS: smallestMSS4},
+		}
+		t, err := newStream(&s)
+		if err != nil {
+			return err
+		}
+		l.set(t)
+		a, err := l.check(t)
+		if err != nil {
+			return err
+		}
+		if a.result == reqskResultRESULT_NONE {
+			return ErrSteering
+		}
+	}
+	return nil
 }
 
 func write(fd int, b []byte) error {

@@ -9,6 +9,8 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
+	"runtime"
 	"strings"
 	"sync"
 	"testing"
@@ -51,10 +53,31 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if err := in.Inject(s); err != nil {
 			t.Fatal(err)
 		}
+		var programs []ebpf.ProgramID
+		for _, p := range []*ebpf.Program{in.objects.RehomeReqsk, in.objects.RehomeOutcome} {
+			if p == nil {
+				continue // no tracepoints here
+			}
+			info, err := p.Info()
+			if err != nil {
+				t.Fatal(err)
+			}
+			id, _ := info.ID()
+			programs = append(programs, id)
+		}
 		for range 2 {
 			if err := in.Close(); err != nil {
 				t.Fatal(err)
 			}
+		}
+		for _, id := range programs {
+			eventually(t, "the program goes", func() bool {
+				p, err := ebpf.NewProgramFromID(id)
+				if err == nil {
+					_ = p.Close()
+				}
+				return errors.Is(err, os.ErrNotExist)
+			})
 		}
 		eventually(t, "the device goes", func() bool { return r.devices(t) == 0 })
 		if err := in.Inject(s); !errors.Is(err, ErrClosed) {
@@ -405,4 +428,18 @@ func TestDeviceDown(t *testing.T) {
 	set("up")
 	_ = l.Close()
 	r.intact(t, in, client, s)
+}
+
+// A host that steers packets of new devices to other CPUs.
+func TestSteering(t *testing.T) {
+	r := newRig(t)
+	if runtime.NumCPU() < 2 {
+		t.Skip("needs two CPUs")
+	}
+	if err := r.server.SetSysctl("net.core.rps_default_mask", "3"); err != nil {
+		t.Skipf("needs Linux 6.3 with CONFIG_RPS: %v", err)
+	}
+	if _, err := r.tryOpen(Config{}); !errors.Is(err, ErrSteering) {
+		t.Errorf("Open: %v; want ErrSteering", err)
+	}
 }

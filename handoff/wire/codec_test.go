@@ -66,6 +66,7 @@ func frameCases() []frameCase {
 		{"owner", Frame{18, &Owner{Flow: flow4(), Host: "web-3", Epoch: 9}}},
 		{"owner unknown", Frame{19, &Owner{Flow: flow6(), Unknown: true}}},
 		{"ended", Frame{20, &Ended{Flow: flow4(), Epoch: 1}}},
+		{"ended and quiet", Frame{44, &Ended{Flow: flow6(), Quiet: time.Second}}},
 		{"register", Frame{21, &Register{Service: "files", Address: "[::]:80", Importer: true, Preparer: true}}},
 		{"registered", Frame{22, &Registered{}}},
 		{"list", Frame{23, &List{}}},

@@ -224,13 +224,15 @@ const (
 	CodeTimeout
 	// CodeVersion: no version of the protocol in common.
 	CodeVersion
+	// CodeOver: the connection has ended, or may have: nobody may go on with it.
+	CodeOver
 )
 
 // String returns the code in words.
 func (c Code) String() string {
 	names := [...]string{
 		"unspecified", "no such service", "address not ready", "in use", "busy", "no such flow", "not now",
-		"not movable", "wrong epoch or owner", "draining", "failed", "timed out", "no common version",
+		"not movable", "wrong epoch or owner", "draining", "failed", "timed out", "no common version", "over",
 	}
 	if int(c) < len(names) {
 		return names[c]

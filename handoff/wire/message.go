@@ -148,10 +148,14 @@ type Owner struct {
 	Unknown bool
 }
 
-// Ended tells the entry that a flow's connection is over.
+// Ended tells the entry that a flow's connection is over at the host that says so. It changes nothing unless that host owns the
+// flow, and needs no answer.
 type Ended struct {
-	Flow  tcprepair.Flow
+	Flow tcprepair.Flow
+	// Epoch is that under which the host had the flow; 0 when it does not know.
 	Epoch uint32
+	// Quiet is how long no packet of the flow can have come. If one has, the client has used its port again, and the flow is not over.
+	Quiet time.Duration
 }
 
 // Presence tells an entry whether the sender takes new connections. It holds while the connection that it came over
@@ -361,6 +365,7 @@ func (m *Owner) code(c *coder) {
 func (m *Ended) code(c *coder) {
 	c.flow(1, &m.Flow)
 	integer(c, 2, &m.Epoch)
+	c.span(3, &m.Quiet)
 }
 
 func (m *Presence) code(c *coder) { c.flag(1, &m.Draining) }

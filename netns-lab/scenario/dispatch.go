@@ -103,7 +103,7 @@ func Dispatch(ctx context.Context, cfg DispatchConfig) (_ *DispatchResult, err e
 	}
 	defer func() { err = errors.Join(err, cfg.Front.Stop()) }()
 	s := &dispatch{cfg: cfg, farm: farm, result: DispatchResult{Scenario: "dispatch", Front: cfg.Front.Name()}}
-	for _, act := range []func(context.Context) error{s.clients, s.load, s.restart, s.drain, s.count} {
+	for _, act := range []func(context.Context) error{s.clients, s.load, s.count, s.restart, s.drain, s.count} {
 		if err := act(ctx); err != nil {
 			return nil, err
 		}
@@ -179,24 +179,31 @@ func (s *dispatch) restart(ctx context.Context) error {
 	return nil
 }
 
-// drain takes the demo server out of service and puts it back, while the other services go on.
+// keptConnections is how many connections there are when a backend is drained.
+const keptConnections = 50
+
+// drain empties a backend of the demo server and puts it back; its connections, and all services, go on.
 func (s *dispatch) drain(ctx context.Context) error {
 	d, ok := s.cfg.Front.(FrontDrainer)
 	if !ok {
 		return nil
 	}
+	kept, err := openKept(ctx, s.farm, d, keptConnections)
+	if err != nil {
+		return err
+	}
+	defer kept.close()
 	if err := d.Drain(ctx, s.farm, LinkedHost); err != nil {
 		return err
 	}
+	failed := kept.ask()
+	s.bad(len(failed), "%d of %d kept connections failed when %s was drained, such as: %v", len(failed), keptConnections, LinkedHost, errors.Join(failed...))
 	for _, service := range services() {
-		if service.Host() == LinkedHost {
-			continue
-		}
 		if err := s.farm.Ask(ctx, d, service); err != nil {
 			s.bad(1, "%s, while %s is drained: %v", service, LinkedHost, err)
 		}
 	}
-	s.say("%s was drained", LinkedHost)
+	s.say("%s was drained of %d kept connections", LinkedHost, keptConnections)
 	if err := d.Undrain(ctx, s.farm, LinkedHost); err != nil {
 		return err
 	}
@@ -206,7 +213,7 @@ func (s *dispatch) drain(ctx context.Context) error {
 	return nil
 }
 
-// count takes what the front has counted.
+// count adds what the front has counted since it was started.
 func (s *dispatch) count(ctx context.Context) error {
 	c, ok := s.cfg.Front.(FrontCounter)
 	if !ok {
@@ -216,7 +223,13 @@ func (s *dispatch) count(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.result.Handoffs, s.result.HandoffMicros, s.result.BytesRelayed = h.Delivered, h.Micros, h.BytesRelayed
+	if s.result.Handoffs == nil {
+		s.result.Handoffs, s.result.HandoffMicros = make(map[string]int64), h.Micros
+	}
+	for delivery, n := range h.Delivered {
+		s.result.Handoffs[delivery] += n
+	}
+	s.result.BytesRelayed += h.BytesRelayed
 	s.say("handoffs: %v, median %d us, p99 %d us", h.Delivered, h.Micros.Median, h.Micros.P99)
 	return nil
 }

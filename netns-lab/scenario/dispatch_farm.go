@@ -122,6 +122,11 @@ func (f *Farm) StartBackend(ctx context.Context, host string) error {
 	case host == LinkedHost:
 		commands = append(commands, append(slices.Clone(f.cfg.Command), "lab", "serve", "--root", f.Cluster.cfg.Root, "--files", fmt.Sprintf(":%d", FilesPort)))
 	case host == MixedHost:
+		if f.cfg.Agents { // to which LinkedHost is drained
+			if err := f.StartServer(ctx, host); err != nil {
+				return err
+			}
+		}
 		commands = append(commands, []string{"nginx", "-c", f.path(host, "nginx.conf")}, []string{"redis-server", f.path(host, "redis.conf")})
 	default:
 		commands = append(commands, []string{"nginx", "-c", f.path(host, "nginx.conf")})
@@ -145,14 +150,14 @@ func (f *Farm) StopBackend(host string) error { return f.endBackend(host, stop, 
 func (f *Farm) KillBackend(host string) error { return f.endBackend(host, kill, (*program).kill) }
 
 func (f *Farm) endBackend(host string, linked func(*daemon) error, end func(*program) error) error {
-	if host == LinkedHost && f.cfg.Agents {
-		return linked(f.servers[host])
-	}
 	f.mu.Lock()
 	list := f.backends[host]
 	delete(f.backends, host)
 	f.mu.Unlock()
 	var errs []error
+	if d := f.servers[host]; d != nil {
+		errs = append(errs, linked(d))
+	}
 	for _, p := range list {
 		errs = append(errs, end(p))
 	}
@@ -161,12 +166,12 @@ func (f *Farm) endBackend(host string, linked func(*daemon) error, end func(*pro
 
 // processes returns the processes that serve on a host.
 func (f *Farm) processes(host string) ([]int, error) {
-	if d := f.servers[host]; d != nil {
-		return []int{d.cmd.Process.Pid}, nil
-	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	var all []int
+	if d := f.servers[host]; d != nil {
+		all = append(all, d.cmd.Process.Pid)
+	}
 	for _, p := range f.backends[host] {
 		pids, err := p.processes()
 		if err != nil {

@@ -31,11 +31,13 @@ http {
 	fastcgi_temp_path {{.Dir}}/tmp;
 	uwsgi_temp_path {{.Dir}}/tmp;
 	scgi_temp_path {{.Dir}}/tmp;
+{{- if .Web}}
 	server {
 		listen 80 backlog=4096;
 		listen [::]:80 backlog=4096;
 		location {{.PacedPath}} { alias {{.Root}}/; limit_rate {{.Pace}}; }
 	}
+{{- end}}
 	server {
 		listen 443 ssl http2 backlog=4096;
 		listen [::]:443 ssl http2 backlog=4096;
@@ -66,6 +68,7 @@ const pacedPath = "/paced/"
 type serverFiles struct {
 	Dir, Root, Name, Certificate, Key, PacedPath string
 	Pace                                         int64
+	Web                                          bool // plain HTTP, which on MixedHost is the demo server's
 }
 
 // writeFiles makes the servers' configurations, certificates and contents.
@@ -88,7 +91,7 @@ func (f *Farm) writeFiles() error {
 		if err != nil {
 			return err
 		}
-		v := serverFiles{Dir: f.path(s.host, "."), Root: f.path(s.host, "www"), Name: s.name, Certificate: cert.Certificate, Key: cert.Key, PacedPath: pacedPath, Pace: f.cfg.Pace}
+		v := serverFiles{Dir: f.path(s.host, "."), Root: f.path(s.host, "www"), Name: s.name, Certificate: cert.Certificate, Key: cert.Key, PacedPath: pacedPath, Pace: f.cfg.Pace, Web: s.host == NginxHost}
 		if err := writeTemplate(f.path(s.host, "nginx.conf"), nginxTemplate, v); err != nil {
 			return err
 		}

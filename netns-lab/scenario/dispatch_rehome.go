@@ -6,14 +6,22 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"math"
+	"net"
+	"net/http"
 	"net/netip"
 	"os"
 	"slices"
 
+	dto "github.com/prometheus/client_model/go"
+	"github.com/prometheus/common/expfmt"
+	"github.com/prometheus/common/model"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/agent/api"
 	"github.com/rehome-net/rehome/dispatcher"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/demo"
@@ -21,14 +29,16 @@ import (
 
 // deliveries says how each service of a Farm gets its connections, and under which name its agent knows it.
 func deliveries() map[Service]dispatcher.PoolConfig {
-	pool := func(s Service, d dispatcher.Delivery, service string) dispatcher.PoolConfig {
-		return dispatcher.PoolConfig{
-			Name: string(s), Delivery: d, Service: service, Backends: []dispatcher.BackendConfig{{Host: s.Host()}},
+	pool := func(s Service, d dispatcher.Delivery, service string, more ...string) dispatcher.PoolConfig {
+		p := dispatcher.PoolConfig{Name: string(s), Delivery: d, Service: service}
+		for _, host := range append([]string{s.Host()}, more...) {
+			p.Backends = append(p.Backends, dispatcher.BackendConfig{Host: host})
 		}
+		return p
 	}
 	return map[Service]dispatcher.PoolConfig{
 		Files:  pool(Files, dispatcher.DeliveryUnmodified, "nginx"),
-		Linked: pool(Linked, dispatcher.DeliveryLinked, demo.FilesService),
+		Linked: pool(Linked, dispatcher.DeliveryLinked, demo.FilesService, MixedHost),
 		Shop:   pool(Shop, dispatcher.DeliveryUnmodified, "shop"),
 		Vault:  pool(Vault, dispatcher.DeliveryUnmodified, "vault"),
 		Clear:  pool(Clear, dispatcher.DeliveryUnmodified, "clear"),
@@ -40,15 +50,16 @@ func deliveries() map[Service]dispatcher.PoolConfig {
 func DispatchedAgents(vips []netip.Addr) func(*agent.Config) {
 	return func(c *agent.Config) {
 		c.Services = slices.DeleteFunc(c.Services, func(s agent.ServiceConfig) bool {
-			return s.Name != demo.EchoService || c.Host != LinkedHost // the demo server registers it, too
+			return s.Name != demo.EchoService // the demo server registers it, too
 		})
 		for _, s := range services() {
-			if s.Host() != c.Host {
-				continue
+			service := agent.ServiceConfig{Name: deliveries()[s].Service, Addresses: at(vips, s.Port()), Entry: FrontHost}
+			for _, b := range deliveries()[s].Backends {
+				service.Servers = append(service.Servers, b.Host)
 			}
-			c.Services = append(c.Services, agent.ServiceConfig{
-				Name: deliveries()[s].Service, Addresses: at(vips, s.Port()), Entry: FrontHost, Servers: []string{s.Host()},
-			})
+			if slices.Contains(service.Servers, c.Host) {
+				c.Services = append(c.Services, service)
+			}
 		}
 	}
 }
@@ -63,6 +74,9 @@ func at(vips []netip.Addr, port uint16) []netip.AddrPort {
 
 // Rehome is the project's own dispatcher as a Front. Its farm needs agents (FarmConfig.Agents, DispatchedAgents).
 func Rehome() Front { return &rehome{} }
+
+// frontMetrics is where the dispatcher of a farm shows its metrics.
+const frontMetrics = "127.0.0.1:9101"
 
 type rehome struct {
 	running *program
@@ -105,7 +119,7 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 	cfg := dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/" + r.Name(),
-		Metrics: "127.0.0.1:9101",
+		Metrics: frontMetrics,
 		TLS:     dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
 	}
 	for _, p := range own.Peers {
@@ -176,4 +190,82 @@ func (r *rehome) Reload(_ context.Context, f *Farm, routes []Route) error {
 
 func (r *rehome) Target(f *Farm, s Service, v6 bool) (netip.AddrPort, error) {
 	return netip.AddrPortFrom(family(f.Lab.Topology().VIPs, v6), s.Port()), nil
+}
+
+// Drain empties a backend: its connections move to the others of their service, and new ones do not come.
+func (r *rehome) Drain(ctx context.Context, f *Farm, host string) error {
+	moved, sum, err := f.MoveAll(ctx, host, &api.MoveRequest{Drain: true})
+	if err != nil {
+		return err
+	}
+	if n := sum.GetMoved(); int(n) != len(moved) {
+		return fmt.Errorf("%d of %d connections of %s have moved: %v", n, len(moved), host, moved)
+	}
+	return nil
+}
+
+// Undrain puts it back.
+func (r *rehome) Undrain(ctx context.Context, f *Farm, host string) error {
+	client, err := f.Cluster.Client(host)
+	if err != nil {
+		return err
+	}
+	_, err = client.Undrain(ctx, &api.UndrainRequest{})
+	return err
+}
+
+// Handoffs reads the dispatcher's metrics.
+func (r *rehome) Handoffs(ctx context.Context, f *Farm) (Handoffs, error) {
+	var families map[string]*dto.MetricFamily
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+			return f.host(FrontHost).Dial(ctx, "tcp", addr)
+		},
+	}}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+frontMetrics+"/metrics", nil)
+	if err != nil {
+		return Handoffs{}, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return Handoffs{}, err
+	}
+	defer resp.Body.Close() //nolint:errcheck // read to its end
+	parser := expfmt.NewTextParser(model.UTF8Validation)
+	if families, err = parser.TextToMetricFamilies(resp.Body); err != nil {
+		return Handoffs{}, fmt.Errorf("metrics: %w", err)
+	}
+	h := Handoffs{Delivered: make(map[string]int64)}
+	for _, m := range families["rehome_dispatcher_handoffs_total"].GetMetric() {
+		h.Delivered[m.GetLabel()[0].GetValue()] = int64(m.GetCounter().GetValue())
+	}
+	for _, m := range families["rehome_dispatcher_relayed_bytes_total"].GetMetric() {
+		h.BytesRelayed = int64(m.GetCounter().GetValue())
+	}
+	h.Micros = histogramQuantiles(families["rehome_dispatcher_handoff_seconds"].GetMetric())
+	return h, nil
+}
+
+// histogramQuantiles reads quantiles off histograms with the same buckets, in microseconds: the upper bounds of the buckets they
+// lie in.
+func histogramQuantiles(metrics []*dto.Metric) Quantiles {
+	sums := make(map[float64]uint64)
+	var total uint64
+	for _, m := range metrics {
+		total += m.GetHistogram().GetSampleCount()
+		for _, b := range m.GetHistogram().GetBucket() {
+			sums[b.GetUpperBound()] += b.GetCumulativeCount()
+		}
+	}
+	bounds := slices.Sorted(maps.Keys(sums))
+	at := func(q float64) int64 {
+		for _, b := range bounds {
+			if float64(sums[b]) >= q*float64(total) && !math.IsInf(b, 1) {
+				return int64(b * 1e6)
+			}
+		}
+		return 0
+	}
+	return Quantiles{Median: at(0.5), P99: at(0.99), Max: at(1)}
 }

@@ -13,7 +13,7 @@ import (
 func TestDispatcherClients(t *testing.T) {
 	name := labName("disp")
 	f := farm(t, scenario.FarmConfig{
-		Lab: name, Agents: true, LogLevel: "debug", Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(name).VIPs),
+		Lab: name, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(name).VIPs),
 	})
 	front := scenario.Rehome()
 	startFront(t, f, front)
@@ -23,5 +23,26 @@ func TestDispatcherClients(t *testing.T) {
 				t.Errorf("%v\n%s", err, f.Logs(scenario.FrontHost))
 			}
 		})
+	}
+}
+
+// TestDispatcherScene plays the whole scene with the project's own dispatcher: it is killed and started again, and a backend is drained,
+// and no client notices.
+func TestDispatcherScene(t *testing.T) {
+	needPrograms(t, append(scenario.FarmPrograms(), "curl", "wrk", "openssl", "redis-cli")...)
+	lab := labName("dscene")
+	r, err := scenario.Dispatch(testContext(t, 2*time.Minute), scenario.DispatchConfig{
+		Command: binary(t), Lab: lab, Front: scenario.Rehome(), Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs),
+		Downloads: 100, Report: log{t},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab)
+	if !r.OK || r.Failed != 0 || r.Skipped != 0 || r.BytesRelayed != 0 {
+		t.Errorf("%+v", r)
+	}
+	if r.Handoffs["linked"] == 0 || r.Handoffs["unmodified"] < r.Requests {
+		t.Errorf("%d requests, handoffs %v", r.Requests, r.Handoffs)
 	}
 }

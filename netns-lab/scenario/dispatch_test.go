@@ -184,20 +184,16 @@ func TestDispatchFarmWithAgents(t *testing.T) {
 	}
 }
 
-// counting is a front that claims handoffs, and drains by stopping.
+// counting is a front that claims handoffs, and drains by doing nothing.
 type counting struct{ scenario.Front }
 
 func (counting) Handoffs(context.Context, *scenario.Farm) (scenario.Handoffs, error) {
 	return scenario.Handoffs{Delivered: map[string]int64{"linked": 3}}, nil
 }
 
-func (counting) Drain(_ context.Context, f *scenario.Farm, host string) error {
-	return f.StopBackend(host)
-}
+func (counting) Drain(context.Context, *scenario.Farm, string) error { return nil }
 
-func (counting) Undrain(ctx context.Context, f *scenario.Farm, host string) error {
-	return f.StartBackend(ctx, host)
-}
+func (counting) Undrain(context.Context, *scenario.Farm, string) error { return nil }
 
 // TestDispatchScene plays the whole scene. What comes of it is right for a server without a front, and not for a proxy, which
 // dies with its connections.
@@ -207,7 +203,7 @@ func TestDispatchScene(t *testing.T) {
 		front    scenario.Front
 		lost     int
 		handoffs map[string]int64
-	}{{counting{scenario.Direct()}, 0, map[string]int64{"linked": 3}}, {scenario.HAProxyHTTP(), 20, nil}} {
+	}{{counting{scenario.Direct()}, 0, map[string]int64{"linked": 6}}, {scenario.HAProxyHTTP(), 20, nil}} {
 		t.Run(tt.front.Name(), func(t *testing.T) {
 			lab := labName("fscene")
 			r, err := scenario.Dispatch(testContext(t, 2*time.Minute), scenario.DispatchConfig{

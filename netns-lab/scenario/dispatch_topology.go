@@ -16,7 +16,8 @@ const (
 	FrontHost = "front"
 	// LinkedHost runs the demo server, which is linked with package handoff.
 	LinkedHost = "b1"
-	// NginxHost and MixedHost run programs that nobody changed: nginx; and nginx with another certificate, and redis.
+	// NginxHost and MixedHost run programs that nobody changed: nginx; and nginx with another certificate, and redis. In a farm
+	// with agents MixedHost has the demo server, too.
 	NginxHost = "b2"
 	MixedHost = "b3"
 )

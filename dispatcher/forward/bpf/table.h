@@ -84,8 +84,11 @@ struct service {
 	__u16 nodes[SERVICE_NODES];
 };
 
-// A port is an interface the forwarder stands at.
+// A port is an interface the forwarder stands at. Its place is its index modulo PORTS.
+enum { PORTS = 1024 };
+
 struct port {
+	__u32 ifindex;
 	__u8 mac[6];
 	__u8 pad[2];
 };
@@ -172,9 +175,8 @@ struct {
 } services SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 256);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, PORTS);
 	__type(key, __u32);
 	__type(value, struct port);
 } ports SEC(".maps");
@@ -298,7 +300,7 @@ static __always_inline __u32 search(int version, const struct key *k, struct lin
 
 // WANTED16 adds up the numbers, 1 to 32, of the guard words of a line that are as wanted, without a branch that the
 // processor could foresee wrongly: nearly always there is one such word, or none.
-#define WANTED(line, i, n) ((__u64)((__s64)((__u64)(READ_ONCE((line)->guard[i]) ^ want) - 1) >> 63) & ((n) + 1))
+#define WANTED(line, i, n) ((((__u64)(READ_ONCE((line)->guard[i]) ^ want) - 1) >> 63) * ((n) + 1))
 #define WANTED4(line, i, n) (WANTED(line, i, n) + WANTED(line, i + 1, n + 1) + WANTED(line, i + 2, n + 2) + WANTED(line, i + 3, n + 3))
 #define WANTED16(line, n)                                                                                              \
 	(WANTED4(line, 0, n) + WANTED4(line, 4, n + 4) + WANTED4(line, 8, n + 8) + WANTED4(line, 12, n + 12))
@@ -368,7 +370,8 @@ static __always_inline int claim(struct line *l)
 }
 
 // rival looks for another slot of the same flow: one that is LIVE, else a PENDING one of a lower number. It returns 1 + its
-// number, or 0.
+// number, or 0. A PENDING one of a higher number is retired, unless it has just become LIVE: whoever began it may have looked
+// before this one's slot was published.
 static __always_inline __u32 rival(int version, const struct key *k, __u32 own)
 {
 	struct place p;
@@ -392,6 +395,8 @@ static __always_inline __u32 rival(int version, const struct key *k, __u32 own)
 			f = slot_of(version, at);
 			if (!f || !same(version, f, k) || route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
 				continue;
+			if (g == (p.tag | GUARD_PENDING) && at > own)
+				g = __sync_val_compare_and_swap(&l->guard[i], g, GUARD_RETIRED);
 			if (g == (p.tag | GUARD_LIVE))
 				return at + 1;
 			if (at < own)
@@ -456,13 +461,14 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 	// An exchange is a full barrier: of two that publish and then look, one at least sees the other.
 	__sync_lock_test_and_set(&l->guard[i], p.tag | GUARD_PENDING);
 	other = version == 4 ? rival4(k, at) : rival6(k, at);
-	if (other) {
+	if (other || __sync_val_compare_and_swap(&l->guard[i], p.tag | GUARD_PENDING, p.tag | GUARD_LIVE) != (p.tag | GUARD_PENDING)) {
 		// Not freed at once: another may just be looking at it.
 		WRITE_ONCE(f->route, VERDICT_DEAD << 8);
 		__sync_lock_test_and_set(&l->guard[i], GUARD_RETIRED);
-		return other;
+		if (other)
+			return other;
+		return version == 4 ? rival4(k, at) : rival6(k, at);
 	}
-	__sync_lock_test_and_set(&l->guard[i], p.tag | GUARD_LIVE);
 	if (version == 4)
 		count(inserted4);
 	else

@@ -142,6 +142,8 @@ static __always_inline __u32 assign(struct __sk_buff *skb, struct slot *s, struc
 	if (!current)
 		return RESULT_NONE;
 	err = bpf_sk_assign_tcp_reqsk(skb, sk, &attrs, sizeof(attrs));
+	if (err && sk->__sk_common.skc_state != TCP_LISTEN)
+		return RESULT_NO_LISTENER; // closed since the look
 	if (err)
 		return RESULT_ERRNO - err;
 	current->queue = skb->queue_mapping;

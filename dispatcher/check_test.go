@@ -1,0 +1,68 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"net/netip"
+	"os"
+	"testing"
+
+	"github.com/rehome-net/rehome/netns-lab/leakcheck"
+)
+
+// TestCheck looks at a configuration of which some things are right and others are not.
+func TestCheck(t *testing.T) {
+	leakcheck.Check(t, leakcheck.Config{})
+	cfg := standing(t)
+	cfg.Interfaces = append(cfg.Interfaces, "rhnone0")
+	cfg.Pin = "/proc/pin"
+	cfg.Services[0].Addresses = []netip.AddrPort{
+		netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.0.0.1:81"), netip.MustParseAddrPort("198.51.100.77:80"),
+	}
+	cfg.Peers = []PeerConfig{
+		{Name: "b1", Address: "127.0.0.1:7070", MAC: "02:00:5e:10:00:02"}, {Name: "b2", Address: "127.0.0.1:7071"},
+	}
+	read := valid(t, cfg)
+	got := make(map[string]Finding)
+	for _, f := range Check(&read) {
+		if _, twice := got[f.What]; twice {
+			t.Errorf("%s is looked at twice", f.What)
+		}
+		got[f.What] = f
+		if !f.OK && f.Advice == "" {
+			t.Errorf("%s: no advice", f.What)
+		}
+	}
+	want := map[string]bool{
+		"interface lo": true, "interface rhnone0": false, "pin": false, "tls": true, "control": true,
+		"address 127.0.0.1 of web": true, "address 198.51.100.77 of web": false, "peer b1": true, "peer b2": false,
+	}
+	if os.Geteuid() == 0 {
+		want["TCP_REPAIR"] = true
+	}
+	for what, ok := range want {
+		f, looked := got[what]
+		if !looked || f.OK != ok {
+			t.Errorf("%s: ok %v, want %v: %s", what, f.OK, ok, f.Detail)
+		}
+	}
+	if f := got["pin"]; f.Optional {
+		t.Errorf("a directory that cannot be pinned in is a note only: %+v", f)
+	}
+	read.Pin = pinOff
+	if f := checkPin(read.PinPath()); f.OK || !f.Optional {
+		t.Errorf("pin off: %+v", f)
+	}
+}
+
+// TestCheckRunning says that a dispatcher is running where the configuration says.
+func TestCheckRunning(t *testing.T) {
+	cfg := standing(t)
+	if f := checkControl(&cfg); !f.OK || f.Detail != cfg.Control {
+		t.Errorf("%+v", f)
+	}
+	start(t, cfg)
+	if f := checkControl(&cfg); !f.OK || f.Detail == cfg.Control {
+		t.Errorf("%+v", f)
+	}
+}

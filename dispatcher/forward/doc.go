@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: Apache-2.0
+
+// Package forward is the dispatcher's data path: it sends the packets of flows that were handed to a server on to that
+// server, at layer 2, and lets everything else pass to the host's own stack. The client's packets keep their addresses,
+// ports, sequence numbers and TTL; only the Ethernet addresses change (SARA S23, NEC N3, N5). Servers hold the service's
+// address and answer the client directly.
+//
+// It takes the entry's part over from the gate (package handoff/gate), with the same words and methods, for more flows: TCP
+// and UDP over IPv4 and IPv6, a million of them for each IP version. On one interface it stands in front of the gate,
+// which sees what it passes. Open the gate first: who comes later stands in front.
+//
+// # What is known of a flow
+//
+//	         SYN or first datagram to a service              RST, FIN
+//	unknown ───────────────────────────────────► fresh ───┐  from the client   ┌─► closing ─┐
+//	(pass)      node in turn, epoch 1, TCP fresh   │ any  │                    │            │
+//	   ▲   ────────────────────────────────────►   └────► established ─────────┘            │
+//	   │                  Adopt                           │  ▲  Commit: epoch+1, new owner  │
+//	   │                                                  │  └──────────────────────────────┤
+//	   │   two sweeps later                               ▼  Forget, idle too long          ▼
+//	   └──────────────────── gone ◄──── dead ◄──────────────────────────────────────────────┘
+//	                                     │ ▲
+//	                                     └─┘ a new SYN or datagram takes it back, as a new flow
+//
+// The owner of a flow is a node; node 0 is this host, whose flows pass to its stack. A pure SYN decides anew whatever is known,
+// except for a handshake that is not over, where it is a repetition: a port that is used again must not follow an old flow. It
+// follows that who can forge a client's address and guess its port can end its connection with one SYN, as with any
+// forwarder that does so.
+//
+// The epoch, the owner and these states are one 64-bit word that only compare-and-exchange changes, inside the kernel: Commit is
+// atomic against every other Commit and against the packets, and the write that decides the owner switches the path.
+// ROUTE_FRESH ends with the first packet after the SYN; before that, Commit is refused.
+//
+// # The order of calls
+//
+//	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}, PinPath: "/sys/fs/bpf/rehome-forward"})
+//	go f.Run(ctx)
+//	err = f.SetNode(1, ifindex, mac, ownMAC)
+//	err = f.SetService(vip, []gate.Node{0})       // new connections are the dispatcher's
+//	route, err := f.Commit(flow, 1, 1)            // handed to node 1: the path is switched
+//	err = f.Forget(flow)                          // its server has reported the end
+//	err = f.UDP().SetService(vip, []gate.Node{1}) // datagrams go to the nodes at once
+//
+// # The table
+//
+// A plain BPF hash costs two to four cache misses on a random flow. This table is two arrays: 16 tags of flows to a cache
+// line, and one slot for each tag, of half a cache line (IPv4) or one (IPv6). A flow's hash names two lines, one of which
+// has it. The lines together fit a last-level cache, so a packet costs about one miss. MaxFlows fill 83 % of the slots, and
+// all have room; from there on, flows are met whose two lines are both full. Then the SYN, or first datagram, is dropped and counted
+// (Stats.Full): live flows are never evicted. Stats.Pressure tells in time. The hash is keyed at random; nobody outside
+// can aim at a line.
+//
+// What is at the limit because of a flood of SYNs recovers by itself: the fuller the table, the sooner handshakes that
+// nothing came after are forgotten, from 130 s down to 4 s.
+//
+// # Fragments, errors, and what passes untouched
+//
+// ICMP and ICMPv6 errors (unreachable, fragmentation needed, packet too big, time exceeded, parameter problem) go to the
+// owner of the flow whose packet they quote. Echo and everything else of ICMP passes.
+//
+// The first fragment of a packet has the ports and goes where its flow goes; the later ones follow it, for 30 s, by
+// addresses, protocol and identification. One that arrives before its first passes, and its packet is lost. Of TCP, the
+// first must have the whole header. ICMP errors in fragments pass.
+//
+// These pass untouched: VLAN-tagged frames (name the VLAN's own interface), ARP, neighbour discovery, frames for another MAC
+// address, runts, lengths that contradict one another, source-routed packets, more than four IPv6 extension headers. In mode
+// XDP, turn the interface's VLAN offload (rxvlan) off: the program cannot see a tag that the device has taken away. A packet
+// whose owner's node is unknown, or that came from where it would go, is dropped and counted.
+//
+// # Death and restart
+//
+// With Config.PinPath tables and programs stay when the process dies, and go on. The next Open replaces the programs one by
+// one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over.
+//
+// # What it does not do
+//
+// It knows nothing of sockets, chooses servers only by taking turns, and tracks no connection: a flow ends when an agent
+// reports it (Forget), or by silence. It translates no address and builds no tunnel: servers must be on a link of this
+// host's. It does not defragment. Forwarding by nftables, for kernels without BPF, is not built.
+package forward

@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// gauges tell Prometheus how things are at the moment of its question. What is counted as it happens is in counters.
+type gauges struct {
+	d *Dispatcher
+
+	flows, maxFlows, forwarded, full, unreachable *prometheus.Desc
+	peeking, connections                          *prometheus.Desc
+	active, up                                    *prometheus.Desc
+	weight, drained                               *prometheus.Desc
+}
+
+func newGauges(d *Dispatcher) *gauges {
+	desc := func(name, help string, labels ...string) *prometheus.Desc {
+		return prometheus.NewDesc("rehome_dispatcher_"+name, help, labels, nil)
+	}
+	return &gauges{
+		d:           d,
+		flows:       desc("flows", "Entries of the flow table at the last sweep."),
+		maxFlows:    desc("flows_max", "Entries that there is room for, in each IP version."),
+		forwarded:   desc("forwarded_packets_total", "Packets sent on to backends."),
+		full:        desc("table_full_total", "New connections that were dropped because the flow table was full."),
+		unreachable: desc("unreachable_packets_total", "Packets dropped because their backend is not known at layer 2."),
+		peeking:     desc("peeking", "Connections whose first request is not known yet.", "service"),
+		connections: desc("service_active", "Connections that have been handed off, as far as this process knows.", "service"),
+		active:      desc("backend_active", "Connections of a backend, as far as this process knows.", "backend"),
+		up:          desc("backend_up", "Whether a backend's agent can be asked.", "backend"),
+		weight:      desc("backend_weight", "The weight that counts.", "pool", "backend"),
+		drained:     desc("backend_drained", "Whether a backend gets no new connections because an operator, here or at its host, wants so.", "pool", "backend"),
+	}
+}
+
+// Describe implements prometheus.Collector.
+func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
+	for _, d := range []*prometheus.Desc{
+		g.flows, g.maxFlows, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained,
+	} {
+		ch <- d
+	}
+}
+
+// Collect implements prometheus.Collector.
+func (g *gauges) Collect(ch chan<- prometheus.Metric) {
+	gauge := func(d *prometheus.Desc, v float64, labels ...string) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, v, labels...)
+	}
+	counter := func(d *prometheus.Desc, v uint64) {
+		ch <- prometheus.MustNewConstMetric(d, prometheus.CounterValue, float64(v))
+	}
+	stats := g.d.stats()
+	gauge(g.flows, float64(stats.Flows))
+	gauge(g.maxFlows, float64(g.d.cfg.Forward.MaxFlows))
+	counter(g.forwarded, stats.Forwarded)
+	counter(g.full, stats.Full)
+	counter(g.unreachable, stats.NoNode)
+	live := g.d.live.Load()
+	if live == nil {
+		return
+	}
+	for _, s := range live.services {
+		gauge(g.peeking, float64(s.peeking.Load()), s.cfg.Name)
+		gauge(g.connections, float64(s.active.Load()), s.cfg.Name)
+	}
+	for name, b := range live.backends {
+		gauge(g.active, float64(b.active.Load()), name)
+		gauge(g.up, number(b.up()), name)
+	}
+	for name, p := range live.pools {
+		for _, m := range p.members {
+			now := m.message()
+			gauge(g.weight, float64(now.GetWeight()), name, m.name)
+			gauge(g.drained, number(now.GetDrained() || now.GetDraining()), name, m.name)
+		}
+	}
+}
+
+func number(b bool) float64 {
+	if b {
+		return 1
+	}
+	return 0
+}
+
+// stats returns what the packet path has counted, if it counts.
+func (d *Dispatcher) stats() gate.Stats {
+	if c, ok := d.path.(interface{ Stats() gate.Stats }); ok {
+		return c.Stats()
+	}
+	return gate.Stats{}
+}

@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+func TestGauges(t *testing.T) {
+	cfg := standing(t)
+	s := start(t, cfg)
+	s.table.stats = gate.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10}
+	var a fakeAgent
+	a.serve(t, "b2", netipAddress(t, cfg.Peers[1]))
+	until(t, "b2 is up", s.backend("b2").up)
+	s.backend("b1").active.Store(4)
+	s.live.Load().services[0].active.Store(5)
+	s.live.Load().pools["shop"].members[0].set(new(6), new(true), time.Now())
+	visit(t, cfg.Services[0].Addresses[0], "x.example")
+	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 1 })
+
+	families, err := s.count.registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, f := range families {
+		for _, m := range f.GetMetric() {
+			var labels []string
+			for _, l := range m.GetLabel() {
+				labels = append(labels, l.GetName()+"="+l.GetValue())
+			}
+			if m.GetGauge() == nil && !strings.Contains(f.GetName(), "packets") && !strings.Contains(f.GetName(), "table") {
+				continue // counters that are tested with what they count
+			}
+			got = append(got, fmt.Sprintf("%s{%s} %v", strings.TrimPrefix(f.GetName(), "rehome_dispatcher_"), strings.Join(labels, ","),
+				m.GetGauge().GetValue()+m.GetCounter().GetValue()))
+		}
+	}
+	slices.Sort(got)
+	want := []string{
+		"backend_active{backend=b1} 4", "backend_active{backend=b2} 0",
+		"backend_drained{backend=b1,pool=files} 0", "backend_drained{backend=b2,pool=files} 0", "backend_drained{backend=b2,pool=shop} 1",
+		"backend_up{backend=b1} 0", "backend_up{backend=b2} 1",
+		"backend_weight{backend=b1,pool=files} 1", "backend_weight{backend=b2,pool=files} 1", "backend_weight{backend=b2,pool=shop} 6",
+		"flows_max{} 1.048576e+06", "flows{} 7", "forwarded_packets_total{} 8", "peeking{service=web} 1",
+		"service_active{service=web} 5", "table_full_total{} 9", "unreachable_packets_total{} 10",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestGaugesBeforeRun asks before there is anything to tell.
+func TestGaugesBeforeRun(t *testing.T) {
+	if _, err := New(standing(t), nil).count.registry.Gather(); err != nil {
+		t.Error(err)
+	}
+}

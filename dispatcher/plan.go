@@ -1,0 +1,187 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// plan is a configuration at work. It does not change but for its backends' states and what operators set; a reload makes another,
+// and all that is read of it at once is read of one plan.
+type plan struct {
+	cfg      Config
+	loaded   time.Time
+	peers    map[string]PeerConfig
+	backends map[string]*backend
+	pools    map[string]*pool
+	services []*service
+	// nodes are the hosts that the numbers in the flow table have meant since the dispatcher was started.
+	nodes map[gate.Node]string
+	// hosts are the backends, and those of former plans that connections may still be handed to.
+	hosts []*backend
+}
+
+// place says whose address it is.
+type place struct {
+	service *service
+	at      int // of the service's addresses
+}
+
+// compile makes a plan of a validated configuration. old is the one that it shall replace, nil at the start; it stays as it is.
+func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
+	if old == nil {
+		old = &plan{}
+	}
+	p := &plan{
+		cfg: cfg, loaded: time.Now(), peers: make(map[string]PeerConfig, len(cfg.Peers)),
+		backends: make(map[string]*backend, len(cfg.Peers)), pools: make(map[string]*pool, len(cfg.Pools)),
+	}
+	var err error
+	if p.nodes, err = numbered(old.nodes, cfg.Peers); err != nil {
+		return nil, err
+	}
+	for _, c := range cfg.Peers {
+		b := old.backends[c.Name]
+		if b == nil || old.peers[c.Name] != c {
+			was := b
+			b = newBackend(c.Name, c.Address, gate.Node(c.ID), d.self, d.flush, d.log)
+			if was != nil {
+				b.active.Store(was.active.Load())
+				b.draining.Store(was.draining.Load())
+			}
+		}
+		p.peers[c.Name], p.backends[c.Name] = c, b
+		p.hosts = append(p.hosts, b)
+	}
+	for _, c := range cfg.Pools {
+		made, err := newPool(c, p.backends)
+		if err != nil {
+			return nil, err
+		}
+		if was := old.pools[c.Name]; was != nil {
+			made.inherit(was)
+		}
+		p.pools[c.Name] = made
+	}
+	for _, c := range cfg.Services {
+		if c.Mode == ModeUDP {
+			continue // its datagrams are forwarded without a look
+		}
+		s, err := newService(c, d.forget)
+		if err == nil {
+			err = s.compile(p.pools)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if was := old.service(c.Name); was != nil {
+			s.inherit(was)
+		}
+		p.services = append(p.services, s)
+	}
+	return p, nil
+}
+
+// numbered adds peers to the hosts that numbers have meant. A number in the flow table must go on meaning the same host: otherwise
+// the packets of its connections would go to another.
+func numbered(known map[gate.Node]string, peers []PeerConfig) (map[gate.Node]string, error) {
+	all := make(map[gate.Node]string, len(known)+len(peers))
+	ids := make(map[string]gate.Node, len(known))
+	for n, name := range known {
+		all[n], ids[name] = name, n
+	}
+	for _, p := range peers {
+		n := gate.Node(p.ID)
+		if name, ok := all[n]; ok && name != p.Name {
+			return nil, fmt.Errorf("peers: id %d of %s is %s's in the flow table: give every peer the id that it has, and new ones others", n, p.Name, name)
+		}
+		if was, ok := ids[p.Name]; ok && was != n {
+			return nil, fmt.Errorf("peers: %s has the id %d in the flow table, not %d: write id: %d", p.Name, was, n, was)
+		}
+		all[n], ids[p.Name] = p.Name, n
+	}
+	return all, nil
+}
+
+// service returns the service of that name, or nil.
+func (p *plan) service(name string) *service {
+	i := slices.IndexFunc(p.services, func(s *service) bool { return s.cfg.Name == name })
+	if i < 0 {
+		return nil
+	}
+	return p.services[i]
+}
+
+// places returns all addresses at which connections are accepted.
+func (p *plan) places() map[netip.AddrPort]place {
+	all := make(map[netip.AddrPort]place)
+	for _, s := range p.services {
+		for i, a := range s.cfg.Addresses {
+			all[a] = place{s, i}
+		}
+	}
+	return all
+}
+
+// peekTime returns how long a connection may be looked at before it must go somewhere.
+func (p *plan) peekTime() time.Duration {
+	var longest time.Duration
+	for _, s := range p.services {
+		longest = max(longest, s.cfg.Limits.PeekTime)
+	}
+	return longest
+}
+
+// routes counts the routes of all services.
+func (p *plan) routes() int {
+	n := 0
+	for _, s := range p.services {
+		n += len(s.cfg.Routes)
+	}
+	return n
+}
+
+// RestartError means that a new configuration differs in what cannot be changed while the dispatcher runs.
+type RestartError struct {
+	// Keys are the configuration's.
+	Keys []string
+}
+
+// Error implements error.
+func (e *RestartError) Error() string {
+	return fmt.Sprintf("%s: cannot be changed by a reload: restart the dispatcher, or put it back", strings.Join(e.Keys, ", "))
+}
+
+// needRestart says what of the difference between two configurations needs a restart.
+func needRestart(old, cfg *Config) error {
+	var keys []string
+	for _, c := range []struct {
+		key  string
+		same bool
+	}{
+		{"host", old.Host == cfg.Host},
+		{"interfaces", slices.Equal(old.Interfaces, cfg.Interfaces)},
+		{"listen", old.Listen == cfg.Listen},
+		{"control", old.Control == cfg.Control},
+		{"metrics", old.Metrics == cfg.Metrics},
+		{"pin", old.Pin == cfg.Pin},
+		{"forward", old.Forward == cfg.Forward},
+		{"tls", old.TLS == cfg.TLS},
+		{"plaintext", old.Plaintext == cfg.Plaintext},
+		{"workers", old.Workers == cfg.Workers},
+	} {
+		if !c.same {
+			keys = append(keys, c.key)
+		}
+	}
+	if len(keys) > 0 {
+		return &RestartError{Keys: keys}
+	}
+	return nil
+}

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// meetTime is how long a reload waits for the agents of new backends. Later ones come into service when they are there.
+const meetTime = time.Second
+
+// ErrNoFile means that the dispatcher has not been told where its configuration is.
+var ErrNoFile = errors.New("the dispatcher was started without a configuration file")
+
+// SetFile says where ReloadFile, and operators' requests to reload, find the configuration. Call it before Run.
+func (d *Dispatcher) SetFile(path string) { d.file = path }
+
+// ReloadFile reads the configuration file again and carries out what it says. An error, which is logged too, means that nothing has
+// changed; it is a *ConfigError, a *RestartError, or what kept a new address from being opened.
+func (d *Dispatcher) ReloadFile(ctx context.Context) error {
+	return d.command(ctx, func(ctx context.Context) error {
+		begin := time.Now()
+		d.notifyReloading()
+		defer d.notify(daemon.SdNotifyReady)
+		err := ErrNoFile
+		var cfg Config
+		if d.file != "" {
+			cfg, err = LoadConfig(d.file)
+			if err != nil {
+				err = &ConfigError{err}
+			}
+		}
+		if err == nil {
+			err = d.reload(ctx, cfg)
+		}
+		if err != nil {
+			d.log.Error("the configuration stays as it is", "error", err)
+			return err
+		}
+		d.log.Info("the configuration has been reloaded", "services", len(cfg.Services), "pools", len(cfg.Pools), "took", time.Since(begin))
+		return nil
+	})
+}
+
+// ConfigError means that the configuration file cannot be used.
+type ConfigError struct {
+	// Err names the file, and the line or the key.
+	Err error
+}
+
+// Error implements error.
+func (e *ConfigError) Error() string { return e.Err.Error() }
+
+// Unwrap returns Err.
+func (e *ConfigError) Unwrap() error { return e.Err }
+
+// Reload puts a validated configuration into effect, as a whole. An error means that nothing has changed. Connections that are
+// being handed off keep the pool that they were given; addresses that stay keep their listeners, and those who are being looked at
+// there; what operators have set of backends that stay, stays. It waits for Run.
+func (d *Dispatcher) Reload(ctx context.Context, cfg Config) error {
+	return d.command(ctx, func(ctx context.Context) error { return d.reload(ctx, cfg) })
+}
+
+// reload does all that can fail before it changes anything.
+func (d *Dispatcher) reload(ctx context.Context, cfg Config) error {
+	old := d.live.Load()
+	if err := needRestart(&old.cfg, &cfg); err != nil {
+		return err
+	}
+	next, err := d.compile(cfg, old)
+	if err != nil {
+		return err
+	}
+	opened, err := d.openDoors(next, old)
+	if err != nil {
+		return err
+	}
+	added := d.meet(ctx, next, old)
+	if err := d.announce(next, old); err != nil {
+		opened.close()
+		d.roster.dismiss(added...)
+		return err
+	}
+	d.change(ctx, next, old, opened)
+	return nil
+}
+
+// announce makes this host the entry of the addresses of next that old has not.
+func (d *Dispatcher) announce(next, old *plan) error {
+	have := old.places()
+	for a, p := range next.places() {
+		if _, ok := have[a]; ok {
+			continue
+		}
+		if err := d.path.SetService(a, []gate.Node{0}); err != nil {
+			d.withdraw(old, next)
+			return fmt.Errorf("service %s: %w", p.service.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+// withdraw ends that for the addresses of old that next has not. Connections that were handed off go on.
+func (d *Dispatcher) withdraw(next, old *plan) {
+	have := next.places()
+	for a, p := range old.places() {
+		if _, ok := have[a]; ok {
+			continue
+		}
+		if err := d.path.RemoveService(a); err != nil {
+			d.log.Warn("the flow table still has a service that is no more", "service", p.service.cfg.Name, "address", a, "error", err)
+		}
+	}
+}
+
+// change puts next into effect. Nothing here fails but with the dispatcher.
+func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) {
+	var gone []*backend
+	for _, b := range old.hosts {
+		if d.roster.dismissed(b) {
+			continue
+		}
+		if next.backends[b.name] != b {
+			next.hosts = append(next.hosts, b)
+		}
+		if old.backends[b.name] == b && next.backends[b.name] != b {
+			gone = append(gone, b)
+		}
+	}
+	d.live.Store(next)
+	for _, s := range next.services {
+		s.take()
+	}
+	places := next.places()
+	for i, w := range d.workers {
+		fds := opened.of(i)
+		if err := w.do(ctx, func() { w.rearrange(places, fds) }); err != nil {
+			d.log.Warn("a worker has ended during a reload", "error", err)
+		}
+	}
+	for a, p := range old.places() {
+		if now, ok := places[a]; !ok || now.service.deferred() != p.service.deferred() {
+			d.outlines.forget(a)
+		}
+	}
+	d.withdraw(next, old)
+	for _, b := range gone {
+		d.roster.lose(b)
+	}
+	for name, b := range next.backends {
+		d.locate(ctx, b, next.peers[name])
+	}
+	if len(gone) > 0 {
+		d.roster.spawn(ctx, func(ctx context.Context) error { return d.retire(ctx, old, gone) })
+	}
+}
+
+// meet connects to the agents of backends that old has not, so that they can be given connections at once, and returns them.
+func (d *Dispatcher) meet(ctx context.Context, next, old *plan) []*backend {
+	var added []*backend
+	for name, b := range next.backends {
+		if old.backends[name] == b {
+			continue
+		}
+		added = append(added, b)
+		d.roster.hire(ctx, b)
+		if old.backends[name] == nil {
+			d.locate(ctx, b, next.peers[name])
+		}
+	}
+	d.await(ctx, meetTime, func() bool { return !slices.ContainsFunc(added, func(b *backend) bool { return !b.up() }) })
+	return added
+}
+
+// retire ends the links to backends that no plan has any more, when no connection can be given to them through old.
+func (d *Dispatcher) retire(ctx context.Context, old *plan, gone []*backend) error {
+	wait(ctx, old.peekTime())
+	d.settle(ctx, func(a *attempt) bool { return old.pools[a.c.pool.cfg.Name] == a.c.pool })
+	d.roster.dismiss(gone...)
+	for _, b := range gone {
+		d.log.Info("a backend is no more", "backend", b.name, "address", b.addr)
+	}
+	return nil
+}

@@ -1,0 +1,514 @@
+// SPDX-License-Identifier: Apache-2.0
+
+//go:build linux
+
+package sockops
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"golang.org/x/sys/unix"
+
+	netnslab "github.com/rehome-net/rehome/netns-lab"
+	"github.com/rehome-net/rehome/netns-lab/labtest"
+	"github.com/rehome-net/rehome/netns-lab/leakcheck"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// serveAt makes the test binary a server at the address that stands in this variable, for a test that kills it.
+const serveAt = "REHOME_TEST_SERVE"
+
+func TestMain(m *testing.M) {
+	if at := os.Getenv(serveAt); at != "" {
+		os.Exit(serve(at))
+	}
+	os.Exit(leakcheck.Main(m, leakcheck.Config{Namespaces: "rh-" + labtest.Prefix(), BPF: []string{"rehome_ended", "ends", "watched"}}))
+}
+
+// serve accepts one connection, says so, and keeps it until the process is killed.
+func serve(at string) int {
+	var c net.ListenConfig
+	c.SetMultipathTCP(false)
+	l, err := c.Listen(context.Background(), "tcp", at)
+	if err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("listening")
+	if _, err := l.Accept(); err != nil {
+		fmt.Println(err)
+		return 1
+	}
+	fmt.Println("accepted")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	return 0
+}
+
+// patience bounds every wait of the tests; quiet is how long nothing must happen for the test to believe that nothing does.
+const (
+	patience = 10 * time.Second
+	quiet    = 100 * time.Millisecond
+)
+
+// field is a client, and servers a and b with the same virtual addresses.
+type field struct {
+	client, a, b *netnslab.Host
+	vip4, vip6   netip.Addr
+}
+
+func newField(t testing.TB, impair netnslab.Impairment) *field {
+	t.Helper()
+	topo := netnslab.Standard(2)
+	if impair != (netnslab.Impairment{}) {
+		topo.Impairments = []netnslab.HostImpairment{{Host: "client", Up: impair, Down: impair}}
+	}
+	lab := labtest.New(t, topo)
+	f := &field{
+		client: labtest.Host(t, lab, "client"), a: labtest.Host(t, lab, "a"), b: labtest.Host(t, lab, "b"),
+		vip4: topo.VIP4(), vip6: topo.VIP6(),
+	}
+	f.path(t, f.a)
+	return f
+}
+
+// path leads the client's packets to the virtual addresses to a host.
+func (f *field) path(t testing.TB, h *netnslab.Host) {
+	t.Helper()
+	l, err := h.Link()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, a := range []netip.Addr{f.vip4, f.vip6} {
+		if err := f.client.SetNeighbor(a, l.MAC); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// log is what a watcher sees.
+type log struct {
+	w    *Watcher
+	ends chan End
+}
+
+// watch watches services on a host, until the test ends.
+func watch(t testing.TB, h *netnslab.Host, services ...netip.AddrPort) *log {
+	t.Helper()
+	return watchEvery(t, 0, h, services...)
+}
+
+// watchEvery pauses after each Read, as an agent does.
+func watchEvery(t testing.TB, pause time.Duration, h *netnslab.Host, services ...netip.AddrPort) *log {
+	t.Helper()
+	l := &log{ends: make(chan End, 1<<16)}
+	err := h.Do(func() (err error) {
+		l.w, err = Watch(WatchConfig{Services: services})
+		return err
+	})
+	if errors.Is(err, ErrNoCgroup) || errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() {
+		var ends []End
+		for {
+			var err error
+			if ends, err = l.w.Read(ends[:0]); err != nil {
+				done <- err
+				return
+			}
+			for _, e := range ends {
+				l.ends <- e
+			}
+			time.Sleep(pause)
+		}
+	}()
+	t.Cleanup(func() {
+		if err := l.w.Close(); err != nil {
+			t.Error(err)
+		}
+		if err := <-done; !errors.Is(err, os.ErrClosed) {
+			t.Errorf("Read after Close: %v", err)
+		}
+	})
+	return l
+}
+
+// next waits for an end.
+func (l *log) next(t testing.TB) End {
+	t.Helper()
+	select {
+	case e := <-l.ends:
+		return e
+	case <-time.After(patience):
+		t.Fatalf("no end within %v", patience)
+	}
+	return End{}
+}
+
+// none checks that nothing more comes.
+func (l *log) none(t testing.TB) {
+	t.Helper()
+	select {
+	case e := <-l.ends:
+		t.Errorf("unexpected end: %+v", e)
+	case <-time.After(quiet):
+	}
+	if n := l.w.Lost(); n != 0 {
+		t.Errorf("%d ends lost", n)
+	}
+}
+
+func listen(t testing.TB, h *netnslab.Host, at netip.AddrPort) *net.TCPListener {
+	t.Helper()
+	l, err := h.Listen(t.Context(), "tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = l.Close() })
+	return l.(*net.TCPListener)
+}
+
+// pair is a connection.
+type pair struct {
+	client, server *net.TCPConn
+	flow           tcprepair.Flow
+}
+
+func connectTo(t testing.TB, f *field, l *net.TCPListener, at netip.AddrPort) pair {
+	t.Helper()
+	c, err := f.client.Dial(t.Context(), "tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = l.SetDeadline(time.Now().Add(patience))
+	s, err := l.AcceptTCP()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := pair{client: c.(*net.TCPConn), server: s, flow: flowOf(c)}
+	t.Cleanup(func() { _, _ = p.client.Close(), p.server.Close() })
+	return p
+}
+
+func flowOf(client net.Conn) tcprepair.Flow {
+	return tcprepair.NewFlow(client.RemoteAddr().(*net.TCPAddr).AddrPort(), client.LocalAddr().(*net.TCPAddr).AddrPort())
+}
+
+// drained waits for the other end's close.
+func drained(t testing.TB, c *net.TCPConn) {
+	t.Helper()
+	_ = c.SetReadDeadline(time.Now().Add(patience))
+	if _, err := io.Copy(io.Discard, c); err != nil {
+		t.Error(err)
+	}
+}
+
+// inState waits for a state.
+func inState(t testing.TB, c *net.TCPConn, want tcprepair.State) {
+	t.Helper()
+	var state uint8
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(100 * time.Microsecond) {
+		info, err := netnslab.ReadTCPInfo(c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if state = info.State; tcprepair.State(state) == want {
+			return
+		}
+	}
+	t.Fatalf("still in %v after %v", tcprepair.State(state), patience)
+}
+
+func control(t testing.TB, c syscall.Conn, f func(fd int) error) {
+	t.Helper()
+	raw, err := c.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = f(int(fd)) })
+	if err := errors.Join(err, failed); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func reset(c *net.TCPConn) {
+	_ = c.SetLinger(0)
+	_ = c.Close()
+}
+
+// TestEnds ends connections in every way, and says by which state the kernel closed them: this table stands in doc.go.
+func TestEnds(t *testing.T) {
+	f := newField(t, netnslab.Impairment{})
+	for _, c := range []struct {
+		name    string
+		end     func(t *testing.T, p pair)
+		from    tcprepair.State
+		lingers bool
+	}{
+		{"the client closes first", func(t *testing.T, p pair) {
+			_ = p.client.Close()
+			drained(t, p.server)
+			_ = p.server.Close()
+		}, tcprepair.LastAck, false},
+		{"the server closes first", func(t *testing.T, p pair) {
+			_ = p.server.Close()
+			drained(t, p.client)
+			_ = p.client.Close()
+		}, tcprepair.FinWait2, true},
+		{"the server closes, the client never", func(t *testing.T, p pair) {
+			_ = p.server.Close()
+			drained(t, p.client)
+		}, tcprepair.FinWait2, true},
+		{"the server shuts down and waits", func(t *testing.T, p pair) {
+			_ = p.server.CloseWrite()
+			drained(t, p.client)
+			_ = p.client.Close()
+			drained(t, p.server)
+		}, tcprepair.FinWait2, true},
+		{"the client resets", func(_ *testing.T, p pair) { reset(p.client) }, tcprepair.Established, false},
+		{"the server resets", func(_ *testing.T, p pair) { reset(p.server) }, tcprepair.Established, false},
+		{"the client closes, the server resets", func(t *testing.T, p pair) {
+			_ = p.client.CloseWrite()
+			drained(t, p.server)
+			reset(p.server)
+		}, tcprepair.CloseWait, false},
+		{"the server shuts down, the client resets", func(t *testing.T, p pair) {
+			_ = p.server.CloseWrite()
+			inState(t, p.server, tcprepair.FinWait2)
+			reset(p.client)
+		}, tcprepair.FinWait2, true},
+		{"the server closes with data unread", func(t *testing.T, p pair) {
+			if _, err := p.client.Write([]byte("unread")); err != nil {
+				t.Fatal(err)
+			}
+			control(t, p.server, func(fd int) error {
+				poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+				if n, err := unix.Poll(poll, int(patience.Milliseconds())); n != 1 {
+					return fmt.Errorf("nothing to read: %w", err)
+				}
+				return nil
+			})
+			_ = p.server.Close()
+		}, tcprepair.Established, false},
+		{"disconnected", func(t *testing.T, p pair) {
+			control(t, p.server, func(fd int) error { return disconnect(fd) })
+		}, tcprepair.Established, false},
+	} {
+		for _, v := range []struct {
+			name          string
+			listen, watch netip.AddrPort
+		}{
+			{"IPv4", netip.AddrPortFrom(f.vip4, 80), netip.AddrPortFrom(f.vip4, 80)},
+			{"IPv6", netip.AddrPortFrom(f.vip6, 80), netip.AddrPortFrom(f.vip6, 80)},
+			{"IPv4 at an IPv6 socket", netip.AddrPortFrom(netip.IPv6Unspecified(), 80), netip.AddrPortFrom(f.vip4, 80)},
+		} {
+			t.Run(c.name+"/"+v.name, func(t *testing.T) {
+				log := watch(t, f.a, v.watch)
+				l := listen(t, f.a, v.listen)
+				p := connectTo(t, f, l, v.watch)
+				c.end(t, p)
+				got := log.next(t)
+				if d := cmp.Diff(End{Flow: p.flow, From: c.from}, got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
+					t.Errorf("end (-want +got):\n%s", d)
+				}
+				if got.Lingers() != c.lingers {
+					t.Errorf("lingers: %v", got.Lingers())
+				}
+				log.none(t)
+			})
+		}
+	}
+}
+
+func disconnect(fd int) error {
+	var none unix.RawSockaddrAny // AF_UNSPEC
+	return connectRaw(fd, &none)
+}
+
+// TestCrossingEnds lets both sides close while the other's FIN is on its way.
+func TestCrossingEnds(t *testing.T) {
+	f := newField(t, netnslab.Impairment{Delay: 20 * time.Millisecond})
+	at := netip.AddrPortFrom(f.vip4, 80)
+	log := watch(t, f.a, at)
+	p := connectTo(t, f, listen(t, f.a, at), at)
+	_, _ = p.client.Close(), p.server.Close()
+	if e := log.next(t); e.From != tcprepair.Closing || !e.Lingers() || e.Flow != p.flow {
+		t.Errorf("%+v", e)
+	}
+	log.none(t)
+}
+
+// TestKilledServer kills a process that has a connection.
+func TestKilledServer(t *testing.T) {
+	f := newField(t, netnslab.Impairment{})
+	at := netip.AddrPortFrom(f.vip4, 80)
+	log := watch(t, f.a, at)
+	cmd := f.a.Command(t.Context(), "/proc/self/exe")
+	cmd.Env = append(os.Environ(), serveAt+"="+at.String())
+	stdin, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdin.Close()
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	said := bufio.NewScanner(out)
+	expect := func(word string) {
+		t.Helper()
+		if !said.Scan() || said.Text() != word {
+			t.Fatalf("the server said %q, %v", said.Text(), said.Err())
+		}
+	}
+	expect("listening")
+	c, err := f.client.Dial(t.Context(), "tcp", at.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	expect("accepted")
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	drained(t, c.(*net.TCPConn))
+	if e := log.next(t); e.Flow != flowOf(c) || e.From != tcprepair.FinWait2 {
+		t.Errorf("%+v", e)
+	}
+	log.none(t)
+}
+
+// TestOthers ends connections that are none of the watcher's: of another host, with the same addresses, and of another port.
+func TestOthers(t *testing.T) {
+	f := newField(t, netnslab.Impairment{})
+	at, other := netip.AddrPortFrom(f.vip4, 80), netip.AddrPortFrom(f.vip4, 81)
+	atA, atB := watch(t, f.a, at), watch(t, f.b, at)
+	end := func(h *netnslab.Host, at netip.AddrPort) tcprepair.Flow {
+		f.path(t, h)
+		p := connectTo(t, f, listen(t, h, at), at)
+		reset(p.client)
+		return p.flow
+	}
+	_ = end(f.a, other)
+	_ = end(f.b, other)
+	onB, onA := end(f.b, at), end(f.a, at)
+	if e := atA.next(t); e.Flow != onA {
+		t.Errorf("a: %+v, want %v", e, onA)
+	}
+	if e := atB.next(t); e.Flow != onB {
+		t.Errorf("b: %+v, want %v", e, onB)
+	}
+	atA.none(t)
+	atB.none(t)
+	// What a client of the same address as a service would be.
+	back := listen(t, f.client, netip.AddrPortFrom(f.client.Addr4(), 90))
+	c, err := f.a.Dial(t.Context(), "tcp", back.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = c.Close()
+	atA.none(t)
+}
+
+// TestSuccessor closes a watcher, as when an agent restarts: the next one sees the ends of the connections that the first saw begin.
+func TestSuccessor(t *testing.T) {
+	f := newField(t, netnslab.Impairment{})
+	at := netip.AddrPortFrom(f.vip4, 80)
+	l := listen(t, f.a, at)
+	var first *Watcher
+	if err := f.a.Do(func() (err error) {
+		first, err = Watch(WatchConfig{Services: []netip.AddrPort{at}})
+		return err
+	}); err != nil {
+		t.Skip(err)
+	}
+	p := connectTo(t, f, l, at)
+	if err := first.Close(); err != nil {
+		t.Fatal(err)
+	}
+	log := watch(t, f.a, at)
+	reset(p.client)
+	if e := log.next(t); e.Flow != p.flow {
+		t.Errorf("%+v", e)
+	}
+	log.none(t)
+}
+
+// TestManyEnds ends ten thousand connections as fast as it can: each is reported once.
+func TestManyEnds(t *testing.T) {
+	const n, workers = 10000, 8
+	f := newField(t, netnslab.Impairment{})
+	at := netip.AddrPortFrom(f.vip4, 80)
+	log := watch(t, f.a, at)
+	l := listen(t, f.a, at)
+	go func() {
+		for {
+			c, err := l.AcceptTCP()
+			if err != nil {
+				return
+			}
+			go func() {
+				_, _ = io.Copy(io.Discard, c)
+				_ = c.Close()
+			}()
+		}
+	}()
+	flows := make(chan tcprepair.Flow, n)
+	failed := make(chan error, workers)
+	for range workers {
+		go func() {
+			for range n / workers {
+				c, err := f.client.Dial(t.Context(), "tcp", at.String())
+				if err != nil {
+					failed <- err
+					return
+				}
+				flows <- flowOf(c)
+				// With and without TIME_WAIT at the client, of which there may not be enough.
+				if c.LocalAddr().(*net.TCPAddr).Port%2 == 0 {
+					_ = c.(*net.TCPConn).SetLinger(0)
+				}
+				_ = c.Close()
+			}
+			failed <- nil
+		}()
+	}
+	for range workers {
+		if err := <-failed; err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(flows)
+	want := make(map[tcprepair.Flow]int)
+	for fl := range flows {
+		want[fl]++
+	}
+	for range n {
+		e := log.next(t)
+		if want[e.Flow]--; want[e.Flow] < 0 {
+			t.Errorf("%v was reported too often", e.Flow)
+		}
+	}
+	log.none(t)
+}
