@@ -9,15 +9,20 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"runtime"
+	"strings"
 	"sync"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/labtest"
+	"github.com/rehome-net/rehome/netns-lab/leakcheck"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -113,6 +118,7 @@ func TestFlowEnded(t *testing.T) {
 // entry keeps anything.
 func TestEndsReachTheEntry(t *testing.T) {
 	const connections, workers = 10000, 8
+	leakcheck.Check(t, leakcheck.Config{Namespaces: "rh-" + labtest.Prefix()})
 	topo := netnslab.Standard(1)
 	at := netip.AddrPortFrom(topo.VIP4(), 80)
 	lab := labtest.New(t, topo)
@@ -218,8 +224,8 @@ func joinEngines(t testing.TB, entryE, serverE *engine) {
 	}
 	t.Cleanup(func() {
 		cancel()
-		all.Go(func() { <-entryE.stopped; _ = in.link.Close() })
-		all.Go(func() { <-serverE.stopped; _ = near.Close() })
+		serverE.closeLinks()
+		entryE.closeLinks()
 		all.Wait()
 	})
 }
@@ -288,4 +294,48 @@ func talk(ctx context.Context, client *netnslab.Host, at netip.AddrPort, n int, 
 		}
 	}
 	return nil
+}
+
+// TestOpenEnds opens what sees connections end, and does without where that is not wanted, or not possible.
+func TestOpenEnds(t *testing.T) {
+	labtest.RequireRoot(t)
+	no := false
+	for _, c := range []struct {
+		name    string
+		change  func(*Config)
+		without bool // capabilities
+		warned  bool
+		open    bool
+	}{
+		{name: "by default", change: func(*Config) {}, open: true},
+		{name: "switched off", change: func(c *Config) { c.Gate.ReportEnds = &no }},
+		{name: "nothing is served", change: func(c *Config) { c.Services = nil }},
+		{name: "without rights", change: func(*Config) {}, without: true, warned: true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			var text strings.Builder
+			cfg := serverEngine(t, testAddress()).cfg
+			c.change(&cfg)
+			a := New(cfg, slog.New(slog.NewTextHandler(&text, nil)))
+			opened := make(chan bool)
+			go func() {
+				runtime.LockOSThread() // the thread ends with the goroutine, and its capabilities
+				if c.without {
+					none := make([]unix.CapUserData, 2)
+					if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+						t.Error(err)
+					}
+				}
+				ends, closeAll := a.openEnds(newEngine(cfg, nil, nil, newMetrics(), nil, a.log))
+				closeAll()
+				opened <- ends != nil
+			}()
+			switch open, warned := <-opened, strings.Contains(text.String(), "level=WARN"); {
+			case c.open && !open && warned:
+				t.Skip(text.String())
+			case open != c.open || warned != c.warned:
+				t.Errorf("open: %v, warned: %v\n%s", open, warned, &text)
+			}
+		})
+	}
 }

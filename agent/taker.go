@@ -277,6 +277,7 @@ func (l *linked) give() error {
 		return err
 	}
 	l.app.sendFD(l.t.id, &wire.Import{Flow: l.t.flow, Epoch: l.t.epoch + 1, Service: l.t.service, Fresh: true}, fd)
+	l.app.send(l.t.id, &wire.Activate{})
 	return nil
 }
 

@@ -25,7 +25,7 @@ const (
 	// An agent that has been silent for pingAfter is asked for a sign of life; silence for deadAfter means that it is gone.
 	pingAfter = 500 * time.Millisecond
 	deadAfter = 2 * time.Second
-	tickTime  = 20 * time.Millisecond
+	tickTime  = 50 * time.Millisecond
 	// freshAge is how recently a backend must have been heard of to be granted a flow at once.
 	freshAge = 10 * time.Millisecond
 )

@@ -16,8 +16,10 @@ import (
 )
 
 const (
-	// pollTime is how long a worker sleeps at most, and so how precisely it keeps deadlines.
+	// pollTime is how long a worker with connections sleeps at most, and so how precisely it keeps their deadlines; idleTime is
+	// how long one without does.
 	pollTime = 100 * time.Millisecond
+	idleTime = time.Minute
 	// lingerTime is how long a refused client may take to read why.
 	lingerTime = time.Second
 	// quietTime is how long a client of HTTP/2 may be silent after its settings before it is taken for one that waits for the
@@ -136,9 +138,14 @@ func (w *worker) watch(fd int, events uint32) error {
 // run serves until ctx ends, and then closes everything that it still has.
 func (w *worker) run(ctx context.Context) error {
 	defer w.close()
+	defer context.AfterFunc(ctx, func() { w.post(func() {}) })()
 	swept := time.Now()
 	for ctx.Err() == nil {
-		n, err := unix.EpollWait(w.poll, w.events, int(pollTime/time.Millisecond))
+		sleep := idleTime
+		if len(w.peeks) > 0 {
+			sleep = pollTime
+		}
+		n, err := unix.EpollWait(w.poll, w.events, int(sleep/time.Millisecond))
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			return fmt.Errorf("wait for connections: %w", err)
 		}

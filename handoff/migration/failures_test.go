@@ -238,6 +238,7 @@ func TestFailures(t *testing.T) {
 	crashTable(t, &b)
 	frameTable(t, &b)
 	outageTable(t, &b)
+	handoffTables(t, &b)
 	golden(t, "../../docs/failures.md", b.String())
 }
 

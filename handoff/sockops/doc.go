@@ -49,5 +49,6 @@
 // an end, whoever moves it; one that is reset after a failed restore is.
 //
 // The program is attached at the top of the cgroup tree, and sees all sockets of the machine (in a container: of what is mounted there). It
-// leaves alone those of other network namespaces; several watchers do not disturb one another.
+// leaves alone those of other network namespaces; several watchers do not disturb one another. It takes 1 us of a connection's life, 70 ns
+// for each time that the kernel calls it about others (BenchmarkConnection).
 package sockops

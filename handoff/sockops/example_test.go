@@ -6,6 +6,8 @@ package sockops_test
 
 import (
 	"log"
+	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -26,5 +28,24 @@ func ExampleSeeder_Seed() {
 	// Between making the socket and connecting it in repair mode.
 	if err := s.Seed(fd, 200); err != nil {
 		log.Print(err)
+	}
+}
+
+func ExampleWatch() {
+	w, err := sockops.Watch(sockops.WatchConfig{Services: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:80")}})
+	if err != nil {
+		log.Print(err) // whoever keeps something about connections has to find out by itself that they are over
+		return
+	}
+	defer w.Close()
+	var ends []sockops.End
+	for {
+		if ends, err = w.Read(ends[:0]); err != nil {
+			log.Fatal(err)
+		}
+		for _, e := range ends {
+			log.Printf("%v is over, last packets may come: %v", e.Flow, e.Lingers())
+		}
+		time.Sleep(10 * time.Millisecond) // so that many ends make one batch
 	}
 }

@@ -192,7 +192,12 @@ func TestClose(t *testing.T) {
 	if got := connect(t, fd, unix.AF_INET); got != 10 {
 		t.Errorf("closed: window %d", got)
 	}
-	// Detaching is deferred in the kernel.
+	unloaded(t, id)
+}
+
+// unloaded waits until the kernel has no such program any more: detaching is deferred.
+func unloaded(t *testing.T, id ebpf.ProgramID) {
+	t.Helper()
 	for range 1000 {
 		p, err := ebpf.NewProgramFromID(id)
 		if errors.Is(err, os.ErrNotExist) {

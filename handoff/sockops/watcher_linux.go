@@ -104,8 +104,9 @@ func (w *Watcher) open(cfg WatchConfig) (err error) {
 	return nil
 }
 
-// Read waits until connections have ended and appends them to ends: all that it finds, up to some thousands. After Close the error is
-// os.ErrClosed.
+// Read waits until connections have ended and appends them to ends: all that it finds, up to some thousands. Let some milliseconds pass
+// between two calls: an end that finds its reader waiting has to wake it, which costs ten times what it costs otherwise.
+// There is room for about 20,000. After Close the error is os.ErrClosed.
 func (w *Watcher) Read(ends []End) ([]End, error) {
 	for n := 0; n < maxBatch; n++ {
 		if err := w.ring.ReadInto(&w.record); err != nil {

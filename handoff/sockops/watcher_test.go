@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -34,7 +35,7 @@ func TestMain(m *testing.M) {
 	if at := os.Getenv(serveAt); at != "" {
 		os.Exit(serve(at))
 	}
-	os.Exit(leakcheck.Main(m, leakcheck.Config{Namespaces: "rh-" + labtest.Prefix(), BPF: []string{"rehome_ended", "ends", "watched"}}))
+	os.Exit(leakcheck.Main(m, leakcheck.Config{Namespaces: "rh-" + labtest.Prefix()}))
 }
 
 // serve accepts one connection, says so, and keeps it until the process is killed.
@@ -511,4 +512,114 @@ func TestManyEnds(t *testing.T) {
 		}
 	}
 	log.none(t)
+}
+
+// TestWatcherCloses closes a watcher while it is read: nothing of it is left, and a second time it is no harm.
+func TestWatcherCloses(t *testing.T) {
+	labtest.RequireRoot(t)
+	w, err := Watch(WatchConfig{Services: []netip.AddrPort{netip.MustParseAddrPort("192.0.2.1:80")}})
+	if errors.Is(err, ErrNoCgroup) || errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	info, err := w.objects.RehomeEnded.Info()
+	if err != nil {
+		t.Fatal(err)
+	}
+	id, _ := info.ID()
+	read := make(chan error, 1)
+	go func() {
+		_, err := w.Read(nil)
+		read <- err
+	}()
+	if err := w.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-read; !errors.Is(err, os.ErrClosed) {
+		t.Errorf("Read: %v", err)
+	}
+	unloaded(t, id)
+	_ = w.Close()
+}
+
+func TestWatchErrors(t *testing.T) {
+	labtest.RequireRoot(t)
+	at := netip.MustParseAddrPort("192.0.2.1:80")
+	if _, err := Watch(WatchConfig{Services: []netip.AddrPort{at}, Cgroup: t.TempDir()}); err == nil {
+		t.Error("a directory that is no cgroup is watched")
+	}
+	if _, err := Watch(WatchConfig{Cgroup: "/nowhere"}); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("nothing: %v", err)
+	}
+	result := make(chan error, 1)
+	go func() {
+		runtime.LockOSThread() // the thread ends with the goroutine
+		none := make([]unix.CapUserData, 2)
+		if err := unix.Capset(&unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}, &none[0]); err != nil {
+			result <- err
+			return
+		}
+		_, err := Watch(WatchConfig{Services: []netip.AddrPort{at}})
+		result <- err
+	}()
+	if err := <-result; !errors.Is(err, ErrPermission) {
+		t.Errorf("without capabilities: %v", err)
+	}
+}
+
+// TestFullRing does not read while more connections end than there is room for: the rest is counted.
+func TestFullRing(t *testing.T) {
+	f := newField(t, netnslab.Impairment{})
+	at := netip.AddrPortFrom(f.vip4, 80)
+	l := listen(t, f.a, at)
+	var w *Watcher
+	err := f.a.Do(func() (err error) {
+		w, err = Watch(WatchConfig{Services: []netip.AddrPort{at}})
+		return err
+	})
+	if errors.Is(err, ErrNoCgroup) || errors.Is(err, ErrUnsupported) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	const most = 40000
+	made := 0
+	err = f.client.Do(func() error {
+		for made < most && w.Lost() < 100 {
+			for range 100 {
+				if err := visit(at, l); err != nil {
+					return err
+				}
+			}
+			made += 100
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	lost := int(w.Lost())
+	if lost == 0 {
+		t.Fatalf("nothing lost of %d", made)
+	}
+	var ends []End
+	for len(ends) < made-lost {
+		if ends, err = w.Read(ends); err != nil {
+			t.Fatal(err)
+		}
+	}
+	// There is room again.
+	if err := f.client.Do(func() error { return visit(at, l) }); err != nil {
+		t.Fatal(err)
+	}
+	if ends, err = w.Read(ends[:0]); err != nil || len(ends) != 1 {
+		t.Errorf("%d ends, %v", len(ends), err)
+	}
+	if n := int(w.Lost()); n != lost {
+		t.Errorf("%d lost, %d before", n, lost)
+	}
 }

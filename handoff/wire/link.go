@@ -38,7 +38,7 @@ var ErrOverrun = errors.New("wire: peer does not read")
 type Link struct {
 	conn   net.Conn
 	raw    syscall.RawConn // nil when the connection has no descriptor
-	unix   *net.UnixConn // nil unless descriptors can travel
+	unix   *net.UnixConn   // nil unless descriptors can travel
 	reader *bufio.Reader
 	fds    fdQueue
 

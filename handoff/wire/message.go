@@ -252,7 +252,7 @@ type Import struct {
 	// application repeats it in Recover.
 	Late bool
 	// Fresh is set when a dispatcher has accepted the connection and nobody has served it yet: there is no State, the socket is
-	// live, and neither Imported nor Activate follow.
+	// live already, and Activate follows at once, whatever the application answers.
 	Fresh bool
 }
 

@@ -350,24 +350,30 @@ static __always_inline struct flow *find(const struct key *k)
 	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
 }
 
-static __always_inline int load_of(struct line *l)
+// load_of counts the used slots of a line: without a branch, of which the verifier would follow every combination.
+static __always_inline __u64 load_of(struct line *l)
 {
-	int used = 0;
+	__u64 used = 0;
 
 	for (int i = 0; i < LINE; i++)
-		used += READ_ONCE(l->guard[i]) != GUARD_FREE;
+		used += ((__u64)READ_ONCE(l->guard[i]) + 0xffffffff) >> 32;
 	return used;
 }
 
-// claim takes a free slot of a line and returns its number, or -1.
-static __always_inline int claim(struct line *l)
+// claim takes a free slot of a line and returns 1 + its number in the line, or 0.
+static __always_inline __u32 claim(struct line *l)
 {
+	if (!l)
+		return 0;
 	for (int i = 0; i < LINE; i++)
 		if (READ_ONCE(l->guard[i]) == GUARD_FREE &&
 		    __sync_val_compare_and_swap(&l->guard[i], GUARD_FREE, GUARD_CLAIMED) == GUARD_FREE)
-			return i;
-	return -1;
+			return i + 1;
+	return 0;
 }
+
+__noinline __u32 claim4(__u32 line) { return claim(line_of(4, line)); }
+__noinline __u32 claim6(__u32 line) { return claim(line_of(6, line)); }
 
 // rival looks for another slot of the same flow: one that is LIVE, else a PENDING one of a lower number. It returns 1 + its
 // number, or 0. A PENDING one of a higher number is retired, unless it has just become LIVE: whoever began it may have looked
@@ -416,8 +422,8 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 	struct place p;
 	struct line *l, *m;
 	struct flow *f;
-	__u32 at, other;
-	int i, second;
+	__u32 line, at, other, n;
+	__u64 used;
 
 	if (!k)
 		return 0;
@@ -426,17 +432,19 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 	m = line_of(version, p.line[1]);
 	if (!l || !m)
 		return 0;
-	i = load_of(l);
+	used = load_of(l);
 	// While the first line is more than half empty, a look-up is better served there.
-	second = i > LINE / 2 - 2 && i > load_of(m);
-	i = claim(second ? m : l);
-	if (i < 0) {
-		second = !second;
-		i = claim(second ? m : l);
+	line = used > LINE / 2 - 2 && used > load_of(m) ? p.line[1] : p.line[0];
+	n = version == 4 ? claim4(line) : claim6(line);
+	if (!n) {
+		line = line == p.line[0] ? p.line[1] : p.line[0];
+		n = version == 4 ? claim4(line) : claim6(line);
 	}
-	if (i < 0 || i >= LINE)
+	l = line_of(version, line);
+	if (!n || n > LINE || !l)
 		return 0;
-	at = (second ? p.line[1] : p.line[0]) * LINE + i;
+	n -= 1;
+	at = line * LINE + n;
 	f = slot_of(version, at);
 	if (!f)
 		return 0;
@@ -456,15 +464,13 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 		__builtin_memcpy(s->local, k->local, 16);
 		__builtin_memcpy(s->remote, k->remote, 16);
 	}
-	if (second)
-		l = m;
 	// An exchange is a full barrier: of two that publish and then look, one at least sees the other.
-	__sync_lock_test_and_set(&l->guard[i], p.tag | GUARD_PENDING);
+	__sync_lock_test_and_set(&l->guard[n], p.tag | GUARD_PENDING);
 	other = version == 4 ? rival4(k, at) : rival6(k, at);
-	if (other || __sync_val_compare_and_swap(&l->guard[i], p.tag | GUARD_PENDING, p.tag | GUARD_LIVE) != (p.tag | GUARD_PENDING)) {
+	if (other || __sync_val_compare_and_swap(&l->guard[n], p.tag | GUARD_PENDING, p.tag | GUARD_LIVE) != (p.tag | GUARD_PENDING)) {
 		// Not freed at once: another may just be looking at it.
 		WRITE_ONCE(f->route, VERDICT_DEAD << 8);
-		__sync_lock_test_and_set(&l->guard[i], GUARD_RETIRED);
+		__sync_lock_test_and_set(&l->guard[n], GUARD_RETIRED);
 		if (other)
 			return other;
 		return version == 4 ? rival4(k, at) : rival6(k, at);

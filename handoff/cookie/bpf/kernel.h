@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The few kernel declarations that the programs of packages cookie and synproxy need, so that regenerating the objects depends on no
+// distribution's headers. The structures below "Kernel types" are read through CO-RE: only names matter, the loader puts in
+// this kernel's offsets.
+#ifndef REHOME_COOKIE_KERNEL_H
+#define REHOME_COOKIE_KERNEL_H
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+typedef int __s32;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+#define __always_inline inline __attribute__((always_inline))
+#define __noinline __attribute__((noinline))
+#define __ksym __attribute__((section(".ksyms")))
+#define __core __attribute__((preserve_access_index))
+#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
+#define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
+#define offset_of(type, member) __builtin_offsetof(type, member)
+
+// The objects are little-endian (bpf2go -target bpfel).
+#define bpf_htons(x) ((__u16)__builtin_bswap16(x))
+#define bpf_ntohs(x) ((__u16)__builtin_bswap16(x))
+#define bpf_htonl(x) ((__u32)__builtin_bswap32(x))
+#define bpf_ntohl(x) ((__u32)__builtin_bswap32(x))
+
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+	BPF_MAP_TYPE_RINGBUF = 27,
+};
+
+enum { BPF_ANY = 0 };
+enum { BPF_F_PSEUDO_HDR = 1 << 4 };
+enum { BPF_F_INGRESS = 1 };
+#define BPF_F_CURRENT_NETNS ((__u64)-1)
+
+// TCX_NEXT is TC_ACT_UNSPEC: the next program decides.
+enum { TCX_NEXT = -1, TCX_DROP = 2 };
+
+enum { PACKET_HOST = 0 };
+
+// enum in include/net/tcp_states.h.
+enum { TCP_ESTABLISHED = 1, TCP_SYN_RECV = 3, TCP_TIME_WAIT = 6, TCP_LISTEN = 10 };
+
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk;
+	__u32 gso_size;
+};
+
+// The head of struct bpf_sock; the state is the tenth word of it.
+struct bpf_sock {
+	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4];
+	__u16 src_port, : 16;
+	__u16 dst_port, : 16;
+	__u32 dst_ip4, dst_ip6[4], state;
+};
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 off, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 off, __u64 from, __u64 to, __u64 flags) = (void *)11;
+static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
+static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*bpf_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
+static long (*bpf_csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __u32 seed) = (void *)28;
+static long (*bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
+static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static long (*bpf_sk_release)(void *sk) = (void *)86;
+static struct bpf_sock *(*bpf_skc_lookup_tcp)(void *ctx, void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
+static void *(*bpf_ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
+static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
+static void (*bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
+static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
+static struct tcp_timewait_sock *(*bpf_skc_to_tcp_timewait_sock)(void *sk) = (void *)138;
+// CLOCK_MONOTONIC, up to a tick late.
+static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
+static long (*bpf_loop)(__u32 n, void *callback, void *ctx, __u64 flags) = (void *)181;
+static struct mptcp_sock *(*bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
+
+struct ethernet {
+	__u8 dst[6], src[6];
+	__u16 type;
+};
+
+struct ipv4 {
+	__u8 version_ihl, tos;
+	__u16 length, id, fragment;
+	__u8 ttl, protocol;
+	__u16 checksum;
+	__u32 src, dst;
+};
+
+struct ipv6 {
+	__u8 version_class, class_label, label[2];
+	__u16 length;
+	__u8 next, hops;
+	__u32 src[4], dst[4];
+};
+
+struct tcp {
+	__u16 src, dst;
+	__u32 seq, ack;
+	__u8 offset, flags;
+	__u16 window, checksum, urgent;
+} __attribute__((packed, aligned(2)));
+
+enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_PSH = 8, TCP_ACK = 16, TCP_ECE = 64, TCP_CWR = 128 };
+enum { ETH_IPV4 = 0x0800, ETH_IPV6 = 0x86dd };
+enum { PROTO_TCP = 6 };
+enum { AF_INET = 2, AF_INET6 = 10 };
+
+// Kernel types.
+
+struct netns_ipv4 {
+	__u8 sysctl_tcp_syncookies;
+} __core;
+
+struct net {
+	struct netns_ipv4 ipv4;
+} __core;
+
+typedef struct {
+	struct net *net;
+} possible_net_t;
+
+struct sock_common {
+	volatile unsigned char skc_state;
+	possible_net_t skc_net;
+	__u32 skc_tw_rcv_nxt;
+} __core;
+
+struct sock {
+	struct sock_common __sk_common;
+	__u32 sk_ack_backlog;
+	__u32 sk_max_ack_backlog;
+} __core;
+
+struct tcp_sock {
+	__u32 rcv_nxt;
+	__u32 snd_nxt;
+} __core;
+
+struct inet_timewait_sock {
+	struct sock_common __tw_common;
+} __core;
+
+struct tcp_timewait_sock {
+	struct inet_timewait_sock tw_sk;
+	__u32 tw_ts_recent;
+	long tw_ts_recent_stamp;
+} __core;
+
+#endif
