@@ -15,8 +15,9 @@ import (
 
 // eachFront runs a measurement for every front as a sub-benchmark.
 func eachFront(b *testing.B, measure func(b *testing.B, f *scenario.Farm, front scenario.Front)) {
-	f := farm(b, scenario.FarmConfig{Lab: labName("fbench"), Agents: true})
-	for _, front := range scenario.Peers() {
+	lab := labName("fbench")
+	f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
+	for _, front := range append(scenario.Peers(), scenario.Rehome()) {
 		b.Run(front.Name(), func(b *testing.B) {
 			startFront(b, f, front)
 			measure(b, f, front)

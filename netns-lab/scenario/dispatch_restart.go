@@ -39,7 +39,7 @@ type RestartResult struct {
 	Downloads, Failed int
 	// Problems are the first failures.
 	Problems []string
-	// Retransmitted counts the segments that all hosts together have sent again. Some of them are tail loss probes, which
+	// Retransmitted counts the segments that all hosts together have sent again since all downloads had begun. Some of them are tail loss probes, which
 	// a busy machine causes without any loss: compare with Direct's.
 	Retransmitted int
 	// BackMillis is the time from the start until the front answered new connections again.
@@ -65,10 +65,6 @@ func MeasureRestart(ctx context.Context, f *Farm, front Front, cfg RestartConfig
 	if _, err := f.Noise.ReadAt(want, 0); err != nil && !errors.Is(err, io.EOF) {
 		return RestartResult{}, err
 	}
-	before, err := f.retransmitted()
-	if err != nil {
-		return RestartResult{}, err
-	}
 	d := &downloads{want: want, begun: make(chan struct{}, cfg.Downloads)}
 	var group sync.WaitGroup
 	for range cfg.Downloads {
@@ -86,6 +82,10 @@ func MeasureRestart(ctx context.Context, f *Farm, front Front, cfg RestartConfig
 		case <-ctx.Done():
 			return RestartResult{}, ctx.Err()
 		}
+	}
+	before, err := f.retransmitted()
+	if err != nil {
+		return RestartResult{}, err
 	}
 	r := RestartResult{Downloads: cfg.Downloads}
 	r.BackMillis, err = bounce(ctx, f, front, cfg)
