@@ -39,7 +39,7 @@ func Check(cfg *Config) []Finding {
 	for _, f := range gate.Probe() {
 		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
 	}
-	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkLoopback())
+	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkEnds(), checkLoopback())
 	if cfg == nil {
 		return found
 	}
@@ -84,6 +84,21 @@ func checkSeeding() Finding {
 	}
 	if err != nil {
 		f.Detail, f.Advice = err.Error(), "moved connections start slowly without it"
+		return f
+	}
+	f.OK = true
+	return f
+}
+
+// checkEnds attaches the program that sees connections end, and takes it away again.
+func checkEnds() Finding {
+	f := Finding{What: "connections can be seen to end", Optional: true}
+	w, err := sockops.Watch(sockops.WatchConfig{})
+	if err == nil {
+		err = w.Close()
+	}
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "an entry forgets flows when they have been idle for gate.idle_timeout without it"
 		return f
 	}
 	f.OK = true

@@ -122,7 +122,6 @@ func (s *ends) run(ctx context.Context) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
-		var out []tcprepair.Flow
 		select {
 		case batch, ok := <-seen:
 			if !ok {
@@ -132,12 +131,12 @@ func (s *ends) run(ctx context.Context) error {
 		case f := <-s.again:
 			s.closed.add(time.Now(), f)
 		case <-timer.C:
-			out = s.due(time.Now())
 		}
+		// Whatever has come: batches that follow closely would put off the timer for ever.
+		s.hand(s.due(time.Now()))
 		if next := earlier(s.closed.next(), s.linger.next()); !next.IsZero() {
 			timer.Reset(max(time.Until(next), endPause))
 		}
-		s.hand(out)
 	}
 }
 

@@ -215,6 +215,26 @@ func TestEndsAreTold(t *testing.T) {
 	})
 }
 
+// TestEndsWithoutPause has connections end all the time: that puts off nothing.
+func TestEndsWithoutPause(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newTold(t)
+		defer r.stop()
+		start := time.Now()
+		n := 0
+		for time.Since(start) < 3*time.Second {
+			n++
+			r.report(tcprepair.LastAck, n)
+		}
+		synctest.Wait()
+		told, untold := tellings(t, r.e)
+		// What ended in the last second is still to come.
+		if least := float64(n) * 0.6; told < least || untold != 0 {
+			t.Errorf("%v of %d told, %v not", told, n, untold)
+		}
+	})
+}
+
 // TestEndsOfMovingFlows sees connections end that are being moved, here and away: the entry hears of them when that is over.
 func TestEndsOfMovingFlows(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

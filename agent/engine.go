@@ -49,6 +49,7 @@ type engine struct {
 	moving   map[tcprepair.Flow]*source
 	targets  map[uint64]*target
 	takers   map[uint64]*taker
+	answered answers
 	taking   map[tcprepair.Flow]*target
 	peers    map[string]*outgoing
 	incoming map[*incoming]struct{}

@@ -29,7 +29,7 @@ func testFlow(i int) tcprepair.Flow {
 
 // testEngine returns the engine of host a, without a gate: nothing in these tests comes as far as a freeze. Its peers b and c are not
 // reachable; the test answers for them.
-func testEngine(t *testing.T, entry string, servers ...string) *engine {
+func testEngine(t testing.TB, entry string, servers ...string) *engine {
 	t.Helper()
 	c := Config{
 		Host: "a", Interfaces: []string{"lo"}, Plaintext: true,

@@ -32,6 +32,7 @@ type taker struct {
 	pending  []migration.Event
 	stepping bool
 	asked    bool // a Locate waits for the end
+	over     bool // the connection has ended, or may have
 }
 
 // delivery is one way to give a connection to a server. Its methods do not block.
@@ -49,6 +50,11 @@ type delivery interface {
 func (e *engine) handedOff(in *incoming, id uint64, m *wire.Handoff) {
 	if e.takers[id] != nil {
 		return // a doubled frame
+	}
+	if e.answered.known(id) {
+		// The dispatcher has been told that this host does not have it, and believes so.
+		in.send(id, &wire.Refuse{Code: wire.CodeNoFlow, Reason: "this host has said that it does not have it"})
+		return
 	}
 	t := &taker{e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, from: in, entry: in.name, snapshot: m.Snapshot}
 	if err := t.check(m); err != nil {
@@ -159,6 +165,8 @@ func (t *taker) perform(a migration.Action) {
 	case migration.SendRefuse:
 		t.from.send(t.id, refusal(a.Err))
 	case migration.SendOver:
+		t.over = true
+		t.e.answered.remember(time.Now(), t.id, true)
 		t.from.send(t.id, &wire.Refuse{Code: wire.CodeOver, Reason: a.Err.Error()})
 	case migration.Discard:
 		t.server.discard()
@@ -196,7 +204,7 @@ func (t *taker) frame(m wire.Message) {
 
 func (t *taker) finish(err error) {
 	delete(t.e.takers, t.id)
-	if t.asked {
+	if t.asked && !t.over {
 		t.from.send(t.id, &wire.Located{Present: err == nil})
 	}
 	if err == nil {
@@ -214,10 +222,18 @@ func (e *engine) locate(in *incoming, id uint64, m *wire.Locate) {
 		t.asked, t.from = true, in
 		return
 	}
+	if e.answered.over(id) {
+		in.send(id, &wire.Refuse{Code: wire.CodeOver, Reason: "the connection has ended, or may have"})
+		return
+	}
 	present, err := connected(m.Flow)
 	if err != nil {
 		e.log.Error("cannot look for a connection", "flow", m.Flow, "error", err)
 		return // it will ask again
+	}
+	if !present {
+		// The Handoff itself may still wait to be read, on a connection that the dispatcher has lost.
+		e.answered.remember(time.Now(), id, false)
 	}
 	in.send(id, &wire.Located{Present: present})
 }

@@ -43,6 +43,7 @@ type dispatched struct {
 	snapshot  []byte // of the frozen socket, nil before the freeze
 	watermark tcprepair.Watermark
 	attempt   *attempt
+	gone      bool // the flow is somebody else's
 }
 
 // attempt is one try to hand a connection to one backend. It carries out what a migration.Giver decides, under its connection's mutex.
@@ -182,8 +183,8 @@ func (a *attempt) perform(action migration.Action) {
 			Flow: c.flow, Service: c.pool.cfg.Service, Delivery: c.pool.delivery, Epoch: a.epoch, Limit: c.pool.cfg.HandoffTime,
 			Snapshot: c.snapshot, Socket: a.to.socket, Granted: a.atOnce,
 		})
-		if err != nil {
-			a.stepLocked(migration.Event{Kind: migration.PeerLost, Err: err})
+		if err != nil { // nothing was sent
+			a.stepLocked(migration.Event{Kind: migration.Refused, Err: fmt.Errorf("%w: %w", migration.ErrPeerLost, err)})
 		}
 	case migration.SendCancel:
 		a.to.host.send(a.id, &wire.Cancel{Reason: "it took too long"})
@@ -223,7 +224,9 @@ func (a *attempt) grant() {
 func (a *attempt) takeBack() {
 	c := a.c
 	if _, err := c.d.path.Commit(c.flow, a.epoch+1, 0); err != nil {
+		// It has moved on from there, or is the client's next connection: nothing of it is this one's any more.
 		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
+		c.gone = true
 	}
 	c.epoch = a.epoch + 2
 }
@@ -257,21 +260,32 @@ func (a *attempt) finish(err error) {
 		c.service.active.Add(1)
 		d.count.handedOff(c.pool.delivery, time.Since(c.accepted))
 	case migration.GiverLost:
-		a.to.host.active.Add(-1)
-		d.count.failed("lost")
-		d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
-		_ = d.gate.Unhold(c.flow)
-		if !errors.Is(err, migration.ErrGone) {
-			c.service.ended(c.flow)
-		}
-		_ = tcprepair.Discard(c.fd)
-		_ = unix.Close(c.fd)
+		a.drop(err)
 	default:
-		a.to.host.active.Add(-1)
+		if c.gone {
+			a.drop(migration.ErrGone)
+			return
+		}
+		lower(&a.to.host.active)
 		d.count.failed("refused")
 		d.log.Debug("a backend did not take a connection", "flow", c.flow, "backend", a.to.name, "error", err)
 		c.next(err)
 	}
+}
+
+// drop ends what is left of a connection here, silently, and what the table has of it if that is still its own.
+func (a *attempt) drop(err error) {
+	c, d := a.c, a.c.d
+	lower(&a.to.host.active)
+	d.count.failed("lost")
+	d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
+	_ = d.gate.Unhold(c.flow)
+	r, routeErr := d.path.Route(c.flow)
+	if routeErr == nil && (r.Epoch == a.epoch || r.Epoch == a.epoch+1 && r.Node == a.to.host.node) {
+		c.service.ended(c.flow)
+	}
+	_ = tcprepair.Discard(c.fd)
+	_ = unix.Close(c.fd)
 }
 
 // giveUp tells the client that nobody serves it: the connection is the dispatcher's.

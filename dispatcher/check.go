@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -194,6 +195,8 @@ func checkAddresses(cfg *Config) []Finding {
 			seen[a] = true
 			f := Finding{What: fmt.Sprintf("address %v of %s", a, s.Name)}
 			switch on, ok := have[a]; {
+			case !ok && isLocal(a):
+				f.OK, f.Optional, f.Detail = true, true, "on no interface, but its packets come to this host: routers must lead it here"
 			case !ok:
 				f.Detail = "not on this host"
 				f.Advice = fmt.Sprintf("ip addr add %v/%d dev %s", a, a.BitLen(), strings.Join(cfg.Interfaces[:1], ""))
@@ -206,6 +209,12 @@ func checkAddresses(cfg *Config) []Finding {
 		}
 	}
 	return found
+}
+
+// isLocal reports whether this host takes packets to an address as its own, as a route of type local makes it do.
+func isLocal(a netip.Addr) bool {
+	routes, err := netlink.RouteGet(a.AsSlice())
+	return err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL
 }
 
 // hostAddresses returns this host's addresses and the interfaces that have them.

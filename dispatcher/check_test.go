@@ -18,6 +18,7 @@ func TestCheck(t *testing.T) {
 	cfg.Pin = "/proc/pin"
 	cfg.Services[0].Addresses = []netip.AddrPort{
 		netip.MustParseAddrPort("127.0.0.1:80"), netip.MustParseAddrPort("127.0.0.1:81"), netip.MustParseAddrPort("198.51.100.77:80"),
+		netip.MustParseAddrPort("127.9.9.9:80"),
 	}
 	cfg.Peers = []PeerConfig{
 		{Name: "b1", Address: "127.0.0.1:7070", MAC: "02:00:5e:10:00:02"}, {Name: "b2", Address: "127.0.0.1:7071"},
@@ -35,7 +36,7 @@ func TestCheck(t *testing.T) {
 	}
 	want := map[string]bool{
 		"interface lo": true, "interface rhnone0": false, "pin": false, "tls": true, "control": true,
-		"address 127.0.0.1 of web": true, "address 198.51.100.77 of web": false, "peer b1": true, "peer b2": false,
+		"address 127.0.0.1 of web": true, "address 198.51.100.77 of web": false, "address 127.9.9.9 of web": true, "peer b1": true, "peer b2": false,
 	}
 	if os.Geteuid() == 0 {
 		want["TCP_REPAIR"] = true

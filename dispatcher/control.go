@@ -158,7 +158,8 @@ func (c *control) SetBackend(ctx context.Context, req *api.SetBackendRequest) (*
 			for _, m := range p.members {
 				if named(m) {
 					m.set(weight, req.Drained, time.Now())
-					c.d.log.Info("an operator has set a backend", "pool", cfg.Name, "backend", m.name, "weight", req.Weight, "drained", req.Drained)
+					now := m.message()
+					c.d.log.Info("an operator has set a backend", "pool", cfg.Name, "backend", m.name, "weight", now.GetWeight(), "drained", now.GetDrained())
 				}
 			}
 			r.Pools = append(r.Pools, p.message(named))

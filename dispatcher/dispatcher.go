@@ -62,6 +62,9 @@ type Dispatcher struct {
 	workers  []*worker
 	outlines outlines
 
+	// patience is how long backends are waited for before connections may be given to them.
+	patience time.Duration
+
 	file    string // where the configuration is
 	orders  chan order
 	stopped chan struct{} // closed when no order is carried out any more
@@ -69,7 +72,9 @@ type Dispatcher struct {
 
 // New returns a dispatcher with a validated configuration.
 func New(cfg Config, log *slog.Logger) *Dispatcher {
-	d := &Dispatcher{cfg: cfg, log: log, count: newCounters(), orders: make(chan order), stopped: make(chan struct{})}
+	d := &Dispatcher{
+		cfg: cfg, log: log, count: newCounters(), patience: meetTime, orders: make(chan order), stopped: make(chan struct{}),
+	}
 	d.count.registry.MustRegister(newGauges(d))
 	return d
 }
@@ -119,6 +124,8 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 		d.roster.hire(serving, b)
 		d.locate(serving, b, live.peers[name])
 	}
+	// Until then connections wait in the kernel; later they would be refused for want of backends.
+	d.await(serving, d.patience, func() bool { return d.roster.serves(live) })
 	for _, w := range d.workers {
 		run(w.run)
 	}

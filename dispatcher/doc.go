@@ -16,4 +16,8 @@
 //
 // A worker goroutine for each core accepts and peeks; a connection that is being handed over is under its own mutex and is pushed on
 // by whoever has news of it. One goroutine for each backend reads that agent's answers.
+//
+// What the configuration says is a plan, which does not change and is read through one atomic pointer. One goroutine carries out what
+// operators order, one thing after the other; a reload is the making of another plan, and workers change over to it between two
+// events. Backends that are in no plan any more are kept for as long as a connection may still be handed to them.
 package dispatcher

@@ -88,19 +88,13 @@ func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
 			o := d.entry.Owner(m.Flow)
 			return &wire.Owner{Flow: m.Flow, Host: o.Host, Epoch: o.Epoch, Unknown: o.Unknown}, nil
 		}
+		from := d.ownerOf(m.Flow)
+		answer, _ := d.entry.Answer(time.Now(), f.ID, m, b.name)
+		d.flowMoved(from, d.ownerOf(m.Flow))
+		return answer, nil
 	}
 	if answer, ok := d.entry.Answer(time.Now(), f.ID, f.Message, b.name); ok {
 		return answer, nil
 	}
 	return nil, fmt.Errorf("%w: %v as a request to a dispatcher", wire.ErrMalformed, f.Message.Kind())
-}
-
-// flowEnded forgets a flow whose connection is over, if it is still the backend's that says so.
-func (d *Dispatcher) flowEnded(b *backend, m *wire.Ended) {
-	r, err := d.path.Route(m.Flow)
-	if err != nil || r.Node != b.node {
-		return
-	}
-	d.forget(m.Flow)
-	b.active.Add(-1)
 }

@@ -52,7 +52,6 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 			was := b
 			b = newBackend(c.Name, c.Address, gate.Node(c.ID), d.self, d.flush, d.log)
 			if was != nil {
-				b.active.Store(was.active.Load())
 				b.draining.Store(was.draining.Load())
 			}
 		}

@@ -14,7 +14,7 @@ import (
 	"github.com/rehome-net/rehome/handoff/gate"
 )
 
-// meetTime is how long a reload waits for the agents of new backends. Later ones come into service when they are there.
+// meetTime is how long the start and a reload wait for backends' agents. Later ones come into service when they are there.
 const meetTime = time.Second
 
 // ErrNoFile means that the dispatcher has not been told where its configuration is.
@@ -123,7 +123,7 @@ func (d *Dispatcher) withdraw(next, old *plan) {
 
 // change puts next into effect. Nothing here fails but with the dispatcher.
 func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) {
-	var gone []*backend
+	gone := make(map[*backend]int64) // with their connections that what replaces them has been told of
 	for _, b := range old.hosts {
 		if d.roster.dismissed(b) {
 			continue
@@ -132,7 +132,7 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 			next.hosts = append(next.hosts, b)
 		}
 		if old.backends[b.name] == b && next.backends[b.name] != b {
-			gone = append(gone, b)
+			gone[b] = 0
 		}
 	}
 	d.live.Store(next)
@@ -152,8 +152,9 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 		}
 	}
 	d.withdraw(next, old)
-	for _, b := range gone {
+	for b := range gone {
 		d.roster.lose(b)
+		gone[b] = d.succeed(b, 0)
 	}
 	for name, b := range next.backends {
 		d.locate(ctx, b, next.peers[name])
@@ -176,17 +177,30 @@ func (d *Dispatcher) meet(ctx context.Context, next, old *plan) []*backend {
 			d.locate(ctx, b, next.peers[name])
 		}
 	}
-	d.await(ctx, meetTime, func() bool { return !slices.ContainsFunc(added, func(b *backend) bool { return !b.up() }) })
+	d.await(ctx, d.patience, func() bool {
+		return !slices.ContainsFunc(added, func(b *backend) bool { return !d.roster.ready(b) })
+	})
 	return added
 }
 
-// retire ends the links to backends that no plan has any more, when no connection can be given to them through old.
-func (d *Dispatcher) retire(ctx context.Context, old *plan, gone []*backend) error {
+// retire ends the links to backends that the plan at work has no more, when no connection can be given to them through old.
+func (d *Dispatcher) retire(ctx context.Context, old *plan, gone map[*backend]int64) error {
 	wait(ctx, old.peekTime())
-	d.settle(ctx, func(a *attempt) bool { return old.pools[a.c.pool.cfg.Name] == a.c.pool })
-	d.roster.dismiss(gone...)
-	for _, b := range gone {
+	d.settle(ctx, func(a *attempt) bool { return d.live.Load().pools[a.c.pool.cfg.Name] != a.c.pool })
+	for b, told := range gone {
+		d.roster.dismiss(b)
+		d.succeed(b, told)
 		d.log.Info("a backend is no more", "backend", b.name, "address", b.addr)
 	}
 	return nil
+}
+
+// succeed adds the connections of a backend to those of what stands for its host now, without those that it has been told of, and
+// returns how many it knows of then.
+func (d *Dispatcher) succeed(b *backend, told int64) int64 {
+	n := b.active.Load()
+	if now := d.backend(b.name); now != nil && now != b {
+		now.active.Add(n - told)
+	}
+	return n
 }

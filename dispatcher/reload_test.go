@@ -309,6 +309,9 @@ func TestReloadPeers(t *testing.T) {
 	two.serve(t, "b2", address(1))
 	s := start(t, cfg)
 	until(t, "both agents are connected", func() bool { return one.connected() == 1 && two.connected() == 1 })
+	if err := s.command(t.Context(), func(context.Context) error { s.patience = limit; return nil }); err != nil {
+		t.Fatal(err)
+	}
 	b1, b2 := s.backend("b1"), s.backend("b2")
 	until(t, "both are up", func() bool { return b1.up() && b2.up() })
 	b1.active.Store(5)
@@ -326,7 +329,7 @@ func TestReloadPeers(t *testing.T) {
 	three.serve(t, "b3", to)
 	cfg.Peers[0].Address = free(t).String()
 	moved.serve(t, "b1", address(0))
-	cfg.Peers = []PeerConfig{cfg.Peers[0], {Name: "b3", Address: to.String(), ID: 3}}
+	cfg.Peers = []PeerConfig{cfg.Peers[0], {Name: "b3", Address: to.String(), ID: 3, MAC: "02:00:5e:10:00:03"}}
 	cfg.Pools = []PoolConfig{{Name: "files", Delivery: DeliveryLinked, Backends: []BackendConfig{{Host: "b1"}, {Host: "b3"}}}}
 	cfg.Services[0].Routes = nil
 	s.reloaded(t, cfg)
@@ -350,8 +353,10 @@ func TestReloadPeers(t *testing.T) {
 	if two.connected() != 1 || one.connected() != 1 {
 		t.Error("a link has ended before the connection was handed off")
 	}
+	b1.active.Add(-1) // an attempt that b1 refused at its old address
 	b2.end(1)
 	until(t, "the links to b2 and to b1's old address end", func() bool { return two.connected() == 0 && one.connected() == 0 })
+	until(t, "b1's count is complete", func() bool { return s.backend("b1").active.Load() == 4 })
 	if moved.connected() != 1 || three.connected() != 1 {
 		t.Errorf("b1 has %d links, b3 %d", moved.connected(), three.connected())
 	}

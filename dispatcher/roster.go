@@ -7,7 +7,9 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
@@ -27,6 +29,8 @@ type roster struct {
 type duty struct {
 	end  context.CancelFunc // of its link
 	lose context.CancelFunc // of the search for its link-layer address; nil before it begins
+	// located means that the search has found it.
+	located atomic.Bool
 }
 
 func newRoster(group *errgroup.Group) *roster {
@@ -74,6 +78,26 @@ func (r *roster) dismissed(b *backend) bool {
 	return r.duties[b] == nil
 }
 
+// ready reports whether a backend can be asked, and its packets can be sent to it. Of one whose address is not searched for the
+// packet path knows from before.
+func (r *roster) ready(b *backend) bool {
+	r.mu.Lock()
+	j := r.duties[b]
+	unknown := j == nil || j.lose != nil && !j.located.Load()
+	r.mu.Unlock()
+	return !unknown && b.up()
+}
+
+// serves reports whether every pool of a plan has a backend that is ready.
+func (r *roster) serves(p *plan) bool {
+	for _, o := range p.pools {
+		if !slices.ContainsFunc(o.members, func(m *member) bool { return r.ready(m.host) }) {
+			return false
+		}
+	}
+	return true
+}
+
 // lose ends the search for a backend's link-layer address. What was found stays in the packet path's table.
 func (r *roster) lose(b *backend) {
 	r.mu.Lock()
@@ -99,6 +123,6 @@ func (d *Dispatcher) locate(ctx context.Context, b *backend, peer PeerConfig) {
 	ctx, j.lose = context.WithCancel(ctx)
 	host := neighbour.Host{Name: b.name, Addr: at.Addr(), MAC: peer.MAC, Node: gate.Node(peer.ID)}
 	d.roster.spawn(ctx, func(ctx context.Context) error {
-		return neighbour.Watch(ctx, d.path, []neighbour.Host{host}, func(neighbour.Host, net.HardwareAddr) {}, d.log)
+		return neighbour.Watch(ctx, d.path, []neighbour.Host{host}, func(neighbour.Host, net.HardwareAddr) { j.located.Store(true) }, d.log)
 	})
 }

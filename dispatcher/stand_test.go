@@ -121,6 +121,7 @@ func start(t *testing.T, cfg Config) *stand {
 	d := s.Dispatcher
 	d.self = peer.Self{Host: cfg.Host}
 	d.path = s.table
+	d.patience = 20 * time.Millisecond // few tests have agents
 	ctx, cancel := context.WithCancel(t.Context())
 	ports, err := d.openPorts(ctx)
 	if err != nil {

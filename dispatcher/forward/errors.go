@@ -3,22 +3,30 @@
 package forward
 
 import (
-	"errors"
-	"fmt"
-
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// What callers can tell apart with errors.Is, beside the gate's: ErrNoFlow, ErrEpoch, ErrExists and ErrBusy mean here what
-// they mean there. Those below are the gate's too, in words that fit.
+// What callers can tell apart with errors.Is. Each is also the gate's error of the same name, so that one caller can drive
+// either; ErrNoFlow, ErrEpoch, ErrExists and ErrBusy are the gate's own.
 var (
-	ErrFull        = fmt.Errorf("no room in the flow table: raise MaxFlows: %w", gate.ErrFull)
-	ErrClosed      = fmt.Errorf("forwarder is closed: %w", gate.ErrClosed)
-	ErrPermission  = gate.ErrPermission
-	ErrUnsupported = fmt.Errorf("%w: needs Linux 6.6 with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS", errors.ErrUnsupported)
-	ErrAttached    = fmt.Errorf("another forwarder is attached to the interface: stop its dispatcher, or remove what it left pinned: %w", gate.ErrAttached)
+	ErrFull        error = &sentinel{"no room for the flow in the table: raise MaxFlows", gate.ErrFull}
+	ErrClosed      error = &sentinel{"forwarder is closed", gate.ErrClosed}
+	ErrPermission        = gate.ErrPermission
+	ErrUnsupported error = &sentinel{"not supported by this kernel: needs Linux 6.6 with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS", gate.ErrUnsupported}
+	ErrAttached    error = &sentinel{"another forwarder is attached to the interface: stop its dispatcher, or remove what it left pinned", gate.ErrAttached}
 )
+
+// sentinel is an error of the gate's in words of this package.
+type sentinel struct {
+	text string
+	gate error
+}
+
+func (s *sentinel) Error() string { return s.text }
+
+// Unwrap returns the gate's error.
+func (s *sentinel) Unwrap() error { return s.gate }
 
 // OpError says which operation failed on which flow.
 type OpError struct {

@@ -9,6 +9,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -264,6 +265,37 @@ func TestFirstInChain(t *testing.T) {
 	if _, err := os.Stat(config.PinPath); !errors.Is(err, os.ErrNotExist) {
 		t.Errorf("pin path: %v", err)
 	}
+}
+
+// A gate on the same interface keeps its place behind, and sees what the forwarder passes.
+func TestBeforeGate(t *testing.T) {
+	c := newCluster(t)
+	var g *gate.Gate
+	c.entry.do(t, func() (err error) {
+		g, err = gate.Open(gate.Config{Interfaces: []string{"eth0"}})
+		return err
+	})
+	defer g.Close()
+	f := c.entry.forwarder(t, Config{})
+	c.entry.expect(t, "open", "rehome_forward", "rehome_in")
+	c.configure(t, f)
+	if err := f.SetService(netip.MustParseAddrPort(vip6), []gate.Node{0}); err != nil {
+		t.Fatal(err)
+	}
+	if s := who(t, c.dial(t, "tcp", vip4)); s != "1" {
+		t.Errorf("served by %s, want node 1", s)
+	}
+	conn := c.dial(t, "tcp", vip6)
+	if s := who(t, conn); s != "0" {
+		t.Errorf("served by %s, want the entry", s)
+	}
+	if err := g.Hold(flowOf(conn), gate.Ingress, time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := conn.Write([]byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the gate holds the dispatcher's own flow", func() bool { return g.Stats().Held > 0 })
 }
 
 // A killed process's programs go on forwarding by its tables, and the next process goes on with them; no packet is lost

@@ -363,17 +363,17 @@ func TestConcurrent(t *testing.T) {
 								got, err = send(i, ack)
 							}
 							if err != nil || got != redirected {
-								return fmt.Errorf("flow %d at epoch %d: SYN, ACK: %s, %w", i, epoch, got, err)
+								return errors.Join(fmt.Errorf("flow %d at epoch %d: SYN, ACK: %s", i, epoch, got), err)
 							}
 						case 1, 2:
 							got, err := send(i, ack)
 							if err != nil || (got == redirected) != (epoch > 0) {
-								return fmt.Errorf("flow %d at epoch %d: packet: %s, %w", i, epoch, got, err)
+								return errors.Join(fmt.Errorf("flow %d at epoch %d: packet: %s", i, epoch, got), err)
 							}
 						case 3:
 							r, err := s.Commit(f, epoch, node)
 							if epoch == 0 && !errors.Is(err, gate.ErrNoFlow) || epoch > 0 && (err != nil || r.Epoch != epoch+1) {
-								return fmt.Errorf("flow %d at epoch %d: commit: %+v, %w", i, epoch, r, err)
+								return errors.Join(fmt.Errorf("flow %d at epoch %d: commit: %+v", i, epoch, r), err)
 							}
 							if epoch > 0 {
 								epochs[i]++
@@ -467,7 +467,7 @@ func TestSameFlowTwice(t *testing.T) {
 						code, err := s.table.objects.RehomeForward.Run(options)
 						if err != nil || verdictOf(TCX, code) != redirected {
 							round.Add(flows * workers)
-							return fmt.Errorf("flow %d: %s, %w", i, verdictOf(TCX, code), err)
+							return errors.Join(fmt.Errorf("flow %d: %s", i, verdictOf(TCX, code)), err)
 						}
 					}
 					return nil

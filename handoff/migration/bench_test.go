@@ -45,6 +45,40 @@ func BenchmarkMove(b *testing.B) {
 	}
 }
 
+// BenchmarkHandoff is everything that the two parties of a handoff decide.
+func BenchmarkHandoff(b *testing.B) {
+	for _, atOnce := range []bool{false, true} {
+		name := "in two steps"
+		if atOnce {
+			name = "at once"
+		}
+		b.Run(name, func(b *testing.B) {
+			now := origin
+			b.ReportAllocs()
+			for b.Loop() {
+				g := NewGiver(time.Second, 3*time.Second, atOnce)
+				k := NewTaker(TargetParams{Host: "b", Epoch: 1, Limit: time.Second}, atOnce, Config{})
+				g.Step(now, Event{Kind: Start})
+				if atOnce {
+					g.Step(now, Event{Kind: CommitMade})
+				}
+				k.Step(now, Event{Kind: Start})
+				k.Step(now, Event{Kind: Restored})
+				if !atOnce {
+					g.Step(now, Event{Kind: CommitAsked})
+					g.Step(now, Event{Kind: CommitMade})
+					k.Step(now, Event{Kind: OwnerIs, Owner: Owner{Host: "b", Epoch: 2}})
+				}
+				k.Step(now, Event{Kind: Delivered})
+				g.Step(now, Event{Kind: Committed})
+				if g.State() != GiverGiven || k.State() != TakerTaken {
+					b.Fatalf("ended as %v and %v", g.State(), k.State())
+				}
+			}
+		})
+	}
+}
+
 // BenchmarkStep is one event in the frozen part: the transfer that follows the freeze.
 func BenchmarkStep(b *testing.B) {
 	s := NewSource(SourceParams{Host: "a", Target: "b", Epoch: 1}, Config{})

@@ -42,4 +42,22 @@
 //   - Frames do not outlive their connection: what a restarted agent or entry reads comes from a connection of its own. A
 //     Refuse is a promise only on the connection that the offer went through.
 //   - A connection that the entry first sees gets an epoch that no lease of an older one with the same addresses has.
+//
+// # Handing off
+//
+// A dispatcher that has accepted a connection gives it to a server with a Giver; the server's host takes it with a Taker. The dispatcher is
+// the flow's entry itself, so there is no lease: an attempt may be granted the flow while it is under way, once, with a
+// compare-and-set of owner and epoch. From then on only the server's host can give the flow back, with Refuse or by saying
+// that the connection is not there. What this needs, and what happens without it, the tests' second model shows
+// (TestBrokenHandoffs).
+//
+//   - The dispatcher holds the client's packets until the Giver discards its socket or the flow is its own again, so until limit and grace
+//     are over. No connection can come to its end meanwhile, so one that is not at the server was never there.
+//   - The grant of an attempt that is over is refused; an attempt of which nothing could be sent is Refused, not PeerLost.
+//   - A host whose Taker has not finished answers the question when it has. Afterwards it answers what became of it, for longer than the
+//     dispatcher asks: Over, above all, leaves nothing that could be found.
+//   - A host that has answered Absent for an id which it did not know refuses a handoff of that id that comes later: a flow that was granted
+//     at once is delivered without a question, and frames of two connections may be read in any order.
+//   - A flow that cannot be taken back has a new owner, or is a new connection of the client's: the dispatcher drops its socket in silence
+//     and goes on with no other server. Nor does it take such a flow out of the table.
 package migration

@@ -162,7 +162,9 @@ func handoffTables(t *testing.T, b *strings.Builder) {
 		c.f.servers[hostA].downUntil = c.f.now + restartTime
 	}
 	cut := func(li int8, long bool) func(*farmCourse, farmMoment) {
-		return func(c *farmCourse, _ farmMoment) { c.f.take(farmStep{op: farmBreak, link: li, long: long, crash: never}) }
+		return func(c *farmCourse, _ farmMoment) {
+			c.f.take(farmStep{op: farmBreak, link: li, long: long, crash: never})
+		}
 	}
 	columns := []farmColumn{
 		{"its agent is killed", kill},

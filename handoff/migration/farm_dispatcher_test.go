@@ -11,7 +11,7 @@ type desk struct {
 
 	epoch   uint32
 	tried   int8
-	gone    bool // the flow could not be taken back
+	gone    bool // the flow could not be taken back: it is not this connection's, or somebody else has it
 	unknown bool // the attempt hears of nothing: see farmRules.lostUnsent
 
 	// The attempt that is under way.
@@ -111,7 +111,7 @@ func (f *farm) giverAct(a Action) bool {
 		s := &f.servers[d.to]
 		// Had it been there to be asked, it would have been asked askAgain ago.
 		f.outage = f.outage || max(s.downUntil, f.links[li].healsAt) >= f.now-askAgain
-		f.robbed = s.sock == sockLive
+		f.robbed = s.sock == sockLive || f.moved
 		if d.sock = sockNone; !f.rules.noReset {
 			f.tell("reset by the dispatcher")
 		}
@@ -128,13 +128,10 @@ func (f *farm) takeBack() {
 	if s := &f.servers[d.to]; s.over && f.told == "" && !f.foreign {
 		f.fail("taken back from server %v, which may have had it", d.to)
 	}
-	if f.servers[d.to].had && f.told == "" && !f.foreign && (f.rules.closingUnseen || !f.row.closing) {
+	if f.servers[d.to].had && f.told == "" && !f.foreign && !f.moved {
 		f.fail("taken back from server %v, which has had it", d.to)
 	}
-	if f.row.closing && !f.rules.closingUnseen || !f.change(d.at+1, entryE) {
-		f.note("dispatcher: the flow is not there to be taken back")
-		d.gone = !f.rules.takeBackBlindly
-	}
+	d.gone = !f.change(d.at+1, entryE) && !f.rules.takeBackBlindly
 	d.epoch = d.at + 2
 }
 
@@ -143,20 +140,22 @@ func (f *farm) closeAttempt(err error) {
 	d := &f.desk
 	state := d.giver.state
 	d.has, d.giver, f.settled = false, Giver{}, f.now
-	switch {
-	case state == GiverGiven:
+	switch state {
+	case GiverGiven:
 		d.over = true
 		if d.sock != sockNone {
 			f.fail("a socket is left of a connection that was given away")
 		}
-	case state == GiverLost:
+	case GiverLost:
 		d.over, d.sock = true, sockNone
 		if f.rules.forgetBlindly && !errors.Is(err, ErrGone) {
 			f.row = row{}
 		}
-	case d.gone:
-		d.over, d.sock = true, sockNone
 	default:
+		if d.gone {
+			d.over, d.sock = true, sockNone
+			return
+		}
 		f.nextServer()
 	}
 }
@@ -224,6 +223,6 @@ func (f *farm) commitAsked(li int8, g uint8, fr frame, mine bool) {
 	}
 	f.send(li, entryE, g, frame{
 		kind: frameOwner, id: fr.id,
-		owner: Owner{Host: f.row.owner.String(), Epoch: f.row.epoch, Unknown: !f.row.known},
+		owner: Owner{Host: hostName(f.row.owner), Epoch: f.row.epoch, Unknown: !f.row.known},
 	})
 }

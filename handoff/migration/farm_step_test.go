@@ -40,6 +40,7 @@ const (
 	farmNoKernel                 // fault: the socket cannot be restored
 	farmNoDelivery               // fault: the server does not take it
 	farmOver                     // fault: the connection ends in the server's hands while it is delivered
+	farmMove                     // no fault, but as rare: the connection moves on to a third server
 	farmNewFlow                  // fault: the client opens a new connection from the same port
 )
 
@@ -51,7 +52,7 @@ func (s farmStep) fault() bool { return s.op >= farmKillAgent || s.crash >= 0 }
 func (s farmStep) String() string {
 	names := [...]string{
 		"start", "deliver", "restored", "delivered", "connect", "dial fails", "tick", "tick", "restart", "time", "END",
-		"KILL agent", "KILL server", "BREAK", "KERNEL REFUSES", "SERVER REFUSES", "OVER", "NEW FLOW",
+		"KILL agent", "KILL server", "BREAK", "KERNEL REFUSES", "SERVER REFUSES", "OVER", "MOVE", "NEW FLOW",
 	}
 	t := fmt.Sprintf("%s %v", names[s.op], s.node)
 	if s.op == farmBreak {
@@ -167,6 +168,9 @@ func (f *farm) spoiled(out []farmStep) []farmStep {
 	keeps := [][2]bool{{true, true}, {true, false}, {false, true}, {false, false}}
 	for h := hostA; h <= hostB; h++ {
 		s := &f.servers[h]
+		if s.sock == sockLive && s.inServer && f.row.owner == h && f.told == "" {
+			add(farmStep{op: farmMove, node: h})
+		}
 		if s.sock == sockLive && s.inServer {
 			add(farmStep{op: farmKillServer, node: h})
 		}
@@ -205,8 +209,11 @@ func (f *farm) spoiled(out []farmStep) []farmStep {
 	return out
 }
 
-// ending lists which server can finish with the connection.
+// ending lists which server can finish with the connection: for that the client's packets must reach it.
 func (f *farm) ending(out []farmStep) []farmStep {
+	if f.desk.sock == sockFrozen && !f.rules.releaseEarly {
+		return out
+	}
 	for h := hostA; h <= hostB && f.ends > 0; h++ {
 		if s := &f.servers[h]; s.sock == sockLive && s.inServer && f.told == "" && !f.foreign {
 			out = append(out, farmStep{op: farmEnd, node: h, crash: never})
@@ -309,7 +316,7 @@ func (f *farm) takeStep(s farmStep) {
 		f.pass(s.long)
 	case farmEnd:
 		f.note("%v: has served the client", s.node)
-		x.sock, x.inServer, f.served, f.row.closing = sockNone, false, true, true
+		x.sock, x.inServer, f.served = sockNone, false, true
 		f.ends--
 	default:
 		f.spoil(s)
@@ -386,6 +393,9 @@ func (f *farm) spoil(s farmStep) {
 	case farmOver:
 		x.delivering, x.sock, x.over, f.killed = false, sockNone, true, true
 		f.takerStep(s.node, Event{Kind: Over, Err: errModel})
+	case farmMove:
+		f.change(f.row.epoch, elsewhere)
+		x.sock, x.inServer, f.moved = sockNone, false, true
 	case farmNewFlow:
 		f.foreign, f.row = true, row{known: true, owner: entryE, epoch: foreignEpoch}
 	}

@@ -36,20 +36,20 @@ type farm struct {
 	spent          int // faults and delays that have happened
 
 	// What the client had of it, and what the outcome may be because of it.
-	told       string        // who reset the connection, or closed it too early
-	served     bool          // a server has answered, and the connection came to its proper end
-	foreign    bool          // the client has given the connection up: the flow in the table is another one
-	killed     bool          // the server's process was killed, or its agent with a live connection in its hands
-	outage     bool          // a server could not be asked for longer than the deadline
-	robbed     bool          // it was reset while a server had it: may be only in an outage
-	slow       time.Duration // for how long the giver has gone unanswered for no better reason than that
-	lastFault  time.Duration
-	settled    time.Duration
-	crash      int8 // actions until the agent that works now dies; -1 is never
-	crashed    bool
-	broken     string
-	trace      *trace
-	deliveries int8
+	told      string        // who reset the connection, or closed it too early
+	served    bool          // a server has answered, and the connection came to its proper end
+	moved     bool          // a third server has it by live migration, in which the dispatcher only keeps the table
+	foreign   bool          // the client has given the connection up: the flow in the table is another one
+	killed    bool          // the server's process was killed, or its agent with a live connection in its hands
+	outage    bool          // a server could not be asked for longer than the deadline
+	robbed    bool          // it was reset while a server had it: may be only in an outage
+	slow      time.Duration // for how long the giver has gone unanswered for no better reason than that
+	lastFault time.Duration
+	settled   time.Duration
+	crash     int8 // actions until the agent that works now dies; -1 is never
+	crashed   bool
+	broken    string
+	trace     *trace
 }
 
 // farmRules weaken the model or the drivers on purpose.
@@ -61,7 +61,7 @@ type farmRules struct {
 	forgetful           bool // an agent that has finished with a handoff looks for the socket, which may have come to its end
 	takeBackBlindly     bool // the dispatcher goes on when the table did not let it take the flow back
 	forgetBlindly       bool // it takes the flow of a connection that it has lost out of the table, whoever's the flow is now
-	closingUnseen       bool // the table does not know that the client has closed the connection
+	releaseEarly        bool // it lets the client's packets go when it grants the flow
 	noReset             bool // an unresolved connection is dropped in silence
 	unfenced            bool // an agent that has answered Absent takes a handoff which arrives later
 	lostUnsent          bool // the dispatcher does not keep an attempt whose connection it could not send
@@ -69,17 +69,26 @@ type farmRules struct {
 
 // row is the flow's entry in the flow table. It outlives every process.
 type row struct {
-	known   bool
-	owner   node
-	epoch   uint32
-	closing bool // the client's FIN has passed since the flow was granted
+	known bool
+	owner node
+	epoch uint32
 }
 
 func (r row) String() string {
 	if !r.known {
 		return "unknown"
 	}
-	return Owner{Host: r.owner.String(), Epoch: r.epoch}.String()
+	return Owner{Host: hostName(r.owner), Epoch: r.epoch}.String()
+}
+
+// elsewhere is a server that no attempt is for.
+const elsewhere = entryE + 1
+
+func hostName(n node) string {
+	if n == elsewhere {
+		return "c"
+	}
+	return n.String()
 }
 
 // The dispatcher's link to a server, and the server's link to the dispatcher.
@@ -179,6 +188,12 @@ func (f *farm) check() {
 	if f.desk.sock == sockLive {
 		live++
 	}
+	if f.moved {
+		live++
+	}
+	if f.moved && f.row.owner != elsewhere && f.told == "" && !f.foreign {
+		f.fail("the connection has moved on while the flow table has %v", f.row)
+	}
 	for h := hostA; h <= hostB; h++ {
 		s := &f.servers[h]
 		if s.sock != sockLive {
@@ -231,7 +246,7 @@ func (f *farm) atRest() {
 	case d.sock == sockLive: // it has answered
 		holders++
 	}
-	if f.served {
+	if f.served || f.moved {
 		holders++
 	}
 	switch {
@@ -278,11 +293,11 @@ func (f *farm) key(b []byte) []byte {
 			flags(fr.present, fr.granted, fr.owner.Unknown)
 		}
 	}
-	b = append(b, byte(f.faults), byte(f.delays), byte(f.ends), byte(min(f.spent, 2)), byte(f.row.owner), byte(f.row.epoch))
-	flags(f.row.known, f.row.closing, f.told != "", f.served, f.foreign, f.killed, f.outage, f.robbed)
-	b = binary.AppendVarint(b, int64(f.slow))
 	d := &f.desk
-	flags(d.has, d.over, d.gone, d.unknown)
+	b = append(b, byte(f.faults), byte(f.delays), byte(f.ends), byte(min(f.spent, 2)), byte(f.row.owner), byte(f.row.epoch))
+	flags(f.row.known, f.told != "", f.served, f.foreign, f.killed, f.outage, f.robbed)
+	flags(f.moved, d.has, d.over, d.gone, d.unknown)
+	b = binary.AppendVarint(b, int64(f.slow))
 	b = append(b, byte(d.sock), byte(d.epoch), byte(d.tried), d.id, byte(d.to), byte(d.at))
 	if d.has {
 		b = append(b, byte(d.giver.state))

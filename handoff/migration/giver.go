@@ -7,8 +7,12 @@ import (
 	"time"
 )
 
-// ErrGone means that the flow in the table is no longer this connection: its client has opened a new one.
-var ErrGone = errors.New("the client has given the connection up")
+var (
+	// ErrGone means that the flow in the table is no longer this connection: its client has opened a new one.
+	ErrGone = errors.New("the client has given the connection up")
+	// ErrSilent means that the host of a server which had been granted the flow could not be asked until the deadline.
+	ErrSilent = errors.New("could not learn from the server's host whether it has the connection: the connection was ended")
+)
 
 // GiverState is where a Giver stands.
 //
@@ -68,7 +72,8 @@ type Giver struct {
 const askAgain = 100 * time.Millisecond
 
 // NewGiver returns an attempt that waits for the server for limit, and for the answer of a server that has been granted the flow
-// for another grace.
+// for another grace. Both are counted from Start, so that the client's packets have to be held for their sum; a server that is sent
+// the connection late may ask for it until limit after that, so grace must be longer than any frame is under way.
 func NewGiver(limit, grace time.Duration, atOnce bool) *Giver {
 	return &Giver{limit: limit, grace: grace, atOnce: atOnce, out: make([]Action, 0, maxActions)}
 }
@@ -165,7 +170,7 @@ func (g *Giver) granted(now time.Time, e Event) {
 			g.ask(now, ErrTimeout)
 		case g.state == GiverAsking && !now.Before(g.deadline):
 			g.do(Reset)
-			g.finish(GiverLost, wrap(ErrUnresolved, g.cause))
+			g.finish(GiverLost, wrap(ErrSilent, g.cause))
 		case g.state == GiverAsking && !now.Before(g.retry):
 			g.retry = now.Add(askAgain)
 			g.do(AskServer)

@@ -128,7 +128,7 @@ func (t *Taker) asking(now time.Time, e Event) {
 	case Tick:
 		switch {
 		case !now.Before(t.deadline):
-			t.drop(ErrUnresolved)
+			t.drop(fmt.Errorf("%w: the dispatcher did not answer", ErrTimeout))
 		case !now.Before(t.retry):
 			t.retry = now.Add(t.cfg.Retry)
 			t.do(SendCommit)

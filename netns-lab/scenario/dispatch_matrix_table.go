@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -36,14 +37,14 @@ func pinnedFlows(dir string) (flows, held int, err error) {
 		if table.ValueSize()%8 != 0 || table.ValueSize() < 8*wordsRead {
 			return fmt.Errorf("%s: %w: values of %d bytes", path, errors.ErrUnsupported, table.ValueSize())
 		}
-		key, value := make([]byte, table.KeySize()), make([]uint64, table.ValueSize()/8)
+		var key, value []byte
 		entries := table.Iterate()
 		for entries.Next(&key, &value) {
-			if value[wordRoute]>>8&0xff >= verdictDead {
+			if binary.NativeEndian.Uint64(value[8*wordRoute:])>>8&0xff >= verdictDead {
 				continue
 			}
 			flows++
-			if value[wordHold] != 0 {
+			if binary.NativeEndian.Uint64(value[8*wordHold:]) != 0 {
 				held++
 			}
 		}

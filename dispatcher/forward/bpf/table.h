@@ -375,41 +375,51 @@ static __always_inline __u32 claim(struct line *l)
 __noinline __u32 claim4(__u32 line) { return claim(line_of(4, line)); }
 __noinline __u32 claim6(__u32 line) { return claim(line_of(6, line)); }
 
+struct contest {
+	const struct key *key;
+	struct place place;
+	__u32 own;
+	__u32 other; // 1 + its number
+};
+
+static __always_inline long contest(int version, __u32 i, struct contest *c)
+{
+	__u32 tag = c->place.tag, line = i < LINE ? c->place.line[0] : c->place.line[1], n = i % LINE, at = line * LINE + n, g;
+	struct line *l = line_of(version, line);
+	struct flow *f = slot_of(version, at);
+
+	if (!l || !f)
+		return 1;
+	g = READ_ONCE(l->guard[n]);
+	if (at == c->own || (g != (tag | GUARD_LIVE) && g != (tag | GUARD_PENDING)) || !same(version, f, c->key) ||
+	    route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
+		return 0;
+	if (g == (tag | GUARD_PENDING) && at > c->own)
+		g = __sync_val_compare_and_swap(&l->guard[n], g, GUARD_RETIRED);
+	if (g == (tag | GUARD_LIVE)) {
+		c->other = at + 1;
+		return 1;
+	}
+	if (at < c->own)
+		c->other = at + 1;
+	return 0;
+}
+
+static long contest4(__u32 i, struct contest *c) { return contest(4, i, c); }
+static long contest6(__u32 i, struct contest *c) { return contest(6, i, c); }
+
 // rival looks for another slot of the same flow: one that is LIVE, else a PENDING one of a lower number. It returns 1 + its
 // number, or 0. A PENDING one of a higher number is retired, unless it has just become LIVE: whoever began it may have looked
 // before this one's slot was published.
 static __always_inline __u32 rival(int version, const struct key *k, __u32 own)
 {
-	struct place p;
-	__u32 lower = 0;
+	struct contest c = {.key = k, .own = own};
 
 	if (!k)
 		return 0;
-	locate(version, k, &p);
-	for (int n = 0; n < 2; n++) {
-		__u32 line = n ? p.line[1] : p.line[0];
-		struct line *l = line_of(version, line);
-
-		if (!l)
-			return 0;
-		for (int i = 0; i < LINE; i++) {
-			__u32 at = line * LINE + i, g = READ_ONCE(l->guard[i]);
-			struct flow *f;
-
-			if (at == own || (g != (p.tag | GUARD_LIVE) && g != (p.tag | GUARD_PENDING)))
-				continue;
-			f = slot_of(version, at);
-			if (!f || !same(version, f, k) || route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
-				continue;
-			if (g == (p.tag | GUARD_PENDING) && at > own)
-				g = __sync_val_compare_and_swap(&l->guard[i], g, GUARD_RETIRED);
-			if (g == (p.tag | GUARD_LIVE))
-				return at + 1;
-			if (at < own)
-				lower = at + 1;
-		}
-	}
-	return lower;
+	locate(version, k, &c.place);
+	bpf_loop(2 * LINE, version == 4 ? contest4 : contest6, &c, 0);
+	return c.other;
 }
 
 __noinline __u32 rival4(const struct key *k, __u32 own) { return rival(4, k, own); }

@@ -107,6 +107,9 @@ enum { MARK_CLEARED = 0x72680001 };
 // How long strays of a refused connection are kept from the stack, in units of 2^30 ns.
 enum { REFUSED_TIME = 8 };
 
+// FAR is more than the dispatcher can measure, in ms.
+enum { FAR = 2048 };
+
 static __always_inline __u32 seconds(void) { return bpf_ktime_get_coarse_ns() >> 30; }
 
 static __always_inline int refuse(struct segment *s, enum reason why, __u32 errno)
@@ -182,7 +185,8 @@ static __always_inline int assign(struct __sk_buff *skb, struct segment *s, stru
 	if (s->timestamps) {
 		a.tstamp_ok = 1;
 		a.rcv_tsval = s->tsval;
-		a.rcv_tsecr = s->tsecr;
+		// The kernel takes the difference for the first round-trip time. The dispatcher has measured that.
+		a.rcv_tsecr = s->tsecr + (s->urgent < FAR && !(s->flags & TCP_URG) ? s->urgent : 0);
 		a.sack_ok = !!(choice & CHOICE_SACK);
 		a.ecn_ok = !!(choice & CHOICE_ECN);
 		if ((choice & CHOICE_SCALE) != NO_SCALE) {
@@ -235,7 +239,7 @@ static __always_inline int newcomer(struct __sk_buff *skb, struct segment *s, st
 			return refuse(s, REASON_TIME_WAIT, 0);
 		expected = tw->tw_sk.__tw_common.skc_tw_rcv_nxt;
 		// The kernel's condition for a SYN.
-		if ((__s32)(expected - s->seq) < 0 || (s->timestamps && tw->tw_ts_recent_stamp && (__s32)(tw->tw_ts_recent - s->tsval) < 0))
+		if ((__s32)(expected - s->seq) < 0 || (s->timestamps && tw->tw_ts_recent && (__s32)(tw->tw_ts_recent - s->tsval) < 0))
 			return clear(skb, s, expected);
 		return refuse(s, REASON_TIME_WAIT, 0);
 	}

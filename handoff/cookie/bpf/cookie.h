@@ -55,7 +55,8 @@ enum { PERIOD_SHIFT = 35 };
 
 static __always_inline __u32 period(const struct setting *s) { return (bpf_ktime_get_coarse_ns() + s->offset) >> PERIOD_SHIFT; }
 
-// What of the options is in the low bits of our timestamp.
+// What of the options is in the low bits of our timestamp. The upper ten bits are the time, in units of 2 ms, for the dispatcher to tell
+// how far away the client is.
 #define CHOICE_SCALE 15u	 // the client's window scale; NO_SCALE: none
 #define CHOICE_SACK (1u << 4)
 #define CHOICE_ECN (1u << 5)
@@ -91,7 +92,7 @@ static __always_inline void sip_word(struct sip *v, __u64 m)
 	v->a ^= m;
 }
 
-// mac is SipHash-2-4 of addresses, ports, the client's initial sequence number, the period, and the choice of options.
+// mac is SipHash-2-4 of addresses, ports, and two words.
 static __noinline __u64 mac(const struct flow *f, const struct secret *key, __u64 first, __u64 second)
 {
 	struct sip v;
@@ -119,10 +120,24 @@ static __noinline __u64 mac(const struct flow *f, const struct secret *key, __u6
 	return v.a ^ v.b ^ v.c ^ v.d;
 }
 
-static __always_inline __u64 seal(const struct flow *f, const struct secret *key, __u32 isn, __u32 period, __u32 choice)
+// struct sealed is what the cookie vouches for, beside the flow.
+struct sealed {
+	__u32 isn;	 // the client's
+	__u32 period;
+	__u32 index;	 // of the MSS
+	__u32 timestamp; // ours, if there are timestamps
+	__u32 timestamps;
+};
+
+static __always_inline __u32 cookie_of(const struct flow *f, const struct secret *key, const struct sealed *v)
 {
-	return mac(f, key, f->remote_port | (__u32)f->local_port << 16 | (__u64)isn << 32, period | (__u64)choice << 32);
+	__u64 first = f->remote_port | (__u32)f->local_port << 16 | (__u64)v->isn << 32;
+	__u64 second = v->period | v->index << 30 | v->timestamps << 29 | (__u64)v->timestamp << 32;
+
+	return (__u32)mac(f, key, first, second) << 4 | (v->period & 3) << 2 | v->index;
 }
+
+static __always_inline __u32 milliseconds(void) { return bpf_ktime_get_coarse_ns() >> 20; } // nearly
 
 static __always_inline __u32 mss_index(__u16 mss, __u32 family)
 {
@@ -138,41 +153,35 @@ static __always_inline __u16 mss_of(__u32 index, __u32 family)
 	return index == 3 ? 1460 : index == 2 ? 1440 : index == 1 ? 1300 : 536;
 }
 
-static __always_inline __u32 cookie_of(__u64 seal, __u32 period, __u32 index)
-{
-	return (__u32)seal << 4 | (period & 3) << 2 | index;
-}
-
-// timestamp_of returns our TSval; its upper bits must come back, too.
-static __always_inline __u32 timestamp_of(__u64 seal, __u32 choice)
-{
-	return (__u32)(seal >> 54) << CHOICE_BITS | (choice & ((1u << CHOICE_BITS) - 1));
-}
-
 // recall returns 1 if the segment, whose options have been read, is the first one of a client that has seen our cookie, and the choice
 // of options.
 static __always_inline int recall(const struct setting *c, const struct segment *s, __u32 *choice)
 {
-	__u32 cookie = s->ack - 1, isn = s->seq - 1, now = period(c), when, index = cookie & 3;
-	__u64 sealed;
+	__u32 cookie = s->ack - 1, now = period(c), when;
+	struct sealed v = {
+		.isn = s->seq - 1, .index = cookie & 3, .timestamps = s->timestamps, .timestamp = s->timestamps ? s->tsecr : 0,
+	};
 
 	// 0: now, 1: the sender's clock is ahead, 3 and 2: the last two.
 	when = (cookie >> 2) - now & 3;
-	when = when == 1 ? now + 1 : now - (4 - when & 3);
-	*choice = index << 24;
+	v.period = when == 1 ? now + 1 : now - (4 - when & 3);
+	*choice = v.index << 24 | NO_SCALE;
 	if (s->timestamps)
-		*choice |= CHOICE_TIMESTAMPS | (s->tsecr & ((1u << CHOICE_BITS) - 1));
-	else
-		*choice |= NO_SCALE;
+		*choice = v.index << 24 | CHOICE_TIMESTAMPS | (s->tsecr & ((1u << CHOICE_BITS) - 1));
 #pragma unroll
 	for (int i = 0; i < 2; i++) {
 		if (i && !c->second)
 			return 0;
-		sealed = seal(&s->flow, &c->secrets[i], isn, when, *choice);
-		if (cookie_of(sealed, when, index) == cookie && (!s->timestamps || timestamp_of(sealed, *choice) == s->tsecr))
+		if (cookie_of(&s->flow, &c->secrets[i], &v) == cookie)
 			return 1;
 	}
 	return 0;
+}
+
+// distance returns how long ago the dispatcher, on which this runs, sent its answer, in milliseconds, modulo 2 s.
+static __always_inline __u32 distance(const struct segment *s)
+{
+	return s->timestamps ? ((milliseconds() >> 1) - (s->tsecr >> CHOICE_BITS) & 1023) << 1 : 0;
 }
 
 // chosen_mss returns the client's MSS.

@@ -143,7 +143,7 @@ struct tcp {
 	__u16 window, checksum, urgent;
 } __attribute__((packed, aligned(2)));
 
-enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_PSH = 8, TCP_ACK = 16, TCP_ECE = 64, TCP_CWR = 128 };
+enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_PSH = 8, TCP_ACK = 16, TCP_URG = 32, TCP_ECE = 64, TCP_CWR = 128 };
 enum { ETH_IPV4 = 0x0800, ETH_IPV6 = 0x86dd };
 enum { PROTO_TCP = 6 };
 enum { AF_INET = 2, AF_INET6 = 10 };
@@ -186,7 +186,6 @@ struct inet_timewait_sock {
 struct tcp_timewait_sock {
 	struct inet_timewait_sock tw_sk;
 	__u32 tw_ts_recent;
-	long tw_ts_recent_stamp;
 } __core;
 
 #endif

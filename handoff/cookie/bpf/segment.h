@@ -23,6 +23,7 @@ struct segment {
 	__u32 tsval, tsecr; // when timestamps
 	__u16 checksum; // as it stands in the packet
 	__u16 mss; // of a SYN, 0: none
+	__u16 urgent; // of a first packet that the dispatcher sent on: how far the client is, in ms
 	__u8 flags;
 	__u8 timestamps; // the option is there
 	__u8 scale; // of a SYN: the client's window scale, 15: none
@@ -151,6 +152,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct segment *s)
 	s->ack = bpf_ntohl(t->ack);
 	s->flags = t->flags;
 	s->checksum = t->checksum;
+	s->urgent = bpf_ntohs(t->urgent);
 	return 1;
 }
 

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"os/exec"
+	"strings"
+	"testing"
+)
+
+// TestImportDirection holds that dispatcher and agent do not know each other, nor the laboratory, and that operators' programs need
+// neither.
+func TestImportDirection(t *testing.T) {
+	const module = "github.com/rehome-net/rehome/"
+	for pkg, forbidden := range map[string][]string{
+		"dispatcher":     {"agent", "netns-lab", "cmd"},
+		"dispatcher/api": {"dispatcher", "handoff", "tcprepair", "agent"},
+		"agent":          {"dispatcher"},
+	} {
+		out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
+		if err != nil {
+			t.Fatalf("go list %s: %v", pkg, err)
+		}
+		for _, dep := range strings.Fields(string(out)) {
+			for _, f := range forbidden {
+				if dep != module+pkg && (dep == module+f || strings.HasPrefix(dep, module+f+"/")) {
+					t.Errorf("%s depends on %s", pkg, dep)
+				}
+			}
+		}
+	}
+}

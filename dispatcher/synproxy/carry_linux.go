@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package synproxy
+
+import (
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/cilium/ebpf"
+
+	"github.com/rehome-net/rehome/handoff/cookie"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// carryOut does what was decided on a waiting connection.
+func (p *Proxy) carryOut(c *conn, d Decision, now time.Time) error {
+	switch d.Verb {
+	case Wait:
+		return nil
+	case Forward:
+		err := p.forward(c, d.Node, now)
+		if err != nil && c.phase == waiting {
+			p.reset(c)
+		}
+		return err
+	case Local:
+		p.local(c)
+		return nil
+	case Answer:
+		return p.answer(c, d.Answer, now)
+	case Reset:
+		p.stats.Reset++
+		p.reset(c)
+		return nil
+	case Later:
+	}
+	return fmt.Errorf("%v is no decision", d.Verb)
+}
+
+// forward gives the connection to a node. The flow is this host's first, so that nothing is sent if there is no room in the table; then the node
+// has the packets, in order; then the path is switched. What the client sends meanwhile comes by the ring.
+func (p *Proxy) forward(c *conn, to gate.Node, now time.Time) error {
+	n, ok := p.nodes[to]
+	if !ok {
+		return fmt.Errorf("%w: %d", ErrNoNode, to)
+	}
+	if c.returned == 0 {
+		if err := p.adopt(c); err != nil {
+			return err
+		}
+	}
+	c.node = to
+	// Packets that arrived in disorder leave in order: the first one makes the connection.
+	if len(c.stream.packets) > 1 {
+		base := c.base()
+		slices.SortStableFunc(c.stream.packets, func(a, b *packet) int { return int(int32(a.seq-base)) - int(int32(b.seq-base)) })
+	}
+	for _, k := range c.stream.packets {
+		p.sendTo(n, k)
+	}
+	changed := p.config.Table.CommitAll(gate.Change{Flow: c.flow, From: c.epoch, Owner: to})
+	// The node has it already: if its agent has even told of its end, so much the better.
+	if err := changed[0].Err; err != nil && !errors.Is(err, gate.ErrNoFlow) {
+		p.stats.Failed++
+		p.reset(c)
+		return err
+	}
+	c.epoch++
+	c.phase = given
+	p.stats.Forwarded++
+	p.keep(c, now)
+	return p.mark(c, synproxyStateSTATE_GIVEN)
+}
+
+// adopt records the flow as this host's.
+func (p *Proxy) adopt(c *conn) error {
+	r, err := p.config.Table.Adopt(c.flow, 1, 0)
+	switch {
+	case err == nil:
+		c.epoch = 1
+	case errors.Is(err, gate.ErrExists) && r.Node == 0 && r.Entry():
+		c.epoch = r.Epoch
+	default:
+		p.stats.Failed++
+		return err
+	}
+	return nil
+}
+
+// pass sends a straggler after the others.
+func (p *Proxy) pass(c *conn, k *packet) {
+	if n, ok := p.nodes[c.node]; ok {
+		p.sendTo(n, k)
+	}
+}
+
+func (p *Proxy) sendTo(n node, k *packet) {
+	copy(k.frame[vnetSize:], n.dst[:])
+	copy(k.frame[vnetSize+6:], n.src[:])
+	if err := p.sender.send(n.ifindex, k.frame); err != nil {
+		p.stats.Unsent++
+		p.config.Logger.Warn("synproxy: cannot send a packet on", "flow", k.flow, "error", err)
+	}
+}
+
+// mark tells the program what has become of the flow.
+func (p *Proxy) mark(c *conn, state synproxyState) error {
+	var key [cookie.FlowSize]byte
+	cookie.AppendFlow(key[:0], c.flow)
+	v := synproxyPending{Cookie: c.cookie, Isn: c.isn, State: state, Choice: uint32(c.choice)}
+	if err := p.objects.Flows.Put(key[:], v); err != nil {
+		return fmt.Errorf("mark the flow: %w", err)
+	}
+	return nil
+}
+
+// drop forgets a connection, also in the kernel: nothing of it is answered any more.
+func (p *Proxy) drop(c *conn) {
+	c.phase = over
+	p.forget(c)
+	var key [cookie.FlowSize]byte
+	cookie.AppendFlow(key[:0], c.flow)
+	if err := p.objects.Flows.Delete(key[:]); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+		p.config.Logger.Error("synproxy: cannot forget a flow", "flow", c.flow, "error", err)
+	}
+}
+
+// local gives the connection to this host's stack.
+func (p *Proxy) local(c *conn) {
+	err := errors.New("no stack to give it to")
+	if p.config.Stack != nil {
+		if err = p.adoptOnce(c); err == nil {
+			err = p.config.Stack.Inject(c.snapshot(p.config.Parameters.WindowScale, p.config.Window))
+		}
+	}
+	if err == nil {
+		err = p.mark(c, synproxyStateSTATE_LOCAL)
+	}
+	if err != nil {
+		p.stats.Failed++
+		p.config.Logger.Warn("synproxy: a connection is reset, for this host cannot go on with it", "flow", c.flow, "error", err)
+		p.reset(c)
+		return
+	}
+	p.stats.Local++
+	c.phase = over
+	p.forget(c)
+}
+
+func (p *Proxy) adoptOnce(c *conn) error {
+	if c.epoch != 0 {
+		return nil
+	}
+	return p.adopt(c)
+}
+
+// snapshot describes the connection as its socket would be.
+func (c *conn) snapshot(scale uint8, window uint16) *tcprepair.Snapshot {
+	n := c.choice.Negotiated(c.flow, scale)
+	s := &tcprepair.Snapshot{
+		Flow: c.flow, State: tcprepair.Established, Negotiated: n, SendSeq: c.cookie + 1, ReceiveSeq: c.base(), Received: c.stream.bytes, AckDue: true,
+		Window: tcprepair.Window{
+			LastUpdate: c.base(), Send: c.last.window(n.SendScale), MaxSend: c.last.window(n.SendScale), Receive: uint32(window), Announced: c.base(),
+		},
+		Advice: tcprepair.Advice{RTT: time.Duration(c.last.distance) * time.Millisecond},
+	}
+	if c.stream.ended {
+		s.State = tcprepair.CloseWait
+	}
+	if n.Timestamps {
+		// Even: its clock ticks in milliseconds.
+		s.Timestamp = (c.last.tsecr + uint32(c.last.distance) + 1) &^ 1
+	}
+	return s
+}
