@@ -43,7 +43,6 @@ type dispatched struct {
 	snapshot  []byte // of the frozen socket, nil before the freeze
 	watermark tcprepair.Watermark
 	attempt   *attempt
-	gone      bool // the flow is somebody else's
 }
 
 // attempt is one try to hand a connection to one backend. It carries out what a migration.Giver decides, under its connection's mutex.
@@ -189,11 +188,13 @@ func (a *attempt) perform(action migration.Action) {
 	case migration.SendCancel:
 		a.to.host.send(a.id, &wire.Cancel{Reason: "it took too long"})
 	case migration.Grant:
-		a.grant()
+		// The attempt's state is the grant. The table follows when the server has the connection (discard): its word switches the path,
+		// and until then the client's packets must stay here.
+		a.stepLocked(migration.Event{Kind: migration.CommitMade})
 	case migration.Deny:
 		// The answer to Commit says who the owner is.
 	case migration.TakeBack:
-		a.takeBack()
+		// The table has not followed yet.
 	case migration.AskServer:
 		a.to.host.send(a.id, &wire.Locate{Flow: c.flow})
 	case migration.Discard:
@@ -209,36 +210,30 @@ func (a *attempt) perform(action migration.Action) {
 	}
 }
 
-// grant makes the backend the owner. Granted again, it changes nothing.
-func (a *attempt) grant() {
-	c := a.c
-	r, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node)
-	if err != nil && (r.Epoch != a.epoch+1 || r.Node != a.to.host.node) {
-		a.stepLocked(migration.Event{Kind: migration.CommitFailed, Err: err})
-		return
+// granted reports whether the flow is the backend's, as far as this attempt decides it.
+func (a *attempt) granted() bool {
+	a.c.mu.Lock()
+	defer a.c.mu.Unlock()
+	switch a.giver.State() {
+	case migration.GiverGranted, migration.GiverAsking, migration.GiverGiven:
+		return true
 	}
-	a.stepLocked(migration.Event{Kind: migration.CommitMade})
+	return false
 }
 
-// takeBack makes the dispatcher the owner again.
-func (a *attempt) takeBack() {
-	c := a.c
-	if _, err := c.d.path.Commit(c.flow, a.epoch+1, 0); err != nil {
-		// It has moved on from there, or is the client's next connection: nothing of it is this one's any more.
-		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
-		c.gone = true
-	}
-	c.epoch = a.epoch + 2
-}
-
-// discard sends what was held to the backend, and ends the dispatcher's socket, which nobody needs any more.
+// discard makes the backend the owner in the flow table, sends it what was held, and ends the dispatcher's socket, which nobody needs any
+// more.
 func (a *attempt) discard() {
 	c := a.c
+	if _, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node); err != nil {
+		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
+		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
+	}
 	missed, err := c.watermark.Missed(c.fd)
 	if err != nil {
 		c.d.log.Warn("the client will have to send again what came last", "flow", c.flow, "error", err)
 	}
-	if err := c.d.gate.Yield(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+	if err := c.d.gate.Requeue(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
 		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
 	}
 	if len(missed) > 0 {
@@ -262,10 +257,6 @@ func (a *attempt) finish(err error) {
 	case migration.GiverLost:
 		a.drop(err)
 	default:
-		if c.gone {
-			a.drop(migration.ErrGone)
-			return
-		}
 		lower(&a.to.host.active)
 		d.count.failed("refused")
 		d.log.Debug("a backend did not take a connection", "flow", c.flow, "backend", a.to.name, "error", err)
@@ -281,7 +272,7 @@ func (a *attempt) drop(err error) {
 	d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
 	_ = d.gate.Unhold(c.flow)
 	r, routeErr := d.path.Route(c.flow)
-	if routeErr == nil && (r.Epoch == a.epoch || r.Epoch == a.epoch+1 && r.Node == a.to.host.node) {
+	if routeErr == nil && r.Node == 0 && r.Epoch == a.epoch {
 		c.service.ended(c.flow)
 	}
 	_ = tcprepair.Discard(c.fd)

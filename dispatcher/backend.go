@@ -17,6 +17,7 @@ import (
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 const (
@@ -112,6 +113,18 @@ func (b *backend) attempt(id uint64) *attempt {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.attempts[id]
+}
+
+// attemptFor returns the attempt that concerns a flow, nil when there is none.
+func (b *backend) attemptFor(f tcprepair.Flow) *attempt {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, a := range b.attempts {
+		if a.c.flow == f {
+			return a
+		}
+	}
+	return nil
 }
 
 func (b *backend) end(id uint64) {

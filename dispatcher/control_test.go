@@ -23,7 +23,7 @@ import (
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/rehome-net/rehome/dispatcher/api"
-	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/handoff/peer"
 )
 
@@ -31,7 +31,7 @@ func TestStatus(t *testing.T) {
 	cfg := standing(t)
 	cfg.Pools[1].Backends[0].Weight = new(3)
 	s := start(t, cfg)
-	s.table.stats = gate.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10}
+	s.table.stats = forward.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10}
 	s.backend("b1").active.Store(4)
 	s.live.Load().services[0].active.Store(5)
 	visit(t, cfg.Services[0].Addresses[0], "x.example")

@@ -10,7 +10,6 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
-	"path/filepath"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -94,9 +93,11 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 		return err
 	}
 	defer ports.close()
-	if err := d.openPath(); err != nil {
+	path, err := openPath(&d.cfg, d.log)
+	if err != nil {
 		return err
 	}
+	d.path, d.gate = path, path.gate
 	defer func() { err = errors.Join(err, d.path.Close()) }()
 	if err := d.build(); err != nil {
 		return err
@@ -132,23 +133,6 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 	d.log.Info("dispatcher is up", "host", d.cfg.Host, "version", d.self.Version, "services", len(live.services), "workers", len(d.workers))
 	run(func(serving context.Context) error { return d.operate(ctx, serving, stop) })
 	return group.Wait()
-}
-
-// openPath opens the packet path.
-func (d *Dispatcher) openPath() (err error) {
-	pin := d.cfg.PinPath()
-	if pin != "" {
-		pin = filepath.Join(pin, "gate")
-	}
-	d.gate, err = gate.Open(gate.Config{
-		Interfaces: d.cfg.Interfaces, PinPath: pin, MaxFlows: d.cfg.Forward.MaxFlows, IdleTimeout: d.cfg.Forward.IdleTimeout,
-		Logger: d.log,
-	})
-	if err != nil {
-		return fmt.Errorf("gate: %w", err)
-	}
-	d.path = d.gate
-	return nil
 }
 
 // build makes a plan of the configuration, and opens its listeners.

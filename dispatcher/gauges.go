@@ -5,7 +5,7 @@ package dispatcher
 import (
 	"github.com/prometheus/client_golang/prometheus"
 
-	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 )
 
 // gauges tell Prometheus how things are at the moment of its question. What is counted as it happens is in counters.
@@ -90,9 +90,9 @@ func number(b bool) float64 {
 }
 
 // stats returns what the packet path has counted, if it counts.
-func (d *Dispatcher) stats() gate.Stats {
-	if c, ok := d.path.(interface{ Stats() gate.Stats }); ok {
+func (d *Dispatcher) stats() forward.Stats {
+	if c, ok := d.path.(interface{ Stats() forward.Stats }); ok {
 		return c.Stats()
 	}
-	return gate.Stats{}
+	return forward.Stats{}
 }

@@ -11,13 +11,13 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 )
 
 func TestGauges(t *testing.T) {
 	cfg := standing(t)
 	s := start(t, cfg)
-	s.table.stats = gate.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10}
+	s.table.stats = forward.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10}
 	var a fakeAgent
 	a.serve(t, "b2", netipAddress(t, cfg.Peers[1]))
 	until(t, "b2 is up", s.backend("b2").up)

@@ -82,9 +82,17 @@ func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
 	case *wire.Ended:
 		d.flowEnded(b, m)
 		return nil, nil
+	case *wire.Lease:
+		// Its application wants to move on a connection that it has just got: that it has it may not have been heard yet.
+		if a := b.attemptFor(m.Flow); a != nil && a.epoch+1 == m.Epoch && a.granted() {
+			a.step(migration.Event{Kind: migration.Committed})
+		}
 	case *wire.Commit:
 		if a := d.attempt(b.name, f.ID); a != nil && a.c.flow == m.Flow && a.epoch == m.Epoch {
 			a.step(migration.Event{Kind: migration.CommitAsked})
+			if a.granted() {
+				return &wire.Owner{Flow: m.Flow, Host: b.name, Epoch: m.Epoch + 1}, nil
+			}
 			o := d.entry.Owner(m.Flow)
 			return &wire.Owner{Flow: m.Flow, Host: o.Host, Epoch: o.Epoch, Unknown: o.Unknown}, nil
 		}

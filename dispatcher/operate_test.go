@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/handoff/migration"
 )
 
@@ -49,6 +50,7 @@ func TestStopServesWhoIsThere(t *testing.T) {
 	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 1 })
 	done := s.ending()
 	until(t, "nothing is accepted", func() bool { return !s.listening(t, at) })
+	time.Sleep(stopPeekTime / 4) // a slow client
 	if got, err := waiting.answer(); err != nil || got != "shop" {
 		t.Errorf("who was there got %q %v", got, err)
 	}
@@ -96,27 +98,66 @@ func TestStopWaitsForHandoffs(t *testing.T) {
 	}
 }
 
-// TestStopAnswersTheRefused lets clients read why they are refused while the dispatcher ends.
+// TestStopIgnoresTheSilent does not wait for clients that ask nothing.
+func TestStopIgnoresTheSilent(t *testing.T) {
+	cfg := standing(t)
+	s := start(t, cfg)
+	for range 20 {
+		visit(t, cfg.Services[0].Addresses[0], "x.example")
+	}
+	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 20 })
+	begin := time.Now()
+	if err := s.quit(); err != nil {
+		t.Error(err)
+	}
+	if took := time.Since(begin); took > stopTime-time.Second {
+		t.Errorf("silent clients delay the end by %v", took)
+	}
+}
+
+// TestStopAnswersTheRefused lets a client read that nobody takes it, when the last attempt to hand it off fails at the end.
 func TestStopAnswersTheRefused(t *testing.T) {
 	cfg := standing(t)
 	s := start(t, cfg)
-	at := cfg.Services[0].Addresses[0]
-	for range 20 {
-		visit(t, at, "x.example")
+	b := s.backend("b1")
+	held := make(chan *peeking, 1)
+	for _, w := range s.workers {
+		if err := w.do(t.Context(), func() {
+			w.found = func(p *peeking, _ peek.Key) {
+				b.mu.Lock()
+				b.attempts[1] = &attempt{
+					c: &dispatched{d: s.Dispatcher, pool: s.live.Load().pools["files"]}, giver: migration.NewGiver(time.Minute, graceTime, false),
+				}
+				b.mu.Unlock()
+				held <- p
+			}
+		}); err != nil {
+			t.Fatal(err)
+		}
 	}
-	last := visit(t, at, "shop.example")
-	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 21 })
-	begin := time.Now()
+	client := visit(t, cfg.Services[0].Addresses[0], "shop.example")
+	answers := make(chan error, 1)
+	go func() {
+		_, err := client.answer()
+		answers <- err
+	}()
+	p := <-held
 	done := s.ending()
-	until(t, "nothing is accepted", func() bool { return !s.listening(t, at) })
-	if got, err := last.answer(); err != nil || got != "shop" {
-		t.Errorf("got %q %v", got, err)
+	until(t, "nothing is accepted", func() bool { return !s.listening(t, cfg.Services[0].Addresses[0]) })
+	time.Sleep(stopPeekTime / 4) // the end waits for this handoff alone
+	s.refuse(&dispatched{d: s.Dispatcher, fd: p.fd, service: p.service, flow: p.flow}, []byte("HTTP/1.1 503 No\r\nContent-Length: 0\r\n\r\n"))
+	b.end(1)
+	if err := <-answers; err != nil {
+		t.Errorf("the client read %v", err)
 	}
+	select {
+	case err := <-done:
+		t.Errorf("it did not wait for the client to go: %v", err)
+	case <-time.After(lingerTime / 3):
+	}
+	_ = client.Close()
 	if err := <-done; err != nil {
 		t.Error(err)
-	}
-	if took := time.Since(begin); took > stopTime {
-		t.Errorf("silent clients delay the end by %v", took)
 	}
 }
 

@@ -65,15 +65,26 @@ func TestReloadRoutes(t *testing.T) {
 // TestReloadMode lets a service begin to look at its clients' first bytes, and leave it off again.
 func TestReloadMode(t *testing.T) {
 	cfg := standing(t)
+	cfg.Services[0].Limits.PeekTime = time.Minute // for which the listener defers
+	other := ServiceConfig{Name: "other", Mode: ModeHTTP, Addresses: []netip.AddrPort{free(t)}, Default: "files"}
+	cfg.Services = append(cfg.Services, other)
 	s := start(t, cfg)
 	at := cfg.Services[0].Addresses[0]
 	waiting := visit(t, at, "shop.example")
 	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 1 })
 	http := cfg.Services[0]
+	s.outlines.known.Store(at, "deferred")
+	s.outlines.known.Store(other.Addresses[0], "deferred")
 	cfg.Services[0].Mode, cfg.Services[0].Routes = ModeTCP, nil
 	s.reloaded(t, cfg)
 	if got, err := waiting.answer(); err != nil || got != "shop" {
 		t.Errorf("who was looked at in the old mode got %q %v", got, err)
+	}
+	if _, known := s.outlines.known.Load(at); known {
+		t.Error("the options of the former listener are remembered")
+	}
+	if _, known := s.outlines.known.Load(other.Addresses[0]); !known {
+		t.Error("the options of another listener are forgotten")
 	}
 	// A server that speaks first is waited for in silence: the listener defers no longer.
 	c, err := net.DialTimeout("tcp", at.String(), limit)
@@ -149,7 +160,7 @@ func TestReloadAddresses(t *testing.T) {
 func TestReloadRefuses(t *testing.T) {
 	cfg := standing(t)
 	s := start(t, cfg)
-	at, extra, taken := cfg.Services[0].Addresses[0], free(t), free(t)
+	at, extra, another, taken := cfg.Services[0].Addresses[0], free(t), free(t), free(t)
 	ln, err := net.Listen("tcp", taken.String())
 	if err != nil {
 		t.Fatal(err)
@@ -166,7 +177,7 @@ func TestReloadRefuses(t *testing.T) {
 		{"an address in use", func(c *Config) { c.Services[0].Addresses = []netip.AddrPort{extra, taken} }, "address already in use"},
 		{"a full table", func(c *Config) {
 			s.table.full = true
-			c.Services[0].Addresses = append(c.Services[0].Addresses, extra)
+			c.Services[0].Addresses = append(c.Services[0].Addresses, extra, another)
 			c.Peers = append(c.Peers, PeerConfig{Name: "b9", Address: free(t).String()})
 		}, "full"},
 	} {
@@ -184,7 +195,12 @@ func TestReloadRefuses(t *testing.T) {
 			if n := len(s.roster.duties); n != len(cfg.Peers) {
 				t.Errorf("%d backends are worked for", n)
 			}
-			refused(t, extra)
+			for _, a := range []netip.AddrPort{extra, another} {
+				refused(t, a)
+				if s.table.has(a) {
+					t.Errorf("%v stays in the flow table", a)
+				}
+			}
 			expect(t, at, "shop.example", "shop")
 		})
 	}
@@ -363,6 +379,24 @@ func TestReloadPeers(t *testing.T) {
 	s.reloaded(t, cfg)
 	if n := len(s.live.Load().hosts); n != 2 {
 		t.Errorf("%d hosts are remembered", n)
+	}
+}
+
+// TestReloadKeepsLinks keeps a backend that nothing leads to any more until those have gone who were let in before.
+func TestReloadKeepsLinks(t *testing.T) {
+	cfg := standing(t)
+	cfg.Services[0].Limits.PeekTime = 500 * time.Millisecond
+	var a fakeAgent
+	a.serve(t, "b2", netipAddress(t, cfg.Peers[1]))
+	s := start(t, cfg)
+	until(t, "the agent is connected", func() bool { return a.connected() == 1 })
+	cfg.Services[0].Routes, cfg.Pools = nil, cfg.Pools[:1]
+	cfg.Pools[0].Backends, cfg.Peers = cfg.Pools[0].Backends[:1], cfg.Peers[:1]
+	begin := time.Now()
+	s.reloaded(t, cfg)
+	until(t, "the link ends", func() bool { return a.connected() == 0 })
+	if took := time.Since(begin); took < 500*time.Millisecond {
+		t.Errorf("the link has ended after %v", took)
 	}
 }
 

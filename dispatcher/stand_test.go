@@ -20,6 +20,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/api"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -36,8 +37,9 @@ const limit = 10 * time.Second
 type table struct {
 	mu       sync.Mutex
 	services map[netip.AddrPort]bool
-	full     bool // it takes no further service
-	stats    gate.Stats
+	full     bool // it takes one more service, and no further
+	refuses  bool // it has taken that one
+	stats    forward.Stats
 }
 
 func (t *table) Route(tcprepair.Flow) (gate.RouteInfo, error) {
@@ -54,7 +56,7 @@ func (t *table) Commit(tcprepair.Flow, uint32, gate.Node) (gate.RouteInfo, error
 func (t *table) Forget(...tcprepair.Flow) error                                   { return nil }
 func (t *table) SetNode(gate.Node, int, net.HardwareAddr, net.HardwareAddr) error { return nil }
 func (t *table) Close() error                                                     { return nil }
-func (t *table) Stats() gate.Stats                                                { return t.stats }
+func (t *table) Stats() forward.Stats                                             { return t.stats }
 
 func (t *table) Run(ctx context.Context) error {
 	<-ctx.Done()
@@ -64,9 +66,10 @@ func (t *table) Run(ctx context.Context) error {
 func (t *table) SetService(a netip.AddrPort, _ []gate.Node) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.full {
+	if t.full && t.refuses {
 		return gate.ErrFull
 	}
+	t.refuses = t.full
 	t.services[a] = true
 	return nil
 }

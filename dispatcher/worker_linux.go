@@ -154,7 +154,7 @@ func (w *worker) run(ctx context.Context) error {
 			if d := w.doors[e.Fd]; d != nil {
 				w.accept(now, d)
 			} else if p := w.peeks[e.Fd]; p != nil {
-				w.look(now, p)
+				w.look(now, p, e.Events&unix.EPOLLRDHUP != 0)
 			}
 		}
 		w.flush()
@@ -194,12 +194,12 @@ func (w *worker) accept(now time.Time, d *door) {
 			continue
 		}
 		w.count.accepted.Inc()
-		w.look(now, &peeking{fd: fd, service: s, flow: flow, accepted: now, deadline: now.Add(s.cfg.Limits.PeekTime)})
+		w.look(now, &peeking{fd: fd, service: s, flow: flow, accepted: now, deadline: now.Add(s.cfg.Limits.PeekTime)}, false)
 	}
 }
 
-// look reads what there is of a connection's first bytes.
-func (w *worker) look(now time.Time, p *peeking) {
+// look reads what there is of a connection's first bytes; closed means that the client had no more to send before that.
+func (w *worker) look(now time.Time, p *peeking, closed bool) {
 	if p.refused {
 		if !swallow(p.fd, w.buffer) {
 			w.end(p)
@@ -226,6 +226,9 @@ func (w *worker) look(now time.Time, p *peeking) {
 	case errors.As(err, &reject):
 		w.count.rejected.WithLabelValues(reject.Reason.String()).Inc()
 		w.refuse(now, p, reject.Answer())
+	case closed: // the rest will never come, and must not keep a place until its time is over
+		w.count.left.Inc()
+		w.refuse(now, p, peek.Malformed.Answer(p.service.mode))
 	default:
 		if quiet := now.Add(quietTime); p.progress.AwaitsServer() && quiet.Before(p.deadline) {
 			p.deadline = quiet

@@ -116,7 +116,9 @@ func (p *Proxy) load() error {
 }
 
 // AddService answers connections to the address from now on.
-func (p *Proxy) AddService(at netip.AddrPort) error { return wrap("add service", p.maps.AddService(at)) }
+func (p *Proxy) AddService(at netip.AddrPort) error {
+	return wrap("add service", p.maps.AddService(at))
+}
 
 // RemoveService leaves packets to the address to the host's stack, also those of requests that are undecided.
 func (p *Proxy) RemoveService(at netip.AddrPort) error {

@@ -7,6 +7,7 @@ type Stats struct {
 	// Of the program.
 	Answered  uint64 // SYNs answered
 	Ignored   uint64 // SYNs dropped: with data
+	Tiny      uint64 // SYNs left to this host's stack: the client's MSS is below 536 (IPv6: 1220)
 	Completed uint64 // handshakes completed by a bare acknowledgement
 	Shown     uint64 // packets given to the process
 	Repeated  uint64 // bare acknowledgements of undecided connections, swallowed

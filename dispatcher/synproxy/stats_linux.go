@@ -17,6 +17,7 @@ func (p *Proxy) Stats() (Stats, error) {
 	for _, c := range each {
 		s.Answered += c.Answered
 		s.Ignored += c.Unanswered
+		s.Tiny += c.Tiny
 		s.Completed += c.Completed
 		s.Shown += c.Shown
 		s.Repeated += c.Repeated

@@ -17,6 +17,7 @@ type synproxyCounters struct {
 	_          structs.HostLayout
 	Answered   uint64
 	Unanswered uint64
+	Tiny       uint64
 	Completed  uint64
 	Shown      uint64
 	Repeated   uint64

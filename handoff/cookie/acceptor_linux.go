@@ -180,7 +180,9 @@ func (a *Acceptor) watch(spec *ebpf.CollectionSpec, options *ebpf.CollectionOpti
 }
 
 // AddService makes connections to the address here. There need not be a listening socket as yet.
-func (a *Acceptor) AddService(at netip.AddrPort) error { return wrap("add service", a.maps.AddService(at)) }
+func (a *Acceptor) AddService(at netip.AddrPort) error {
+	return wrap("add service", a.maps.AddService(at))
+}
 
 // RemoveService leaves packets to the address to the stack.
 func (a *Acceptor) RemoveService(at netip.AddrPort) error {

@@ -32,7 +32,7 @@ const Period = 1 << 35 * time.Nanosecond
 
 // MSS that a client without timestamps can be recorded with, IPv4 and IPv6.
 var (
-	mss4 = [4]uint16{536, 1300, 1440, 1460} //nolint:gochecknoglobals // a table
+	mss4 = [4]uint16{536, 1300, 1440, 1460}  //nolint:gochecknoglobals // a table
 	mss6 = [4]uint16{1220, 1360, 1440, 8940} //nolint:gochecknoglobals // a table
 )
 

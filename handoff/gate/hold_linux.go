@@ -255,11 +255,17 @@ func (g *Gate) lapse(now time.Time) {
 
 // Yield ends the hold of a flow that this host turned out not to serve. What was held goes where the flow's route says; with no other
 // host on record it is dropped, and its sender sends it again: the local stack would answer it with a RST.
-func (g *Gate) Yield(f tcprepair.Flow) error {
+func (g *Gate) Yield(f tcprepair.Flow) error { return g.letGo("yield", f, false) }
+
+// Requeue ends the hold and gives what was held to the interface anew, in order: it goes where the packet path leads now, also by another
+// program in front of the gate's. With nobody there who sends it on, that is the local stack.
+func (g *Gate) Requeue(f tcprepair.Flow) error { return g.letGo("requeue", f, true) }
+
+func (g *Gate) letGo(op string, f tcprepair.Flow, anyway bool) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
-		return &OpError{Op: "yield", Flow: f, Err: ErrClosed}
+		return &OpError{Op: op, Flow: f, Err: ErrClosed}
 	}
 	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
 	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
@@ -267,13 +273,13 @@ func (g *Gate) Yield(f tcprepair.Flow) error {
 		err = answer(&ops[0])
 	}
 	if q := g.queues[f]; q != nil {
-		if routeInfo(&ops[0]).Node != 0 && len(q.frames) > 0 {
+		if (anyway || routeInfo(&ops[0]).Node != 0) && len(q.frames) > 0 {
 			err = errors.Join(err, g.inject(q.tap, q.take(), toTable))
 		}
 		delete(g.queues, f)
 	}
 	if err != nil {
-		return &OpError{Op: "yield", Flow: f, Err: err}
+		return &OpError{Op: op, Flow: f, Err: err}
 	}
 	return nil
 }

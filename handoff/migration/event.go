@@ -140,9 +140,9 @@ const (
 	SendCommitted                 // T: to the source
 	Finish                        // all: it is over; Err is nil when the connection is at the target, or at the server
 	SendHandoff                   // G: the connection to the server
-	Grant                         // G: owner and path become the server's; answer CommitFailed if they cannot
+	Grant                         // G: the flow is the server's from here on; answer CommitMade, or CommitFailed if it is no longer there
 	Deny                          // G: tell the server that the flow is not its own
-	TakeBack                      // G: owner and path become the dispatcher's again, which holds the flow's packets
+	TakeBack                      // G: it is the dispatcher's again, which has held the flow's packets all the time
 	AskServer                     // G: the server's host, does it have the connection?
 	Deliver                       // K: give the connection to the server; answer Delivered, DeliveryFailed or Over
 	SendOver                      // K: the connection has ended, or may have

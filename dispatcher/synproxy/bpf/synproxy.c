@@ -57,6 +57,7 @@ struct {
 struct counters {
 	__u64 answered;	 // SYNs
 	__u64 unanswered; // SYNs with data, or the kernel said no
+	__u64 tiny;	 // SYNs of clients that take only tiny segments, left to the stack
 	__u64 completed; // handshakes: bare acknowledgements with a valid cookie
 	__u64 shown;	 // packets given to user space
 	__u64 repeated;	 // bare acknowledgements of known flows, swallowed
@@ -151,6 +152,11 @@ static __always_inline int syn(struct __sk_buff *skb, struct segment *s)
 	if (!c || !c->scale)
 		return TCX_DROP;
 	read_options(skb, s);
+	// The kernel makes no connection with smaller segments of a cookie.
+	if (s->mss && s->mss < mss_of(0, s->flow.family)) {
+		count(tiny);
+		return TCX_NEXT;
+	}
 	if (answer(skb, c, s)) {
 		count(unanswered);
 		return TCX_DROP;

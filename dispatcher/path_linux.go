@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// kernelPath is the packet path in the kernel: the forwarder, which knows the owners of flows, and behind it the gate, which holds the
+// packets of those that are being handed off.
+type kernelPath struct {
+	*forward.Forwarder
+	gate *gate.Gate
+}
+
+var _ Path = (*kernelPath)(nil)
+
+// openPath opens both. The gate comes first: who comes later stands in front.
+func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
+	within := func(name string) string {
+		if pin := cfg.PinPath(); pin != "" {
+			return filepath.Join(pin, name)
+		}
+		return ""
+	}
+	g, err := gate.Open(gate.Config{Interfaces: cfg.Interfaces, PinPath: within("gate"), Logger: log})
+	if err != nil {
+		return nil, fmt.Errorf("gate: %w", err)
+	}
+	mode := forward.TCX
+	if cfg.Forward.Mode == ForwardXDP {
+		mode = forward.XDP
+	}
+	f, err := forward.Open(forward.Config{
+		Interfaces: cfg.Interfaces, Mode: mode, PinPath: within("forward"), MaxFlows: cfg.Forward.MaxFlows,
+		IdleTimeout: cfg.Forward.IdleTimeout, Logger: log,
+	})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
+	}
+	return &kernelPath{Forwarder: f, gate: g}, nil
+}
+
+// Run runs both until ctx ends.
+func (p *kernelPath) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return p.gate.Run(ctx) })
+	group.Go(func() error { return p.Forwarder.Run(ctx) })
+	return group.Wait()
+}
+
+// Close closes both; with a pin directory the kernel goes on forwarding.
+func (p *kernelPath) Close() error { return errors.Join(p.Forwarder.Close(), p.gate.Close()) }
