@@ -12,10 +12,10 @@ import (
 type gauges struct {
 	d *Dispatcher
 
-	flows, maxFlows, forwarded, full, unreachable *prometheus.Desc
-	peeking, connections                          *prometheus.Desc
-	active, up                                    *prometheus.Desc
-	weight, drained                               *prometheus.Desc
+	flows, maxFlows, pressure, forwarded, full, unreachable *prometheus.Desc
+	peeking, connections                                    *prometheus.Desc
+	active, up                                              *prometheus.Desc
+	weight, drained                                         *prometheus.Desc
 }
 
 func newGauges(d *Dispatcher) *gauges {
@@ -26,6 +26,7 @@ func newGauges(d *Dispatcher) *gauges {
 		d:           d,
 		flows:       desc("flows", "Entries of the flow table at the last sweep."),
 		maxFlows:    desc("flows_max", "Entries that there is room for, in each IP version."),
+		pressure:    desc("table_pressure", "Share of the flow table in use, of the fuller IP version; refusals begin at 0.84 or more."),
 		forwarded:   desc("forwarded_packets_total", "Packets sent on to backends."),
 		full:        desc("table_full_total", "New connections that were dropped because the flow table was full."),
 		unreachable: desc("unreachable_packets_total", "Packets dropped because their backend is not known at layer 2."),
@@ -41,7 +42,7 @@ func newGauges(d *Dispatcher) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained,
 	} {
 		ch <- d
 	}
@@ -58,6 +59,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	stats := g.d.stats()
 	gauge(g.flows, float64(stats.Flows))
 	gauge(g.maxFlows, float64(g.d.cfg.Forward.MaxFlows))
+	gauge(g.pressure, stats.Pressure)
 	counter(g.forwarded, stats.Forwarded)
 	counter(g.full, stats.Full)
 	counter(g.unreachable, stats.NoNode)

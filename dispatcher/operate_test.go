@@ -152,7 +152,7 @@ func TestStopAnswersTheRefused(t *testing.T) {
 	}
 	select {
 	case err := <-done:
-		t.Errorf("it did not wait for the client to go: %v", err)
+		t.Fatalf("it did not wait for the client to go: %v", err)
 	case <-time.After(lingerTime / 3):
 	}
 	_ = client.Close()
