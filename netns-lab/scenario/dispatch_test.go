@@ -165,7 +165,7 @@ func TestDispatchFarmWithAgents(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, s := range st.GetServices() {
-			if want := map[bool]uint32{true: 1, false: 0}[host == scenario.LinkedHost]; uint32(s.GetApplications()) != want {
+			if want := map[bool]uint32{true: 1, false: 0}[host != scenario.NginxHost]; uint32(s.GetApplications()) != want {
 				t.Errorf("%s: %s has %d applications, want %d", host, s.GetName(), s.GetApplications(), want)
 			}
 		}
