@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -29,15 +30,24 @@ import (
 // socketMode lets root and the socket's group connect.
 const socketMode = 0o660
 
+// callsTime is how long the end of an agent waits for operators to read what it has to say.
+const callsTime = time.Second
+
 // Agent is the daemon of one host.
 type Agent struct {
-	cfg Config
-	log *slog.Logger
+	cfg  Config // that it was started with
+	log  *slog.Logger
+	file string
+
+	reloading sync.Mutex
+	engine    *engine
+	// up is closed when engine runs, over when Run returns.
+	up, over chan struct{}
 }
 
 // New returns an agent with a validated configuration.
 func New(cfg Config, log *slog.Logger) *Agent {
-	return &Agent{cfg: cfg, log: log}
+	return &Agent{cfg: cfg, log: log, up: make(chan struct{}), over: make(chan struct{})}
 }
 
 // listeners are the agent's doors.
@@ -50,8 +60,9 @@ type listeners struct {
 
 // Run opens the gate and the listeners, serves until ctx ends, and then finishes the moves in flight: what has not
 // been transferred goes on here, what has is seen to its end. With a pinned gate, flows keep their paths while no agent
-// runs.
+// runs. Call it once.
 func (a *Agent) Run(ctx context.Context) error {
+	defer close(a.over)
 	id, err := peer.LoadIdentity(a.cfg.TLS)
 	if err != nil {
 		return err
@@ -80,6 +91,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	}
 	e := newEngine(a.cfg, g, seeder, newMetrics(), id, a.log)
 	e.setServices()
+	e.withdrawPinned()
 	ends, closeEnds := a.openEnds(e)
 	defer closeEnds()
 	return a.serve(ctx, e, ends, ls)
@@ -90,7 +102,7 @@ func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners)
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
 	server := grpc.NewServer(ls.credentials(e)...)
-	api.RegisterAgentServer(server, &control{e: e})
+	api.RegisterAgentServer(server, &control{e: e, reload: a.ReloadFile})
 	group, serving := errgroup.WithContext(serving)
 	group.Go(func() error {
 		defer stop()
@@ -118,13 +130,21 @@ func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners)
 	}
 	group.Go(func() error {
 		<-serving.Done()
-		server.Stop()
-		ls.close()
+		ls.closeToHosts()
 		e.closeLinks()
+		return nil
+	})
+	group.Go(func() error {
+		<-serving.Done()
+		<-e.stopped
+		endCalls(server)
+		ls.close()
 		return nil
 	})
 	a.log.Info("agent is up", "host", a.cfg.Host, "version", peer.Version(), "entry", a.cfg.IsEntry())
 	a.notify(daemon.SdNotifyReady)
+	a.engine = e
+	close(a.up)
 	go func() {
 		<-ctx.Done()
 		a.notify(daemon.SdNotifyStopping)
@@ -140,7 +160,7 @@ func (a *Agent) notify(state string) {
 
 // openSeeder returns nil where the kernel or the rights are missing: moves work without it.
 func (a *Agent) openSeeder() *sockops.Seeder {
-	if on := a.cfg.Migration.SeedWindow; on != nil && !*on {
+	if !isOn(a.cfg.Migration.SeedWindow) {
 		return nil
 	}
 	s, err := sockops.Open("")
@@ -215,6 +235,19 @@ func (ls *listeners) credentials(e *engine) []grpc.ServerOption {
 		return nil
 	}
 	return []grpc.ServerOption{grpc.Creds(credentials.NewTLS(e.self.Identity.Server()))}
+}
+
+// closeToHosts lets nobody in any more but operators: their calls end by themselves.
+func (ls *listeners) closeToHosts() {
+	_, _ = ls.applications.Close(), ls.peers.Close()
+}
+
+// endCalls ends the operators' server. Calls that report something have time to finish: the summary of a drain is what its operator
+// waits for.
+func endCalls(server *grpc.Server) {
+	timer := time.AfterFunc(callsTime, server.Stop)
+	defer timer.Stop()
+	server.GracefulStop()
 }
 
 func (ls *listeners) close() {

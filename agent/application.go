@@ -89,7 +89,7 @@ func (a *application) welcome(ctx context.Context) error {
 		return fmt.Errorf("%w: %v instead of Hello", wire.ErrMalformed, f.Message.Kind())
 	}
 	// Even a program that speaks no common version learns which ones there are.
-	if err := a.link.Send(f.ID, wire.NewHello(a.e.cfg.Host, peer.Version())); err != nil {
+	if err := a.link.Send(f.ID, wire.NewHello(a.e.self.Host, peer.Version())); err != nil {
 		return err
 	}
 	a.name = h.Name

@@ -117,6 +117,9 @@ type MigrationConfig struct {
 	// StateBytes bounds an application's State (64 MiB); QueueBytes a socket's send and receive queue, each (64 MiB).
 	StateBytes int `yaml:"state_bytes"`
 	QueueBytes int `yaml:"queue_bytes"`
+	// BufferBytes bounds what all moves under way keep in this host's memory together, as sources and as targets (1 GiB). A move
+	// that would need more is given up, and its connection goes on at its source.
+	BufferBytes int `yaml:"buffer_bytes"`
 	// SeedWindow carries the congestion window to the target; on unless set to false.
 	SeedWindow *bool `yaml:"seed_window"`
 }
@@ -244,6 +247,7 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Migration.Incoming, 1024)
 	defaultTo(&c.Migration.StateBytes, 64<<20)
 	defaultTo(&c.Migration.QueueBytes, 64<<20)
+	defaultTo(&c.Migration.BufferBytes, 1<<30)
 }
 
 func defaultTo[T int | time.Duration](p *T, v T) {

@@ -51,7 +51,7 @@ func TestReadConfig(t *testing.T) {
 		}},
 		Gate: GateConfig{Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
 		Migration: MigrationConfig{
-			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20,
+			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20, BufferBytes: 1 << 30,
 		},
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {

@@ -21,15 +21,42 @@ const (
 	stateListen   tcprepair.State = 10
 )
 
-// connected reports whether this host's kernel has a connection of flow f, whoever owns its socket.
-func connected(f tcprepair.Flow) (bool, error) {
+// presence is what a host's kernel has of a connection.
+type presence uint8
+
+const (
+	absent  presence = iota
+	present          // the connection, or what is left of it
+	unclear          // what is left of this one, or of the one before with the same addresses
+)
+
+const (
+	// timeWaitTime is TCP_TIMEWAIT_LEN of the kernel, how long it remembers a connection.
+	timeWaitTime = time.Minute
+	// agedBy is how much of a connection's age may be lost on the way here.
+	agedBy = 100 * time.Millisecond
+)
+
+// connected says whether this host's kernel has the connection of flow f, whoever owns its socket, or has had it. A client may use its port
+// again while the kernel still remembers its last connection from there (TIME_WAIT), which a SYN ends only where it comes; so what has
+// ended before this one's age is another's.
+func connected(f tcprepair.Flow, age time.Duration) (presence, error) {
 	d, err := openDiagnosis()
 	if err != nil {
-		return false, err
+		return absent, err
 	}
 	defer d.close()
-	s, err := d.state(f)
-	return s != stateNone, err
+	s, left, err := d.look(f)
+	switch ended := timeWaitTime - left; {
+	case err != nil || s == stateNone:
+		return absent, err
+	case s != stateTimeWait || ended < age:
+		return present, nil
+	case ended > age+agedBy:
+		return absent, nil
+	default:
+		return unclear, nil
+	}
 }
 
 // diagnosis asks the kernel about sockets (sock_diag(7)), those of the network namespace in which it was opened. It is used by one
@@ -70,18 +97,24 @@ func (d *diagnosis) close() { _ = unix.Close(d.fd) }
 
 // state returns the state of a connection's socket, or of what the kernel keeps of it in TIME_WAIT; stateNone when there is nothing.
 func (d *diagnosis) state(f tcprepair.Flow) (tcprepair.State, error) {
-	s, err := d.ask(f)
-	if err != nil {
-		return stateNone, fmt.Errorf("look for the socket of %v: %w", f, err)
-	}
-	return s, nil
+	s, _, err := d.look(f)
+	return s, err
 }
 
-func (d *diagnosis) ask(f tcprepair.Flow) (tcprepair.State, error) {
+// look is state, and the time until the socket's timer.
+func (d *diagnosis) look(f tcprepair.Flow) (tcprepair.State, time.Duration, error) {
+	s, timer, err := d.ask(f)
+	if err != nil {
+		return stateNone, 0, fmt.Errorf("look for the socket of %v: %w", f, err)
+	}
+	return s, timer, nil
+}
+
+func (d *diagnosis) ask(f tcprepair.Flow) (tcprepair.State, time.Duration, error) {
 	d.sequence++
 	d.question = appendQuestion(d.question[:0], f, d.sequence)
 	if err := unix.Sendto(d.fd, d.question, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK}); err != nil {
-		return stateNone, err
+		return stateNone, 0, err
 	}
 	for {
 		n, _, err := unix.Recvfrom(d.fd, d.answer[:], 0)
@@ -89,12 +122,21 @@ func (d *diagnosis) ask(f tcprepair.Flow) (tcprepair.State, error) {
 			continue
 		}
 		if err != nil {
-			return stateNone, err
+			return stateNone, 0, err
 		}
 		if s, mine, err := readAnswer(d.answer[:n], d.sequence); mine {
-			return s, err
+			return s, timerOf(d.answer[:n]), err
 		}
 	}
+}
+
+// timerOf reads idiag_expires of struct inet_diag_msg, which follows four bytes and struct inet_diag_sockid.
+func timerOf(b []byte) time.Duration {
+	const at = netlinkHeader + 4 + 48
+	if len(b) < at+4 {
+		return 0
+	}
+	return time.Duration(binary.NativeEndian.Uint32(b[at:])) * time.Millisecond
 }
 
 // readAnswer returns what the kernel says; false when it is not the answer to the question of this sequence number.

@@ -25,17 +25,17 @@ func TestConnected(t *testing.T) {
 		}
 		defer near.Close()
 		f := tcprepair.NewFlow(near.LocalAddr().(*net.TCPAddr).AddrPort(), near.RemoteAddr().(*net.TCPAddr).AddrPort())
-		if yes, err := connected(f); !yes || err != nil {
-			t.Errorf("%v: %v, %v", f, yes, err)
+		if is, err := connected(f, 0); is != present || err != nil {
+			t.Errorf("%v: %v, %v", f, is, err)
 		}
 		// The listener would take this one, but has not got it.
 		f = tcprepair.NewFlow(near.RemoteAddr().(*net.TCPAddr).AddrPort(), ln.Addr().(*net.TCPAddr).AddrPort())
-		if yes, err := connected(f); yes || err != nil {
-			t.Errorf("%v, for which somebody only listens: %v, %v", f, yes, err)
+		if is, err := connected(f, 0); is != absent || err != nil {
+			t.Errorf("%v, for which somebody only listens: %v, %v", f, is, err)
 		}
 		f = tcprepair.NewFlow(near.LocalAddr().(*net.TCPAddr).AddrPort(), near.LocalAddr().(*net.TCPAddr).AddrPort())
-		if yes, err := connected(f); yes || err != nil {
-			t.Errorf("%v, which nobody has: %v, %v", f, yes, err)
+		if is, err := connected(f, 0); is != absent || err != nil {
+			t.Errorf("%v, which nobody has: %v, %v", f, is, err)
 		}
 	}
 }

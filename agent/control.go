@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -23,6 +24,8 @@ import (
 type control struct {
 	api.UnimplementedAgentServer
 	e *engine
+	// reload reads the configuration file again.
+	reload func() error
 }
 
 var errStopped = status.Error(codes.Unavailable, "the agent is stopping")
@@ -163,9 +166,14 @@ func (c *control) Move(req *api.MoveRequest, stream grpc.ServerStreamingServer[a
 			}
 		}
 		if !more {
-			return nil
+			break
 		}
 	}
+	if out.ended() {
+		return nil
+	}
+	// The engine has ended, so that sum is this goroutine's.
+	return stream.Send(&api.MoveEvent{Event: &api.MoveEvent_Summary{Summary: sum.message(errUnfinished)}})
 }
 
 // Undrain implements api.AgentServer.
@@ -193,6 +201,37 @@ func (c *control) Abort(ctx context.Context, req *api.AbortRequest) (*api.AbortR
 		return nil, status.Error(codes.NotFound, fmt.Sprintf("%v is not being moved", f))
 	}
 	return &api.AbortResponse{Aborted: uint32(n)}, nil
+}
+
+// Reload implements api.AgentServer.
+func (c *control) Reload(ctx context.Context, _ *api.ReloadRequest) (*api.ReloadResponse, error) {
+	begin := time.Now()
+	if err := c.reload(); err != nil {
+		return nil, reloadError(err)
+	}
+	r := &api.ReloadResponse{}
+	if !c.e.ask(ctx, func(e *engine) { r.Services, r.Peers = uint32(len(e.cfg.Services)), uint32(len(e.cfg.Peers)) }) {
+		return nil, errStopped
+	}
+	r.Micros = time.Since(begin).Microseconds()
+	return r, nil
+}
+
+// reloadError gives an error the code that tells operators' programs what to do about it.
+func reloadError(err error) error {
+	var (
+		config  *ConfigError
+		restart *RestartError
+	)
+	switch {
+	case errors.As(err, &config):
+		return status.Error(codes.InvalidArgument, err.Error())
+	case errors.As(err, &restart), errors.Is(err, ErrNoFile):
+		return status.Error(codes.FailedPrecondition, err.Error())
+	case errors.Is(err, ErrStopped):
+		return errStopped
+	}
+	return status.Error(codes.Internal, err.Error())
 }
 
 func movedMessage(m Moved) *api.Moved {
@@ -265,6 +304,13 @@ func (m *mailbox) close() {
 	m.closed = true
 	m.mu.Unlock()
 	m.signal()
+}
+
+// ended reports whether the last event has been put in.
+func (m *mailbox) ended() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.closed
 }
 
 func (m *mailbox) signal() {

@@ -6,7 +6,7 @@
 // # Parts
 //
 //	application.go   programs on this host, over a UNIX socket (docs/application-protocol.md)
-//	peer.go          connections that this agent opens to others, to make requests
+//	outgoing.go      connections that this agent opens to others, to make requests
 //	incoming.go      connections that others have opened to this one
 //	source.go        carries out what a migration.Source decides
 //	target.go        carries out what a migration.Target decides
@@ -14,6 +14,9 @@
 //	entry.go         the entry's part: leases, owners, the flow table
 //	recovery.go      moves that an agent which died has left behind
 //	operation.go     migrate --all and drain: many moves
+//	reload.go        another configuration, while it runs (plan.go: what needs a restart; change.go: what follows)
+//	directory.go     which hosts there are, and were
+//	share.go         what moves keep in memory together
 //	control.go       operators, over gRPC (package api)
 //	engine.go        the one goroutine that owns all of the above
 //

@@ -34,6 +34,12 @@ type endSource interface {
 	Read([]sockops.End) ([]sockops.End, error)
 	Lost() uint64
 	Close() error
+	watched
+}
+
+// watched is the part of it that a reload changes.
+type watched interface {
+	SetServices([]netip.AddrPort) error
 }
 
 // socketTable is a diagnosis.
@@ -47,7 +53,6 @@ type ends struct {
 	e       *engine
 	source  endSource
 	sockets socketTable
-	entries map[netip.AddrPort]string
 	// closed are flows that are over, linger those that this host's kernel still answers for.
 	closed, linger lingering
 	// again are flows that were being moved when their end was seen.
@@ -63,9 +68,9 @@ type endedFlow struct {
 
 func newEnds(e *engine, source endSource, sockets socketTable) *ends {
 	return &ends{
-		e: e, source: source, sockets: sockets, entries: e.cfg.entries(),
+		e: e, source: source, sockets: sockets,
 		closed: lingering{limit: maxLingering, time: endDelay},
-		linger: lingering{limit: maxLingering, time: max(e.cfg.Gate.EndLinger, endDelay)},
+		linger: lingering{limit: maxLingering},
 		again:  make(chan tcprepair.Flow, 1024),
 	}
 }
@@ -83,7 +88,7 @@ func (c *Config) entries() map[netip.AddrPort]string {
 
 // openEnds returns nil where the kernel or the rights are missing: entries then forget flows when they have been idle for long.
 func (a *Agent) openEnds(e *engine) (_ *ends, closeAll func()) {
-	if on := a.cfg.Gate.ReportEnds; on != nil && !*on || len(a.cfg.Services) == 0 {
+	if !isOn(a.cfg.Gate.ReportEnds) {
 		return nil, func() {}
 	}
 	failed := func(err error) (*ends, func()) {
@@ -94,15 +99,12 @@ func (a *Agent) openEnds(e *engine) (_ *ends, closeAll func()) {
 	if err != nil {
 		return failed(err)
 	}
-	var services []netip.AddrPort
-	for at := range a.cfg.entries() {
-		services = append(services, at)
-	}
-	w, err := sockops.Watch(sockops.WatchConfig{Services: services})
+	w, err := sockops.Watch(sockops.WatchConfig{Services: a.cfg.addresses()})
 	if err != nil {
 		d.close()
 		return failed(err)
 	}
+	e.watched = w
 	return newEnds(e, w, d), func() {
 		_ = w.Close() // the kernel drops it with the process
 		d.close()
@@ -174,6 +176,7 @@ func earlier(a, b time.Time) time.Time {
 
 // sort lets each flow linger as long as it has to.
 func (s *ends) sort(now time.Time, batch []sockops.End) {
+	s.linger.time = max(s.e.shared.Load().cfg.Gate.EndLinger, endDelay)
 	for _, end := range batch {
 		if end.Lingers() {
 			s.linger.add(now, end.Flow)
@@ -233,24 +236,22 @@ func (s *ends) hand(flows []tcprepair.Flow) {
 	if len(flows) == 0 {
 		return
 	}
-	batch := make([]endedFlow, 0, len(flows))
-	for _, f := range flows {
-		if entry, ok := s.entries[f.Local]; ok {
-			batch = append(batch, endedFlow{flow: f, entry: entry})
-		}
-	}
 	s.e.post(func(e *engine) {
-		for _, f := range batch {
-			if e.moving[f.flow] != nil || e.taking[f.flow] != nil {
+		for _, f := range flows {
+			entry, ok := e.entries[f.Local]
+			if !ok {
+				continue // the service is no more
+			}
+			if e.moving[f] != nil || e.taking[f] != nil {
 				// The move comes to its own end first; this may have been the end of what it left behind.
 				select {
-				case s.again <- f.flow:
+				case s.again <- f:
 				default:
 					e.metrics.untold.Inc()
 				}
 				continue
 			}
-			e.tellEnded(f)
+			e.tellEnded(endedFlow{flow: f, entry: entry})
 		}
 	})
 }
@@ -278,7 +279,7 @@ func (e *engine) flowEnded(from string, m *wire.Ended) {
 		return
 	}
 	r, err := e.gate.Route(m.Flow)
-	n, ok := e.cfg.Node(from)
+	n, ok := e.hosts.Node(from)
 	if err != nil || !ok || !r.Entry() || r.Node != n || m.Epoch != 0 && m.Epoch != r.Epoch || r.Idle < m.Quiet {
 		return
 	}

@@ -27,9 +27,10 @@ type fakeEnds struct {
 	once    sync.Once
 	missed  uint64
 
-	mu     sync.Mutex
-	states map[tcprepair.Flow]tcprepair.State
-	err    error
+	mu       sync.Mutex
+	states   map[tcprepair.Flow]tcprepair.State
+	services []netip.AddrPort
+	err      error
 }
 
 func newFakeEnds() *fakeEnds {
@@ -46,6 +47,13 @@ func (f *fakeEnds) Read(ends []sockops.End) ([]sockops.End, error) {
 }
 
 func (f *fakeEnds) Lost() uint64 { return f.missed }
+
+func (f *fakeEnds) SetServices(all []netip.AddrPort) error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.services = all
+	return f.err
+}
 
 func (f *fakeEnds) Close() error {
 	f.once.Do(func() { close(f.closed) })

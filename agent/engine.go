@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/entry"
@@ -34,10 +35,16 @@ type event func(e *engine)
 // (run); what comes from connections, operators and timers reaches it through post. It never waits: links queue what
 // they send, and the system calls it makes do not block.
 type engine struct {
-	cfg   Config
-	times migration.Config
-	log   *slog.Logger
-	gate  *gate.Gate
+	// cfg, and what follows from it, changes with a reload: other goroutines use shared.
+	cfg     Config
+	times   migration.Config
+	entries map[netip.AddrPort]string // of the addresses that this host serves
+	shared  atomic.Pointer[shared]
+	hosts   *directory
+	// watched is nil when the ends of connections are not reported.
+	watched watched
+	log     *slog.Logger
+	gate    *gate.Gate
 	// seeder is nil where the kernel cannot seed congestion windows.
 	seeder  *sockops.Seeder
 	metrics *metrics
@@ -64,7 +71,9 @@ type engine struct {
 	addresses   map[netip.Addr]bool
 	addressesAt time.Time
 	counters    counters
-	ops         map[*operation]struct{}
+	// kept is the sum of all shares.
+	kept int
+	ops  map[*operation]struct{}
 	// queued are the links that frames wait in.
 	queued map[*wire.Link]struct{}
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
@@ -77,8 +86,6 @@ type counters struct {
 
 func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
 	e := &engine{
-		cfg:      cfg,
-		times:    migration.Config{Limit: cfg.Migration.Limit}.WithDefaults(),
 		log:      log,
 		gate:     g,
 		seeder:   seeder,
@@ -99,7 +106,9 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		absent:   make(map[string]bool),
 		ops:      make(map[*operation]struct{}),
 	}
-	e.entry = entry.New(g, &e.cfg, log)
+	e.setConfig(cfg)
+	e.hosts = newDirectory(&e.cfg)
+	e.entry = entry.New(g, e.hosts, log)
 	for _, p := range cfg.Peers {
 		e.peers[p.Name] = &outgoing{e: e, name: p.Name, addr: p.Address}
 	}
@@ -224,7 +233,11 @@ func (e *engine) tick(now time.Time) {
 		op.tick(now)
 	}
 	for _, p := range e.peers {
+		p.settle(now)
 		p.tick(now)
+	}
+	for in := range e.incoming {
+		in.settle(now)
 	}
 	e.entry.Sweep(now)
 }

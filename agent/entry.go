@@ -28,11 +28,15 @@ func (p PeerConfig) neighbour() neighbour.Host {
 
 // watchPeers keeps the gate's table of hosts up to date.
 func (e *engine) watchPeers(ctx context.Context) error {
-	var hosts []neighbour.Host
-	for _, p := range e.cfg.Peers {
-		hosts = append(hosts, p.neighbour())
+	list := func() ([]neighbour.Host, <-chan struct{}) {
+		now := e.shared.Load()
+		var hosts []neighbour.Host
+		for _, p := range now.cfg.Peers {
+			hosts = append(hosts, p.neighbour())
+		}
+		return hosts, now.replaced
 	}
-	return neighbour.Watch(ctx, e.gate, hosts, func(h neighbour.Host, mac net.HardwareAddr) {
+	return neighbour.Follow(ctx, e.gate, list, func(h neighbour.Host, mac net.HardwareAddr) {
 		e.post(func(e *engine) {
 			if p := e.peers[h.Name]; p != nil {
 				p.mac = mac.String()
@@ -47,19 +51,24 @@ func (e *engine) setServices() {
 		if s.Entry != e.cfg.Host {
 			continue
 		}
-		var nodes []gate.Node
-		for _, name := range s.Servers {
-			if e.absent[name] || name == e.cfg.Host && e.draining {
-				continue
-			}
-			if n, ok := e.cfg.Node(name); ok {
-				nodes = append(nodes, n)
-			}
-		}
+		nodes := e.serversOf(&e.cfg, s)
 		for _, a := range s.Addresses {
 			if err := e.gate.SetService(a, nodes); err != nil {
 				e.log.Error("cannot set the service's servers", "service", s.Name, "address", a, "error", err)
 			}
 		}
 	}
+}
+
+// serversOf returns those that a service's new connections go to.
+func (e *engine) serversOf(cfg *Config, s ServiceConfig) (nodes []gate.Node) {
+	for _, name := range s.Servers {
+		if e.absent[name] || name == cfg.Host && e.draining {
+			continue
+		}
+		if n, ok := cfg.Node(name); ok {
+			nodes = append(nodes, n)
+		}
+	}
+	return nodes
 }

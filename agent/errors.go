@@ -20,6 +20,10 @@ var (
 	errSelf      = errors.New("the connection is on this host already")
 	errLate      = errors.New("unsent data was lost with the agent that had restored the connection")
 	errNoTarget  = errors.New("no other server takes it")
+
+	errUnfinished   = errors.New("the agent ended before the move was over: the next one takes up what is left")
+	errNoPeer       = errors.New("no peer of this host any more")
+	errOtherAddress = errors.New("the peer has another address now")
 )
 
 // whoApplication names the application in a refusal.

@@ -21,6 +21,8 @@ type incoming struct {
 	name  string
 	link  *wire.Link
 	heard time.Time
+	// closeBy is set when the configuration has the host no more: the connection ends after it, once no move uses it.
+	closeBy time.Time
 }
 
 // servePeers accepts other agents until the listener is closed.
@@ -49,12 +51,30 @@ func (e *engine) servePeers(ctx context.Context, ln net.Listener) error {
 }
 
 func (e *engine) known(host string) bool {
-	_, ok := e.cfg.Node(host)
+	_, ok := e.shared.Load().cfg.Node(host)
 	return ok
 }
 
+// settle is outgoing.settle's counterpart. An entry does not know whether a host has moves under way: therefore it waits.
+func (in *incoming) settle(now time.Time) {
+	if in.closeBy.IsZero() || now.Before(in.closeBy) {
+		return
+	}
+	for _, t := range in.e.targets {
+		if t.from == in {
+			return
+		}
+	}
+	in.lost(errNoPeer)
+}
+
 func (in *incoming) receive() {
-	in.e.post(func(e *engine) { e.incoming[in] = struct{}{} })
+	in.e.post(func(e *engine) {
+		e.incoming[in] = struct{}{}
+		if !e.known(in.name) {
+			in.closeBy = time.Now() // since it was accepted
+		}
+	})
 	for {
 		f, _, err := in.link.Receive()
 		if err != nil {

@@ -101,7 +101,7 @@ func (op *operation) check() error {
 		return nil
 	case op.req.To == op.e.cfg.Host:
 		return errSelf
-	case op.e.peers[op.req.To] == nil:
+	case op.e.peer(op.req.To) == nil:
 		return fmt.Errorf("%q is no configured peer", op.req.To)
 	}
 	return nil

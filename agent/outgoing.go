@@ -45,6 +45,18 @@ type outgoing struct {
 	// told is true when the peer, an entry, has confirmed whether this host takes connections.
 	told   bool
 	dialed time.Time
+	// retired is set when the configuration has the peer no more, but a move may still use it.
+	retired bool
+	// closeBy is set while link leads to a former address: when it is closed at the latest.
+	closeBy time.Time
+}
+
+// peer returns a host that new moves may use; nil when the configuration has none of that name.
+func (e *engine) peer(name string) *outgoing {
+	if p := e.peers[name]; p != nil && !p.retired {
+		return p
+	}
+	return nil
 }
 
 // send sends a request, now or once the connection stands. If it cannot be opened, everybody who uses it is told.
@@ -65,21 +77,75 @@ func (p *outgoing) dial() {
 		return
 	}
 	p.dialing, p.dialed = true, time.Now()
+	addr := p.addr
 	go func() {
-		link, err := p.e.self.Dial(context.Background(), p.name, p.addr)
+		link, err := p.e.self.Dial(context.Background(), p.name, addr)
 		p.e.post(func(*engine) {
 			p.dialing = false
-			if err != nil {
+			switch {
+			case p.e.peers[p.name] != p || p.addr != addr:
+				p.elsewhere(link)
+			case err != nil:
 				p.down(fmt.Errorf("connect to %s: %w", p.name, err))
-				return
+			default:
+				p.up(link)
 			}
-			p.up(link)
 		})
 	}()
 }
 
+// elsewhere takes in a connection that a reload has overtaken: link is nil when it could not be made.
+func (p *outgoing) elsewhere(link *wire.Link) {
+	if link != nil {
+		go link.Close() //nolint:errcheck // always nil
+	}
+	if p.e.peers[p.name] == p {
+		p.dial()
+	}
+}
+
+// settle ends a connection to a host that the configuration has no more, or has at another address, once no move uses it.
+func (p *outgoing) settle(now time.Time) {
+	switch {
+	case p.retired:
+		if p.inUse() {
+			return
+		}
+		delete(p.e.peers, p.name)
+		if p.link != nil {
+			p.lost(p.link, errNoPeer)
+		}
+	case !p.closeBy.IsZero():
+		if p.inUse() && now.Before(p.closeBy) {
+			return
+		}
+		p.lost(p.link, errOtherAddress)
+		p.dialed = time.Time{}
+	}
+}
+
+// inUse reports whether a move needs the connection.
+func (p *outgoing) inUse() bool {
+	for _, s := range p.e.sources {
+		if s.target == p.name || s.entry == p.name {
+			return true
+		}
+	}
+	for _, t := range p.e.targets {
+		if t.entry == p.name {
+			return true
+		}
+	}
+	for _, t := range p.e.takers {
+		if t.entry == p.name {
+			return true
+		}
+	}
+	return false
+}
+
 func (p *outgoing) up(link *wire.Link) {
-	p.link, p.err, p.heard, p.pinged = link, nil, time.Now(), false
+	p.link, p.err, p.heard, p.pinged, p.closeBy = link, nil, time.Now(), false, time.Time{}
 	go p.receive(link)
 	if p.e.entryFor(p.name) {
 		p.tellPresence()
@@ -127,7 +193,7 @@ func (p *outgoing) lost(link *wire.Link, err error) {
 		return
 	}
 	go link.Close() //nolint:errcheck // always nil
-	p.link = nil
+	p.link, p.closeBy = nil, time.Time{}
 	p.down(err)
 }
 

@@ -45,6 +45,7 @@ type source struct {
 	entry   string
 
 	fd       int           // the application's socket, ours until it is closed
+	share    share         // of parts, state and ahead
 	parts    wire.Assembly // what the application has sent so far
 	state    []byte
 	ahead    []byte
@@ -114,7 +115,7 @@ func (e *engine) startSource(app *application, st wire.FlowStatus, to string, do
 		t := e.taking[st.Flow]
 		t.after = append(t.after, func() { e.startSource(app, st, to, done) })
 		return
-	case e.peers[to] == nil:
+	case e.peer(to) == nil:
 		fail(fmt.Errorf("%q is no configured peer", to))
 		return
 	}
@@ -251,6 +252,10 @@ func (s *source) sendParts(b wire.Blob, value []byte) {
 func (s *source) frame(m wire.Message, fd int) {
 	switch m := m.(type) {
 	case *wire.Chunk:
+		if err := s.share.take(s.e, len(m.Data)); err != nil {
+			s.step(migration.Event{Kind: migration.Canceled, Err: err})
+			return
+		}
 		if err := s.parts.Add(m, s.e.cfg.Migration.StateBytes); err != nil {
 			s.app.lost(err)
 		}
@@ -398,7 +403,7 @@ func (s *source) discard() {
 
 // sendHeld lets the gate forward from here on, and sends the target what was held.
 func (s *source) sendHeld() {
-	n, _ := s.e.cfg.Node(s.target)
+	n, _ := s.e.hosts.Node(s.target)
 	frames, err := s.e.gate.Forward(s.flow, n, s.e.cfg.Gate.StrayTime)
 	if err != nil {
 		s.e.log.Error("cannot forward stray packets", "flow", s.flow, "to", s.target, "error", err)
@@ -425,6 +430,7 @@ func (s *source) reset() {
 }
 
 func (s *source) finish(err error) {
+	s.share.giveAll(s.e)
 	delete(s.e.sources, s.id)
 	delete(s.e.moving, s.flow)
 	if s.fd >= 0 {

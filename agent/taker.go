@@ -226,16 +226,19 @@ func (e *engine) locate(in *incoming, id uint64, m *wire.Locate) {
 		in.send(id, &wire.Refuse{Code: wire.CodeOver, Reason: "the connection has ended, or may have"})
 		return
 	}
-	present, err := connected(m.Flow)
+	found, err := connected(m.Flow, m.Age)
 	if err != nil {
 		e.log.Error("cannot look for a connection", "flow", m.Flow, "error", err)
 		return // it will ask again
 	}
-	if !present {
+	if found == unclear {
+		return // unless it hears something better, it ends the connection
+	}
+	if found == absent {
 		// The Handoff itself may still wait to be read, on a connection that the dispatcher has lost.
 		e.answered.remember(time.Now(), id, false)
 	}
-	in.send(id, &wire.Located{Present: present})
+	in.send(id, &wire.Located{Present: found == present})
 }
 
 // restoring makes the connection a socket of this process.

@@ -37,6 +37,7 @@ type target struct {
 	app     *application
 	entry   string
 
+	share    share // of parts, snapshot, state and early
 	parts    wire.Assembly
 	snapshot []byte
 	state    []byte
@@ -46,6 +47,7 @@ type target struct {
 	live     bool     // the connection has been thawed
 	early    [][]byte // held packets that came before the entry's answer
 	last     bool     // and the mark behind them
+	missed   int      // of those there was no room for
 	restored *tcprepair.Restored
 	pending  []migration.Event
 	stepping bool
@@ -88,6 +90,8 @@ func (t *target) check() error {
 		return wire.Refusef(e.cfg.Host, wire.CodeDraining, "")
 	case !ok:
 		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s at %v is not configured here", t.service, t.flow.Local)
+	case !t.from.closeBy.IsZero():
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s is no peer of this host any more", t.from.name)
 	case e.taking[t.flow] != nil || e.moving[t.flow] != nil:
 		return wire.Refusef(e.cfg.Host, wire.CodeInUse, "%v is being moved here already", t.flow)
 	case len(e.targets) >= e.cfg.Migration.Incoming:
@@ -175,6 +179,10 @@ func (t *target) perform(a migration.Action) {
 	case migration.SendCommitted:
 		t.from.send(t.id, &wire.Committed{Epoch: t.epoch + 1})
 		t.replay(t.early)
+		t.share.giveAll(t.e)
+		if t.missed > 0 {
+			t.e.log.Warn("no room for packets that were held: the client will have to send them again", "flow", t.flow, "packets", t.missed)
+		}
 		if t.early = nil; t.last {
 			t.step(migration.Event{Kind: migration.HeldLast})
 		}
@@ -208,6 +216,9 @@ func (t *target) frame(m wire.Message) {
 		}
 		// A snapshot has two queues and some more.
 		limit := max(t.e.cfg.Migration.StateBytes, 2*t.e.cfg.Migration.QueueBytes+wire.ChunkSize)
+		if !t.room(len(m.Data)) {
+			return
+		}
 		if err := t.parts.Add(m, limit); err != nil {
 			t.from.lost(err)
 		}
@@ -223,6 +234,9 @@ func (t *target) frame(m wire.Message) {
 			t.from.lost(fmt.Errorf("%w: State of %d bytes within the freeze", wire.ErrTooLarge, len(m.State)))
 			return
 		}
+		if !t.room(len(m.Snapshot) + len(m.State)) {
+			return
+		}
 		t.snapshot, t.state = t.parts.Snapshot(m.Snapshot), m.State
 		t.step(migration.Event{Kind: migration.Transferred})
 	case *wire.Held:
@@ -233,12 +247,29 @@ func (t *target) frame(m wire.Message) {
 	}
 }
 
+// room counts n bytes that have come. If they are too many, the move ends: nothing has been restored yet, and the source goes on.
+func (t *target) room(n int) bool {
+	err := t.share.take(t.e, n)
+	if err != nil {
+		t.from.send(t.id, refusal(err))
+		t.step(migration.Event{Kind: migration.Canceled, Err: err})
+	}
+	return err == nil
+}
+
 // heldFrames takes in what the source had held. A source that has heard of the commit from the entry can be faster than the entry's
-// answer to this host: then it is kept until the thaw.
+// answer to this host: then it is kept until the thaw. If there is no room it is dropped, as on a network: the flow may be this host's
+// by now, so the move cannot be given up for it.
 func (t *target) heldFrames(m *wire.Held) {
 	switch t.machine.State() {
 	case migration.TargetCommitting:
-		t.early = append(t.early, m.Frames...)
+		for _, f := range m.Frames {
+			if t.share.take(t.e, len(f)) != nil {
+				t.missed++
+				continue
+			}
+			t.early = append(t.early, f)
+		}
 		t.last = t.last || m.Last
 	case migration.TargetDraining:
 		t.replay(m.Frames)
@@ -265,6 +296,7 @@ func (t *target) passOn() bool {
 		return false
 	}
 	t.ahead = true
+	t.share.give(t.e, len(state)+len(ahead))
 	t.sendParts(wire.BlobState, state)
 	t.sendParts(wire.BlobAhead, ahead)
 	t.app.send(t.id, &wire.Ping{})
@@ -291,6 +323,7 @@ func (t *target) restore() {
 	}
 	m := &wire.Import{Flow: t.flow, Epoch: t.epoch + 1, Service: t.service, State: t.state, Late: t.late}
 	t.snapshot, t.state, t.parts = nil, nil, wire.Assembly{}
+	t.share.giveAll(t.e)
 	fd, err := unix.FcntlInt(uintptr(t.restored.FD()), unix.F_DUPFD_CLOEXEC, 0)
 	if err != nil {
 		t.drop()
@@ -405,6 +438,7 @@ func (t *target) release() {
 }
 
 func (t *target) finish(err error) {
+	t.share.giveAll(t.e)
 	delete(t.e.targets, t.id)
 	delete(t.e.taking, t.flow)
 	defer func() {

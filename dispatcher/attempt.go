@@ -21,6 +21,8 @@ import (
 const (
 	// holdMargin is how much longer the gate holds a flow than an attempt to hand it off may take.
 	holdMargin = time.Second
+	// divertTime is how long the gate sends on what passes by the flow table just before that knows the server.
+	divertTime = time.Second
 	// graceTime is how long a backend that was granted a flow may leave open whether it has the connection.
 	graceTime = 3 * time.Second
 )
@@ -53,6 +55,7 @@ type attempt struct {
 	giver  *migration.Giver
 	epoch  uint32 // of the flow, before it is granted
 	atOnce bool
+	begun  time.Time
 	events []migration.Event
 	busy   bool
 }
@@ -78,7 +81,7 @@ func (c *dispatched) next(cause error) {
 	}
 	atOnce := to.host.fresh()
 	a := &attempt{
-		c: c, id: newID(), to: to, epoch: c.epoch, atOnce: atOnce,
+		c: c, id: newID(), to: to, epoch: c.epoch, atOnce: atOnce, begun: time.Now(),
 		giver: migration.NewGiver(c.pool.cfg.HandoffTime, graceTime, atOnce),
 	}
 	c.attempt = a
@@ -166,7 +169,7 @@ func (a *attempt) tick(now time.Time) {
 	a.c.mu.Lock()
 	defer a.c.mu.Unlock()
 	if d := a.giver.Deadline(); !d.IsZero() && !now.Before(d) {
-		if a.giver.State() == migration.GiverSent {
+		if s := a.giver.State(); s == migration.GiverSent || s == migration.GiverGranted {
 			a.to.host.suspect.Store(true)
 		}
 		a.stepLocked(migration.Event{Kind: migration.Tick})
@@ -196,10 +199,14 @@ func (a *attempt) perform(action migration.Action) {
 	case migration.TakeBack:
 		// The table has not followed yet.
 	case migration.AskServer:
-		a.to.host.send(a.id, &wire.Locate{Flow: c.flow})
+		a.to.host.send(a.id, &wire.Locate{Flow: c.flow, Age: time.Since(a.begun)})
 	case migration.Discard:
 		a.discard()
 	case migration.Reset:
+		// The hold would swallow the RST.
+		if err := c.d.gate.Unhold(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+			c.d.log.Error("cannot end the hold of a connection that is over", "flow", c.flow, "error", err)
+		}
 		if err := tcprepair.Reset(c.fd); err != nil {
 			c.d.log.Error("cannot reset a connection", "flow", c.flow, "error", err)
 		}
@@ -225,21 +232,18 @@ func (a *attempt) granted() bool {
 // more.
 func (a *attempt) discard() {
 	c := a.c
-	if _, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node); err != nil {
-		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
-		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
-	}
 	missed, err := c.watermark.Missed(c.fd)
 	if err != nil {
 		c.d.log.Warn("the client will have to send again what came last", "flow", c.flow, "error", err)
 	}
-	if err := c.d.gate.Requeue(c.flow); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+	// The gate leads there before the flow table does, so that what the client sends now does not overtake what it has sent before.
+	err = c.d.gate.Divert(c.flow, a.to.host.node, divertTime, gate.Frames(missed)...)
+	if err != nil && !errors.Is(err, gate.ErrNoFlow) {
 		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
 	}
-	if len(missed) > 0 {
-		if err := c.d.gate.Resend(c.flow, gate.Frames(missed)); err != nil {
-			c.d.log.Warn("cannot send a late packet on", "flow", c.flow, "error", err)
-		}
+	if _, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node); err != nil {
+		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
+		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
 	}
 	if err := tcprepair.Discard(c.fd); err != nil {
 		c.d.log.Error("cannot discard a connection that was handed off", "flow", c.flow, "error", err)
@@ -281,8 +285,13 @@ func (a *attempt) drop(err error) {
 
 // giveUp tells the client that nobody serves it: the connection is the dispatcher's.
 func (c *dispatched) giveUp(cause error) {
-	c.d.count.failed("unserved")
-	c.d.log.Warn("no backend takes a connection", "flow", c.flow, "pool", c.pool.cfg.Name, "error", cause)
+	if errors.Is(cause, tcprepair.ErrState) { // the client has reset it: nobody's failure, and nothing that clients should fill a log with
+		c.d.count.left.Inc()
+		c.d.log.Debug("a client has gone away", "flow", c.flow, "error", cause)
+	} else {
+		c.d.count.failed("unserved")
+		c.d.log.Warn("no backend takes a connection", "flow", c.flow, "pool", c.pool.cfg.Name, "error", cause)
+	}
 	if c.snapshot != nil {
 		if err := tcprepair.Resume(c.fd); err != nil {
 			c.d.log.Error("cannot thaw a connection", "flow", c.flow, "error", err)

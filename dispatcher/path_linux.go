@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"path/filepath"
 
 	"golang.org/x/sync/errgroup"
@@ -48,6 +49,11 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
 	}
 	return &kernelPath{Forwarder: f, gate: g}, nil
+}
+
+// SetNode tells both how a host is reached: the gate sends what it has held there itself.
+func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error {
+	return errors.Join(p.Forwarder.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
 }
 
 // Run runs both until ctx ends.

@@ -1227,6 +1227,103 @@ func (x *AbortResponse) GetAborted() uint32 {
 	return 0
 }
 
+type ReloadRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadRequest) Reset() {
+	*x = ReloadRequest{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadRequest) ProtoMessage() {}
+
+func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
+func (*ReloadRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+type ReloadResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Services uint32                 `protobuf:"varint,1,opt,name=services,proto3" json:"services,omitempty"`
+	Peers    uint32                 `protobuf:"varint,2,opt,name=peers,proto3" json:"peers,omitempty"`
+	// How long it took, reading the file included.
+	Micros        int64 `protobuf:"varint,3,opt,name=micros,proto3" json:"micros,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReloadResponse) Reset() {
+	*x = ReloadResponse{}
+	mi := &file_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReloadResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReloadResponse) ProtoMessage() {}
+
+func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
+func (*ReloadResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ReloadResponse) GetServices() uint32 {
+	if x != nil {
+		return x.Services
+	}
+	return 0
+}
+
+func (x *ReloadResponse) GetPeers() uint32 {
+	if x != nil {
+		return x.Peers
+	}
+	return 0
+}
+
+func (x *ReloadResponse) GetMicros() int64 {
+	if x != nil {
+		return x.Micros
+	}
+	return 0
+}
+
 var File_agent_proto protoreflect.FileDescriptor
 
 const file_agent_proto_rawDesc = "" +
@@ -1322,13 +1419,19 @@ const file_agent_proto_rawDesc = "" +
 	"\fAbortRequest\x12\x12\n" +
 	"\x04flow\x18\x01 \x01(\tR\x04flow\")\n" +
 	"\rAbortResponse\x12\x18\n" +
-	"\aaborted\x18\x01 \x01(\rR\aaborted2\xed\x02\n" +
+	"\aaborted\x18\x01 \x01(\rR\aaborted\"\x0f\n" +
+	"\rReloadRequest\"Z\n" +
+	"\x0eReloadResponse\x12\x1a\n" +
+	"\bservices\x18\x01 \x01(\rR\bservices\x12\x14\n" +
+	"\x05peers\x18\x02 \x01(\rR\x05peers\x12\x16\n" +
+	"\x06micros\x18\x03 \x01(\x03R\x06micros2\xb8\x03\n" +
 	"\x05Agent\x12I\n" +
 	"\x06Status\x12\x1e.rehome.agent.v1.StatusRequest\x1a\x1f.rehome.agent.v1.StatusResponse\x12?\n" +
 	"\x05Flows\x12\x1d.rehome.agent.v1.FlowsRequest\x1a\x15.rehome.agent.v1.Flow0\x01\x12B\n" +
 	"\x04Move\x12\x1c.rehome.agent.v1.MoveRequest\x1a\x1a.rehome.agent.v1.MoveEvent0\x01\x12L\n" +
 	"\aUndrain\x12\x1f.rehome.agent.v1.UndrainRequest\x1a .rehome.agent.v1.UndrainResponse\x12F\n" +
-	"\x05Abort\x12\x1d.rehome.agent.v1.AbortRequest\x1a\x1e.rehome.agent.v1.AbortResponseB(Z&github.com/rehome-net/rehome/agent/apib\x06proto3"
+	"\x05Abort\x12\x1d.rehome.agent.v1.AbortRequest\x1a\x1e.rehome.agent.v1.AbortResponse\x12I\n" +
+	"\x06Reload\x12\x1e.rehome.agent.v1.ReloadRequest\x1a\x1f.rehome.agent.v1.ReloadResponseB(Z&github.com/rehome-net/rehome/agent/apib\x06proto3"
 
 var (
 	file_agent_proto_rawDescOnce sync.Once
@@ -1342,7 +1445,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
 var file_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),   // 0: rehome.agent.v1.StatusRequest
 	(*StatusResponse)(nil),  // 1: rehome.agent.v1.StatusResponse
@@ -1361,6 +1464,8 @@ var file_agent_proto_goTypes = []any{
 	(*UndrainResponse)(nil), // 14: rehome.agent.v1.UndrainResponse
 	(*AbortRequest)(nil),    // 15: rehome.agent.v1.AbortRequest
 	(*AbortResponse)(nil),   // 16: rehome.agent.v1.AbortResponse
+	(*ReloadRequest)(nil),   // 17: rehome.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),  // 18: rehome.agent.v1.ReloadResponse
 }
 var file_agent_proto_depIdxs = []int32{
 	2,  // 0: rehome.agent.v1.StatusResponse.services:type_name -> rehome.agent.v1.Service
@@ -1375,13 +1480,15 @@ var file_agent_proto_depIdxs = []int32{
 	8,  // 9: rehome.agent.v1.Agent.Move:input_type -> rehome.agent.v1.MoveRequest
 	13, // 10: rehome.agent.v1.Agent.Undrain:input_type -> rehome.agent.v1.UndrainRequest
 	15, // 11: rehome.agent.v1.Agent.Abort:input_type -> rehome.agent.v1.AbortRequest
-	1,  // 12: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
-	7,  // 13: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
-	9,  // 14: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
-	14, // 15: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
-	16, // 16: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
-	12, // [12:17] is the sub-list for method output_type
-	7,  // [7:12] is the sub-list for method input_type
+	17, // 12: rehome.agent.v1.Agent.Reload:input_type -> rehome.agent.v1.ReloadRequest
+	1,  // 13: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
+	7,  // 14: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
+	9,  // 15: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
+	14, // 16: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
+	16, // 17: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
+	18, // 18: rehome.agent.v1.Agent.Reload:output_type -> rehome.agent.v1.ReloadResponse
+	13, // [13:19] is the sub-list for method output_type
+	7,  // [7:13] is the sub-list for method input_type
 	7,  // [7:7] is the sub-list for extension type_name
 	7,  // [7:7] is the sub-list for extension extendee
 	0,  // [0:7] is the sub-list for field type_name
@@ -1403,7 +1510,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   17,
+			NumMessages:   19,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -26,6 +26,7 @@ const (
 	Agent_Move_FullMethodName    = "/rehome.agent.v1.Agent/Move"
 	Agent_Undrain_FullMethodName = "/rehome.agent.v1.Agent/Undrain"
 	Agent_Abort_FullMethodName   = "/rehome.agent.v1.Agent/Abort"
+	Agent_Reload_FullMethodName  = "/rehome.agent.v1.Agent/Reload"
 )
 
 // AgentClient is the client API for Agent service.
@@ -45,6 +46,8 @@ type AgentClient interface {
 	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainResponse, error)
 	// Abort gives up moves in flight; each ends with its connection where it was, unless the entry says that it has moved.
 	Abort(ctx context.Context, in *AbortRequest, opts ...grpc.CallOption) (*AbortResponse, error)
+	// Reload reads the configuration file again. It is carried out as a whole or, with an error, not at all.
+	Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ReloadResponse, error)
 }
 
 type agentClient struct {
@@ -123,6 +126,16 @@ func (c *agentClient) Abort(ctx context.Context, in *AbortRequest, opts ...grpc.
 	return out, nil
 }
 
+func (c *agentClient) Reload(ctx context.Context, in *ReloadRequest, opts ...grpc.CallOption) (*ReloadResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReloadResponse)
+	err := c.cc.Invoke(ctx, Agent_Reload_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // AgentServer is the server API for Agent service.
 // All implementations must embed UnimplementedAgentServer
 // for forward compatibility.
@@ -140,6 +153,8 @@ type AgentServer interface {
 	Undrain(context.Context, *UndrainRequest) (*UndrainResponse, error)
 	// Abort gives up moves in flight; each ends with its connection where it was, unless the entry says that it has moved.
 	Abort(context.Context, *AbortRequest) (*AbortResponse, error)
+	// Reload reads the configuration file again. It is carried out as a whole or, with an error, not at all.
+	Reload(context.Context, *ReloadRequest) (*ReloadResponse, error)
 	mustEmbedUnimplementedAgentServer()
 }
 
@@ -164,6 +179,9 @@ func (UnimplementedAgentServer) Undrain(context.Context, *UndrainRequest) (*Undr
 }
 func (UnimplementedAgentServer) Abort(context.Context, *AbortRequest) (*AbortResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Abort not implemented")
+}
+func (UnimplementedAgentServer) Reload(context.Context, *ReloadRequest) (*ReloadResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Reload not implemented")
 }
 func (UnimplementedAgentServer) mustEmbedUnimplementedAgentServer() {}
 func (UnimplementedAgentServer) testEmbeddedByValue()               {}
@@ -262,6 +280,24 @@ func _Agent_Abort_Handler(srv interface{}, ctx context.Context, dec func(interfa
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_Reload_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReloadRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).Reload(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_Reload_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).Reload(ctx, req.(*ReloadRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // Agent_ServiceDesc is the grpc.ServiceDesc for Agent service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -280,6 +316,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Abort",
 			Handler:    _Agent_Abort_Handler,
+		},
+		{
+			MethodName: "Reload",
+			Handler:    _Agent_Reload_Handler,
 		},
 	},
 	Streams: []grpc.StreamDesc{

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -23,6 +24,8 @@ func newAgent() *cobra.Command {
 		Long: `Run this host's agent: it gives connections of the host's applications to other hosts, takes over theirs, and, where
 the configuration names this host as a service's entry, decides where the packets of each flow go.
 
+SIGHUP has it read its configuration again, as "rehome reload" does: as a whole or, with an error in the log, not at all.
+
 SIGTERM ends it after the moves in flight; applications go on serving without it, and the next agent takes up where this
 one ended.`,
 		Args: cobra.NoArgs,
@@ -38,7 +41,14 @@ one ended.`,
 			if entry && !cfg.IsEntry() {
 				return &exitError{exitUsage, fmt.Errorf("--entry: no service in %s names %s as its entry", config, cfg.Host)}
 			}
-			if err := agent.New(cfg, log).Run(cmd.Context()); err != nil {
+			a := agent.New(cfg, log)
+			a.SetFile(config)
+			defer onHangup(cmd.Context(), func() {
+				if err := a.ReloadFile(); errors.Is(err, agent.ErrStopped) {
+					log.Warn("too late to reload", "error", err)
+				} // it has logged any other
+			})()
+			if err := a.Run(cmd.Context()); err != nil {
 				return &exitError{exitFailed, err}
 			}
 			return nil

@@ -31,8 +31,9 @@ func command(args ...string) (code int, stdout, stderr string) {
 // fakeAgent answers as it is told.
 type fakeAgent struct {
 	api.UnimplementedAgentServer
-	moves []*api.MoveEvent
-	asked *api.MoveRequest
+	moves  []*api.MoveEvent
+	asked  *api.MoveRequest
+	reload codes.Code
 }
 
 func (f *fakeAgent) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {

@@ -11,8 +11,6 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
-	"google.golang.org/protobuf/encoding/protojson"
-	"google.golang.org/protobuf/proto"
 
 	"github.com/rehome-net/rehome/agent/api"
 )
@@ -43,7 +41,7 @@ func newStatus() *cobra.Command {
 				}
 			}
 			if output == "json" {
-				return printStatusJSON(cmd.OutOrStdout(), st, list, flows)
+				return printJSON(cmd.OutOrStdout(), agentOutputOf(st, list, flows))
 			}
 			return printStatus(cmd.OutOrStdout(), st, list, flows)
 		},
@@ -71,30 +69,6 @@ func receiveFlows(cmd *cobra.Command, client *api.Client, service string) ([]*ap
 		}
 		list = append(list, f)
 	}
-}
-
-// printStatusJSON prints {"status": ..., "flows": [...]}.
-func printStatusJSON(w io.Writer, st *api.StatusResponse, list []*api.Flow, flows bool) error {
-	opts := protojson.MarshalOptions{EmitUnpopulated: true}
-	encode := func(m proto.Message) string {
-		b, err := opts.Marshal(m)
-		if err != nil {
-			return "null"
-		}
-		return string(b)
-	}
-	var b strings.Builder
-	fmt.Fprintf(&b, `{"status":%s`, encode(st))
-	if flows {
-		parts := make([]string, len(list))
-		for i, f := range list {
-			parts[i] = encode(f)
-		}
-		fmt.Fprintf(&b, `,"flows":[%s]`, strings.Join(parts, ","))
-	}
-	b.WriteString("}\n")
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 func printStatus(w io.Writer, st *api.StatusResponse, list []*api.Flow, flows bool) error {

@@ -201,7 +201,8 @@ type gateMapSpecs struct {
 // gateVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type gateVariableSpecs struct{}
+type gateVariableSpecs struct {
+}
 
 // gateObjects contains all objects after they have been loaded into the kernel.
 //
@@ -249,7 +250,8 @@ func (m *gateMaps) Close() error {
 // gateVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
-type gateVariables struct{}
+type gateVariables struct {
+}
 
 // gatePrograms contains all programs after they have been loaded into the kernel.
 //

@@ -284,6 +284,77 @@ func (g *Gate) letGo(op string, f tcprepair.Flow, anyway bool) error {
 	return nil
 }
 
+// Divert brings the frames before, and then what is held, to another host, in order, ends the hold and sends the flow's packets there for ttl, as
+// Forward does. The hold stays until everything is sent, so that nothing overtakes: what the host's acknowledgements make the client send is
+// held and sent, too, as long as that does not go on for ever. ErrFrame is as with Replay.
+func (g *Gate) Divert(f tcprepair.Flow, to Node, ttl time.Duration, before ...[]byte) error {
+	for _, frame := range before {
+		if of, ok := frameFlow(frame); !ok || of != f || len(frame) > maxFrame {
+			return &OpError{Op: "divert", Flow: f, Err: ErrFrame}
+		}
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return &OpError{Op: "divert", Flow: f, Err: ErrClosed}
+	}
+	if err := g.divert(f, to, ttl, before); err != nil {
+		return &OpError{Op: "divert", Flow: f, Err: err}
+	}
+	return nil
+}
+
+func (g *Gate) divert(f tcprepair.Flow, to Node, ttl time.Duration, frames [][]byte) error {
+	q := g.queues[f]
+	if q == nil {
+		return ErrNoFlow
+	}
+	defer delete(g.queues, f)
+	t, mac, err := g.wayTo(to)
+	if err != nil {
+		return err
+	}
+	ops := []gateOperation{newOperation(gateCodeOP_FORWARD, f)}
+	ops[0].Node, ops[0].Ttl, ops[0].Direction = uint16(to), uint64(ttl), uint8(Ingress)
+	for round := range drainRounds {
+		if err := t.forward(append(frames, q.take()...), mac); err != nil {
+			return err
+		}
+		frames = nil
+		if ops[0].Frames = q.seen; round == drainRounds-1 {
+			ops[0].Frames = releaseAlways
+		}
+		if err := g.table.run(ops); err != nil {
+			return err
+		}
+		err := answer(&ops[0])
+		if err == nil && ops[0].Flow.Held == q.seen || err != nil && !errors.Is(err, ErrBusy) {
+			return err
+		}
+		if err := g.drain(drainFrames); err != nil {
+			return err
+		}
+		if err == nil {
+			break
+		}
+	}
+	return t.forward(q.take(), mac)
+}
+
+// wayTo returns the tap of the interface that leads to a node, and the node's link-layer address.
+func (g *Gate) wayTo(n Node) (*tap, []byte, error) {
+	var node gateNode
+	if err := g.table.objects.Nodes.Lookup(uint32(n), &node); err != nil {
+		return nil, nil, err
+	}
+	for _, t := range g.taps {
+		if t.port.Ifindex == node.Ifindex {
+			return t, node.Dst[:], nil
+		}
+	}
+	return nil, nil, fmt.Errorf("node %d is not known, or not behind an interface of the gate", n)
+}
+
 // Unhold ends a hold and throws away what was kept.
 func (g *Gate) Unhold(f tcprepair.Flow) error {
 	g.mu.Lock()

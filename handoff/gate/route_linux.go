@@ -3,6 +3,7 @@
 package gate
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -40,6 +41,35 @@ func (g *Gate) RemoveService(vip netip.AddrPort) error {
 		return &OpError{Op: "remove service " + vip.String(), Err: err}
 	}
 	return nil
+}
+
+// Services returns the services that this gate is the entry of, in no order: also those that a former process has set, if the tables
+// are pinned.
+func (g *Gate) Services() ([]netip.AddrPort, error) {
+	var vips []netip.AddrPort
+	var k gateServiceKey
+	var v gateService
+	all := g.table.objects.Services.Iterate()
+	for all.Next(&k, &v) {
+		vips = append(vips, k.vip())
+	}
+	if err := all.Err(); err != nil {
+		return nil, &OpError{Op: "list services", Err: err}
+	}
+	return vips, nil
+}
+
+// vip is serviceKey's reverse.
+func (k gateServiceKey) vip() netip.AddrPort {
+	var b []byte
+	for _, w := range k.Addr {
+		b = binary.NativeEndian.AppendUint32(b, w)
+	}
+	addr := netip.AddrFrom16([16]byte(b))
+	if k.Family == 4 {
+		addr = netip.AddrFrom4([4]byte(b[:4]))
+	}
+	return netip.AddrPortFrom(addr, networkOrder(k.Port))
 }
 
 func serviceKey(vip netip.AddrPort) gateServiceKey {

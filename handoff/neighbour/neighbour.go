@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -47,11 +48,20 @@ type Nodes interface {
 	SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error
 }
 
-// Watch keeps a packet path's table of hosts up to date (SARA S23's table of node and MAC) from the kernel's routes and neighbours,
-// until ctx ends. learned is told each new link-layer address. Call it in the hosts' network namespace.
+// Watch is Follow for hosts that stay the same.
 func Watch(ctx context.Context, nodes Nodes, hosts []Host, learned func(Host, net.HardwareAddr), log *slog.Logger) error {
+	return Follow(ctx, nodes, func() ([]Host, <-chan struct{}) { return hosts, nil }, learned, log)
+}
+
+// Follow keeps a packet path's table of hosts up to date (SARA S23's table of node and MAC) from the kernel's routes and neighbours,
+// until ctx ends. list returns the hosts, and a channel that is closed as soon as there are others; nil when that never happens. Of a
+// host that leaves the list the table keeps what it has. learned is told each new link-layer address. Call it in the hosts' network
+// namespace.
+func Follow(ctx context.Context, nodes Nodes, list func() ([]Host, <-chan struct{}), learned func(Host, net.HardwareAddr), log *slog.Logger) error {
 	known := make(map[string]nextHop)
 	for {
+		hosts, changed := list()
+		forget(known, hosts)
 		pause := interval
 		for _, h := range hosts {
 			hop, err := find(h)
@@ -74,9 +84,28 @@ func Watch(ctx context.Context, nodes Nodes, hosts []Host, learned func(Host, ne
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-changed:
 		case <-time.After(pause):
 		}
 	}
+}
+
+// forget removes the hosts that are not in the list any more: should one come back, it is told of anew.
+func forget(known map[string]nextHop, hosts []Host) {
+	for name := range known {
+		if !slices.ContainsFunc(hosts, func(h Host) bool { return h.Name == name }) {
+			delete(known, name)
+		}
+	}
+}
+
+// Locate puts a host into a packet path's table now, if its link-layer address is known; else it makes the kernel ask, as Find does.
+func Locate(nodes Nodes, h Host) error {
+	hop, err := find(h)
+	if err != nil {
+		return err
+	}
+	return nodes.SetNode(h.Node, hop.ifindex, hop.dst, hop.src)
 }
 
 // Find returns a host's link-layer address, or why it is not known. It may become known soon: the attempt makes the kernel ask.

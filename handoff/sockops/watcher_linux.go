@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"unsafe"
 
 	"github.com/cilium/ebpf"
@@ -48,6 +49,9 @@ type Watcher struct {
 	link    link.Link
 	ring    *ringbuf.Reader
 	record  ringbuf.Record
+
+	mu     sync.Mutex // against SetServices and Close at once
+	closed bool
 }
 
 // Watch begins to watch the connections of the calling thread's network namespace. Nothing is left when the process ends.
@@ -89,10 +93,8 @@ func (w *Watcher) open(cfg WatchConfig) (err error) {
 			err = errors.Join(err, w.Close())
 		}
 	}()
-	for _, s := range cfg.Services {
-		if err := w.objects.Watched.Put(serviceKey(s), uint8(1)); err != nil {
-			return fmt.Errorf("service %v: %w", s, err)
-		}
+	if err := w.watch(cfg.Services); err != nil {
+		return err
 	}
 	if w.ring, err = ringbuf.NewReader(w.objects.Ends); err != nil {
 		return err
@@ -100,6 +102,49 @@ func (w *Watcher) open(cfg WatchConfig) (err error) {
 	w.link, err = link.AttachCgroup(link.CgroupOptions{Path: cfg.Cgroup, Attach: ebpf.AttachCGroupSockOps, Program: w.objects.RehomeEnded})
 	if err != nil {
 		return fmt.Errorf("attach to cgroup %s: %w", cfg.Cgroup, err)
+	}
+	return nil
+}
+
+// SetServices watches other services from now on. Those that stay are watched without a gap; of a connection to one that is new, and
+// was made before, the end is not seen. After an error the watched ones are the former, and maybe some of the new.
+func (w *Watcher) SetServices(services []netip.AddrPort) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return fmt.Errorf("watch connections end: %w", os.ErrClosed)
+	}
+	if err := w.watch(services); err != nil {
+		return fmt.Errorf("watch connections end: %w", err)
+	}
+	wanted := make(map[endedService]bool, len(services))
+	for _, s := range services {
+		wanted[serviceKey(s)] = true
+	}
+	var k endedService
+	var v uint8
+	var gone []endedService
+	all := w.objects.Watched.Iterate()
+	for all.Next(&k, &v) {
+		if !wanted[k] {
+			gone = append(gone, k)
+		}
+	}
+	errs := []error{all.Err()}
+	for _, k := range gone {
+		errs = append(errs, w.objects.Watched.Delete(k))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("watch connections end: %w", err)
+	}
+	return nil
+}
+
+func (w *Watcher) watch(services []netip.AddrPort) error {
+	for _, s := range services {
+		if err := w.objects.Watched.Put(serviceKey(s), uint8(1)); err != nil {
+			return fmt.Errorf("service %v: %w", s, err)
+		}
 	}
 	return nil
 }
@@ -131,8 +176,14 @@ func (w *Watcher) Lost() uint64 {
 	return n
 }
 
-// Close detaches the program, and ends Read.
+// Close detaches the program, and ends Read. A second Close does nothing.
 func (w *Watcher) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed {
+		return nil
+	}
+	w.closed = true
 	var errs []error
 	if w.link != nil {
 		errs = append(errs, w.link.Close())

@@ -55,7 +55,7 @@ func frameCases() []frameCase {
 		{"handoff", Frame{40, &Handoff{
 			Flow: flow6(), Service: "web", Delivery: DeliverDescriptor, Epoch: 1, Limit: time.Second, Snapshot: []byte("snap"), Socket: "/run/s", Granted: true,
 		}}},
-		{"locate", Frame{41, &Locate{Flow: flow4()}}},
+		{"locate", Frame{41, &Locate{Flow: flow4(), Age: 250 * time.Millisecond}}},
 		{"located", Frame{42, &Located{Present: true}}},
 		{"import fresh", Frame{43, &Import{Flow: flow4(), Epoch: 2, Service: "web", Fresh: true}}},
 		{"lease", Frame{13, &Lease{Flow: flow4(), Epoch: 2, To: "web-2", TTL: time.Minute}}},

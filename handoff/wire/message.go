@@ -98,6 +98,8 @@ type Handoff struct {
 // receiver that is still at work on it answers when it is done.
 type Locate struct {
 	Flow tcprepair.Flow
+	// Age is the time since the Handoff was made. What ended before that was another connection of the same addresses.
+	Age time.Duration
 }
 
 // Located answers Locate. When the connection is not here it never will be.
@@ -331,7 +333,11 @@ func (m *Handoff) code(c *coder) {
 	c.flag(8, &m.Granted)
 }
 
-func (m *Locate) code(c *coder)  { c.flow(1, &m.Flow) }
+func (m *Locate) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.span(2, &m.Age)
+}
+
 func (m *Located) code(c *coder) { c.flag(1, &m.Present) }
 func (m *Lease) code(c *coder) {
 	c.flow(1, &m.Flow)

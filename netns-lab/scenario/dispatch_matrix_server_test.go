@@ -49,11 +49,10 @@ type matrixServers struct {
 	tb testing.TB
 	// known are the exchanges by the client's address: a server that does not see the true one finds none.
 	known sync.Map // netip.AddrPort to *exchange
-	// others takes the connections of clients that are not known; none may come when it is nil.
-	others func(net.Conn)
+	// others takes the connections of clients that are not known; none may come while it is nil.
+	others atomic.Pointer[func(net.Conn)]
 	open   atomic.Int64
 	group  sync.WaitGroup
-	closed atomic.Bool
 }
 
 // accept serves what a listener accepts until it is closed.
@@ -84,11 +83,12 @@ func (s *matrixServers) take(host string, c net.Conn, remote netip.AddrPort) {
 			x.served <- serving{host, x.serve(c)}
 			return
 		}
-		if s.others == nil {
+		others := s.others.Load()
+		if others == nil {
 			s.tb.Errorf("%s: a connection from %v, which is no client, or is a client's second one", host, remote)
 			return
 		}
-		s.others(c)
+		(*others)(c)
 	})
 }
 
@@ -106,8 +106,10 @@ func (x *exchange) serve(c net.Conn) error {
 	if err := c.SetDeadline(time.Now().Add(exchangeTime)); err != nil {
 		return err
 	}
-	if local, err := addrOf(c.LocalAddr()); err != nil || local != x.local {
-		return fmt.Errorf("the server's own address is %v (%v), the client connected to %v", local, err, x.local)
+	if local, err := addrOf(c.LocalAddr()); err != nil {
+		return err
+	} else if local != x.local {
+		return fmt.Errorf("the server's own address is %v, the client connected to %v", local, x.local)
 	}
 	for i, m := range x.messages {
 		if err := same(c, m); err != nil {
@@ -145,7 +147,7 @@ func same(r io.Reader, want []byte) error {
 
 func nothingMore(r io.Reader) error {
 	if n, err := r.Read(make([]byte, 1)); n != 0 || !errors.Is(err, io.EOF) {
-		return fmt.Errorf("at the end: %d bytes, %v; want EOF", n, err)
+		return fmt.Errorf("at the end: %d bytes, %s; want EOF", n, fmt.Sprint(err))
 	}
 	return nil
 }

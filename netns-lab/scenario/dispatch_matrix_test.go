@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -335,9 +336,7 @@ func (m *matrix) run(ctx context.Context, c combination) error {
 			return err
 		}
 	}
-	if err := m.undisturbed(conn, c); err != nil {
-		return err
-	}
+	disturbed := m.undisturbed(conn, c)
 	if err := conn.CloseWrite(); err != nil && !x.halfClose {
 		return err
 	}
@@ -351,7 +350,7 @@ func (m *matrix) run(ctx context.Context, c combination) error {
 	case <-time.After(exchangeTime):
 		return errors.New("the server has not come to an end")
 	}
-	return nil
+	return disturbed
 }
 
 func (x *exchange) whatServerSays() string {
@@ -362,6 +361,9 @@ func (x *exchange) whatServerSays() string {
 		return ""
 	}
 }
+
+// errDisturbed means that a client has got everything, but has seen that something was going on.
+var errDisturbed = errors.New("the client has sent again what was not lost")
 
 // undisturbed says whether the client's kernel has noticed anything.
 func (m *matrix) undisturbed(conn *net.TCPConn, c combination) error {
@@ -378,25 +380,28 @@ func (m *matrix) undisturbed(conn *net.TCPConn, c combination) error {
 		return infoErr
 	}
 	if info.Total_retrans != 0 || info.Dsack_dups != 0 || info.Total_rto != 0 {
-		return fmt.Errorf("%d retransmissions, %d timeouts, %d duplicates", info.Total_retrans, info.Total_rto, info.Dsack_dups)
+		return fmt.Errorf("%w: %d retransmissions, %d timeouts, %d duplicates", errDisturbed, info.Total_retrans, info.Total_rto, info.Dsack_dups)
 	}
 	return c.options.check(info)
 }
 
 // TestDispatchMatrix hands off every combination, some at the same time, in a random order.
 func TestDispatchMatrix(t *testing.T) {
-	const seed, clients = 1, 8
+	const seed, clients, rounds = 1, 8, 3
 	b, servers := matrixBench(t, "matrix")
 	m := &matrix{bench: b, servers: servers, client: b.Host(scenario.ClientHost)}
 	m.port.Store(10000)
-	// A busy machine makes for tail loss probes, which look like retransmissions and are none.
-	if err := m.client.SetSysctl("net.ipv4.tcp_early_retrans", "0"); err != nil {
-		t.Fatal(err)
+	// What is not lost is not to be sent again only because the machine is busy: no tail loss probes, and patient timers (Linux 6.11).
+	for key, value := range map[string]string{"tcp_early_retrans": "0", "tcp_rto_min_us": "3000000"} {
+		if err := m.client.SetSysctl("net.ipv4."+key, value); err != nil && !errors.Is(err, os.ErrNotExist) {
+			t.Fatal(err)
+		}
 	}
 	ctx := testContext(t, 90*time.Second)
-	all := combinations()
+	all := slices.Repeat(combinations(), rounds)
 	rand.New(rand.NewPCG(seed, 0)).Shuffle(len(all), func(i, j int) { all[i], all[j] = all[j], all[i] })
 	begin := time.Now()
+	var disturbed atomic.Int64
 	for _, o := range allOptions() {
 		if err := o.set(m.client); err != nil {
 			t.Fatal(err)
@@ -406,8 +411,12 @@ func TestDispatchMatrix(t *testing.T) {
 		for range clients {
 			group.Go(func() {
 				for c := range work {
-					if err := m.run(ctx, c); err != nil {
+					switch err := m.run(ctx, c); {
+					case err != nil && !errors.Is(err, errDisturbed):
 						t.Errorf("%v: %v", c, err)
+					case err != nil:
+						disturbed.Add(1)
+						t.Logf("%v: %v", c, err)
 					}
 				}
 			})
@@ -420,7 +429,11 @@ func TestDispatchMatrix(t *testing.T) {
 		close(work)
 		group.Wait()
 	}
-	t.Logf("%d combinations in %v", len(all), time.Since(begin))
+	t.Logf("%d combinations, %d times each, in %v", len(all)/rounds, rounds, time.Since(begin))
+	// Where one processor is so busy that the kernel puts off what it has queued there, a veth can change the order of packets.
+	if n, most := int(disturbed.Load()), len(all)/1000; n > most {
+		t.Errorf("%d of %d clients: %v; %d at most may be the machine's doing", n, len(all), errDisturbed, most)
+	}
 	m.checkCounts(t, all)
 }
 

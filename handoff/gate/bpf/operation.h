@@ -32,7 +32,7 @@ struct operation {
 	__u8 family; // 4, 6
 	__u8 direction;
 	__u64 ttl;    // ns from now
-	__u64 frames; // RELEASE: only if no more than these were held; RELEASE_ALWAYS: in any case. HOLD: 1 if the host serves the flow
+	__u64 frames; // RELEASE, and FORWARD with a direction: only if no more than these were held; RELEASE_ALWAYS: in any case. HOLD: 1 if the host serves the flow
 	struct key6 key;
 	struct flow flow; // after the operation
 	__u64 now;
@@ -157,6 +157,8 @@ static __always_inline void op_forward(struct operation *o, __u64 now)
 	if (!f)
 		return;
 	o->result = -EAGAIN;
+	if (o->direction && o->frames != RELEASE_ALWAYS && READ_ONCE(f->held) != o->frames)
+		return;
 	for (int i = 0; i < TRIES; i++) {
 		r = READ_ONCE(f->route);
 		if (route_verdict(r) == VERDICT_GONE)
