@@ -21,6 +21,9 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// captureBuffer is what the capture may lag behind, in bytes: bulk transfers at the speed of memory, on a machine with other work to do.
+const captureBuffer = 256 << 20
+
 // LiveMigrationConfig describes the scene "live-migration". Its zero value is the demo's, but for Command.
 type LiveMigrationConfig struct {
 	// Command is how to run rehome, as in ClusterConfig.
@@ -171,7 +174,7 @@ func (s *liveMigration) play(ctx context.Context) (*LiveMigrationResult, error) 
 	if err != nil {
 		return nil, err
 	}
-	capture, err := client.Capture(netnslab.CaptureConfig{})
+	capture, err := client.Capture(netnslab.CaptureConfig{Buffer: captureBuffer})
 	if err != nil {
 		return nil, err
 	}
