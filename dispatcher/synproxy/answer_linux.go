@@ -7,6 +7,9 @@ import (
 	"time"
 )
 
+// answerTime is how long a client may need to take in an answer.
+const answerTime = 3 * time.Second
+
 // answer sends the last words of a connection and its FIN in one segment, and then only acknowledges.
 func (p *Proxy) answer(c *conn, text []byte, now time.Time) error {
 	room := int(c.choice.Negotiated(c.flow, 0).MSS)
@@ -21,7 +24,8 @@ func (p *Proxy) answer(c *conn, text []byte, now time.Time) error {
 	c.reply = &reply{seq: c.cookie + 1, flags: flagACK | flagPSH | flagFIN, payload: append([]byte(nil), text...)}
 	p.stats.Refused++
 	p.say(c, *c.reply)
-	p.keep(c, now)
+	c.deadline = now.Add(answerTime)
+	p.told = append(p.told, c)
 	return p.mark(c, synproxyStateSTATE_REFUSED)
 }
 

@@ -15,12 +15,20 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// freshPeriods is how old a cookie may be for a node to be shown it. Nodes accept it for one period more.
+const freshPeriods = 1
+
 // carryOut does what was decided on a waiting connection.
 func (p *Proxy) carryOut(c *conn, d Decision, now time.Time) error {
 	switch d.Verb {
 	case Wait:
 		return nil
 	case Forward:
+		if c.last.age > freshPeriods {
+			p.stats.Aged++
+			p.local(c)
+			return nil
+		}
 		err := p.forward(c, d.Node, now)
 		if err != nil && c.phase == waiting {
 			p.reset(c)
@@ -49,6 +57,7 @@ func (p *Proxy) forward(c *conn, to gate.Node, now time.Time) error {
 	}
 	if c.returned == 0 {
 		if err := p.adopt(c); err != nil {
+			p.stats.Failed++
 			return err
 		}
 	}
@@ -65,14 +74,44 @@ func (p *Proxy) forward(c *conn, to gate.Node, now time.Time) error {
 	// The node has it already: if its agent has even told of its end, so much the better.
 	if err := changed[0].Err; err != nil && !errors.Is(err, gate.ErrNoFlow) {
 		p.stats.Failed++
+		p.sendTo(n, c.stream.packets[0].abort(c.next()))
 		p.reset(c)
 		return err
 	}
 	c.epoch++
 	c.phase = given
 	p.stats.Forwarded++
-	p.keep(c, now)
-	return p.mark(c, synproxyStateSTATE_GIVEN)
+	c.deadline = now.Add(p.config.Keep)
+	p.kept = append(p.kept, c)
+	// Until it is marked, late copies come to this process, which sends them on.
+	if p.unmarked = append(p.unmarked, c); len(p.unmarked) >= maxMarks {
+		p.markGiven()
+	}
+	return nil
+}
+
+// maxMarks is how many flows are marked at once, since a system call for each would be a good part of the work.
+const maxMarks = 64
+
+// markGiven tells the program which flows were given to nodes.
+func (p *Proxy) markGiven() {
+	keys, values := make([][cookie.FlowSize]byte, 0, maxMarks), make([]synproxyPending, 0, maxMarks)
+	for _, c := range p.unmarked {
+		if c.phase != given || p.conns[c.flow] != c {
+			continue
+		}
+		var key [cookie.FlowSize]byte
+		cookie.AppendFlow(key[:0], c.flow)
+		keys = append(keys, key)
+		values = append(values, synproxyPending{Cookie: c.cookie, Isn: c.isn, State: synproxyStateSTATE_GIVEN, Choice: uint32(c.choice)})
+	}
+	p.unmarked = p.unmarked[:0]
+	if len(keys) == 0 {
+		return
+	}
+	if _, err := p.objects.Flows.BatchUpdate(keys, values, nil); err != nil {
+		p.config.Logger.Error("synproxy: cannot mark flows", "error", err)
+	}
 }
 
 // adopt records the flow as this host's.
@@ -84,7 +123,6 @@ func (p *Proxy) adopt(c *conn) error {
 	case errors.Is(err, gate.ErrExists) && r.Node == 0 && r.Entry():
 		c.epoch = r.Epoch
 	default:
-		p.stats.Failed++
 		return err
 	}
 	return nil
@@ -128,13 +166,37 @@ func (p *Proxy) drop(c *conn) {
 	}
 }
 
-// local gives the connection to this host's stack.
+// local gives the connection to this host's stack, which takes longer than the reader may wait. What the client sends meanwhile it will have
+// to send again.
 func (p *Proxy) local(c *conn) {
-	err := errors.New("no stack to give it to")
-	if p.config.Stack != nil {
-		if err = p.adoptOnce(c); err == nil {
-			err = p.config.Stack.Inject(c.snapshot(p.config.Parameters.WindowScale, p.config.Window))
+	c.phase = moving
+	if p.config.Stack == nil {
+		p.moved(c, errors.New("no stack to give it to"))
+		return
+	}
+	if c.epoch == 0 {
+		if err := p.adopt(c); err != nil {
+			p.moved(c, err)
+			return
 		}
+	}
+	s := c.snapshot(p.config.Parameters.WindowScale, p.config.Window)
+	p.moves.Add(1)
+	go func() {
+		defer p.moves.Done()
+		err := p.config.Stack.Inject(s)
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if !p.closed {
+			p.moved(c, err)
+		}
+	}()
+}
+
+// moved says what has become of a connection that was given to the stack.
+func (p *Proxy) moved(c *conn, err error) {
+	if p.conns[c.flow] != c {
+		return // the client has begun anew
 	}
 	if err == nil {
 		err = p.mark(c, synproxyStateSTATE_LOCAL)
@@ -148,13 +210,6 @@ func (p *Proxy) local(c *conn) {
 	p.stats.Local++
 	c.phase = over
 	p.forget(c)
-}
-
-func (p *Proxy) adoptOnce(c *conn) error {
-	if c.epoch != 0 {
-		return nil
-	}
-	return p.adopt(c)
 }
 
 // snapshot describes the connection as its socket would be.

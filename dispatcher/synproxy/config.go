@@ -107,7 +107,7 @@ func (c Config) validate() error {
 	case c.Decide == nil:
 		return errors.New("no Decide: nobody would say who serves")
 	case c.Patience < 0 || c.Keep < 0 || c.MaxFlows < 0 || c.RequestBytes < 0:
-		return errors.New("Patience, Keep, MaxFlows and RequestBytes cannot be negative")
+		return errors.New("negative: Patience, Keep, MaxFlows and RequestBytes cannot be")
 	case c.Window != 0 && c.Window < 1460:
 		return fmt.Errorf("window %d: at least a segment", c.Window)
 	}

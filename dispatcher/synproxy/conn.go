@@ -18,7 +18,7 @@ import (
 //	  │  └───────────────────┘                      │
 //	  │         Return         client has all, or time is over
 //	  ├────────────────────► answered ──────────────┤
-//	  └────────────────────► local, reset ──────────┘
+//	  └─► moving ──────────► local, reset ──────────┘
 type phase uint8
 
 const (
@@ -26,6 +26,7 @@ const (
 	asked         // Later: somebody decides
 	given
 	answered
+	moving // to this host's stack
 	over
 )
 

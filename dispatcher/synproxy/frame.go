@@ -79,9 +79,7 @@ type reply struct {
 func appendReply(b []byte, to *packet, r reply) []byte {
 	start := len(b)
 	b = append(b, make([]byte, vnetSize)...)
-	b = append(b, to.frame[vnetSize+6:vnetSize+12]...)
-	b = append(b, to.frame[vnetSize:vnetSize+6]...)
-	b = append(b, to.frame[vnetSize+12:vnetSize+14]...)
+	b = append(append(append(b, to.ethernet[6:12]...), to.ethernet[:6]...), to.ethernet[12:]...)
 	header := 20
 	if to.timestamps {
 		header += 12

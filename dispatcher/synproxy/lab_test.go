@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -88,6 +89,7 @@ func newRig(t testing.TB, c rigConfig) *rig {
 			return d(q)
 		},
 	}
+	config.Logger = slog.New(slog.NewTextHandler(t.Output(), nil))
 	if c.stack {
 		in := open(t, r.entry, func() (*reqsk.Injector, error) { return reqsk.Open(reqsk.Config{}) })
 		config.Stack = in

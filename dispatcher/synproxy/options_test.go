@@ -37,10 +37,12 @@ func TestOptions(t *testing.T) {
 					send(t, "request", c, 0, 100)
 					s := accept(t, l)
 					expect(t, "request", s, 0, 100)
-					transfer(t, "answer", s, c, 0, 1<<20)
-					transfer(t, "upload", c, s, 100, 1<<20)
+					send(t, "answer", s, 0, 100)
+					expect(t, "answer", c, 0, 100)
 					undisturbed(t, c)
 					undisturbed(t, s)
+					transfer(t, "download", s, c, 100, 1<<20)
+					transfer(t, "upload", c, s, 100, 1<<20)
 					// Without timestamps there is no room for the others in a cookie.
 					var want uint8
 					if bits&2 != 0 {

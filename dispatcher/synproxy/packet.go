@@ -27,9 +27,10 @@ const (
 	recordTSEcr      = 84
 	recordGSOSize    = 88
 	recordDistance   = 92
-	recordFlags      = 96
-	recordTimestamps = 97
-	recordSize       = 100
+	recordAge        = 96
+	recordFlags      = 100
+	recordTimestamps = 101
+	recordSize       = 104
 )
 
 // TCP flags.
@@ -60,7 +61,10 @@ type packet struct {
 	fin, rst    bool
 	gsoSize     uint16
 	distance    uint16 // ms
+	age         int32  // of the cookie, in periods
 
+	// ethernet is the frame's header as it arrived: sending it on changes the addresses.
+	ethernet [ethernetSize]byte
 	// frame is the whole packet, with room for the header that the device wants before it.
 	frame   []byte
 	at      int // of the TCP header, in the frame
@@ -94,10 +98,11 @@ func decodePacket(b []byte) (*packet, error) {
 	p := &packet{
 		flow: flow, cookie: word(recordCookie), isn: word(recordISN), choice: cookie.Choice(word(recordChoice)), state: synproxyState(word(recordState)),
 		seq: word(recordSeq), ack: word(recordAck), tsval: word(recordTSVal), tsecr: word(recordTSEcr), timestamps: b[recordTimestamps] != 0,
-		fin: flags&flagFIN != 0, rst: flags&flagRST != 0, gsoSize: uint16(word(recordGSOSize)), distance: uint16(word(recordDistance)), at: at,
+		fin: flags&flagFIN != 0, rst: flags&flagRST != 0, gsoSize: uint16(word(recordGSOSize)), distance: uint16(word(recordDistance)), age: int32(word(recordAge)), at: at,
 	}
 	p.frame = make([]byte, vnetSize+length)
 	copy(p.frame[vnetSize:], b[recordSize:recordSize+length])
+	p.ethernet = [ethernetSize]byte(p.frame[vnetSize:])
 	p.payload = p.frame[vnetSize+at+header:]
 	return p, p.prepare()
 }
@@ -117,6 +122,29 @@ func (p *packet) prepare() error {
 	}
 	putVnet(p.frame, p.at, len(segment)-len(p.payload), p.gsoSize, len(p.payload), p.flow.Local.Addr().Is4())
 	return nil
+}
+
+// abort returns a RST in the client's name, which a server accepts that has received all before seq.
+func (p *packet) abort(seq uint32) *packet {
+	header := len(p.frame) - vnetSize - len(p.payload)
+	r := *p
+	r.frame = append([]byte(nil), p.frame[:vnetSize+header]...)
+	r.payload = nil
+	segment := r.frame[vnetSize+p.at:]
+	binary.BigEndian.PutUint32(segment[4:], seq)
+	segment[13] = flagRST | flagACK
+	binary.BigEndian.PutUint16(segment[tcpUrgent:], 0)
+	binary.BigEndian.PutUint16(segment[tcpChecksum:], fold(pseudoSum(p.flow.Remote.Addr(), p.flow.Local.Addr(), len(segment))))
+	ip := r.frame[vnetSize+ethernetSize : vnetSize+p.at]
+	if p.flow.Local.Addr().Is4() {
+		binary.BigEndian.PutUint16(ip[2:], uint16(len(ip)+len(segment)))
+		ip[10], ip[11] = 0, 0
+		binary.BigEndian.PutUint16(ip[10:], ^fold(sum(ip)))
+	} else {
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(segment)))
+	}
+	putVnet(r.frame, p.at, len(segment), 0, 0, p.flow.Local.Addr().Is4())
+	return &r
 }
 
 // window is the client's, in bytes.

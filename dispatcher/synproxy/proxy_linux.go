@@ -35,10 +35,14 @@ type Proxy struct {
 	closed bool
 	nodes  map[gate.Node]node
 	conns  map[tcprepair.Flow]*conn
-	// waiting and kept are those that something is to be done about later, the first to come first.
-	waiting, kept []*conn
-	stats         Stats
-	scratch       []byte
+	// waiting, asked, kept and told (answered) are those that something is to be done about later, the first to come first.
+	waiting, asked, kept, told []*conn
+	// unmarked are those given away that the program has not been told of.
+	unmarked []*conn
+	stats    Stats
+	scratch  []byte
+	// moves are the connections that are being given to the stack.
+	moves sync.WaitGroup
 }
 
 // node is where a backend is reached.
@@ -163,6 +167,10 @@ func (p *Proxy) end(op string, remove bool) error {
 		return nil
 	}
 	p.closed = true
+	p.mu.Unlock()
+	p.moves.Wait()
+	p.mu.Lock()
+	p.markGiven()
 	var errs []error
 	if remove && p.config.PinPath != "" {
 		errs = append(errs, p.ingress.Unpin())

@@ -10,13 +10,13 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// receive takes in a record of the ring.
-func (p *Proxy) receive(record []byte, now time.Time) {
+// receive takes in a record of the ring. It says whether a connection waits because of it that did not before.
+func (p *Proxy) receive(record []byte, now time.Time) bool {
 	k, err := decodePacket(record)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
-		return
+		return false
 	}
 	p.stats.Packets++
 	if err != nil {
@@ -25,7 +25,7 @@ func (p *Proxy) receive(record []byte, now time.Time) {
 		} else {
 			p.config.Logger.Error("synproxy: a packet is lost", "error", err)
 		}
-		return
+		return false
 	}
 	c := p.conns[k.flow]
 	if c != nil && !c.same(k) {
@@ -35,15 +35,25 @@ func (p *Proxy) receive(record []byte, now time.Time) {
 	}
 	if c == nil {
 		if k.state == synproxyStateSTATE_REFUSED || k.rst || k.size() == 0 {
-			return
+			return false
 		}
 		c = &conn{flow: k.flow, cookie: k.cookie, isn: k.isn, choice: k.choice, since: now, deadline: now.Add(p.config.Patience)}
 		p.conns[k.flow] = c
-		p.waiting = append(p.waiting, c)
 		p.stats.Requests++
 		p.bound()
+		c.take(p, k, now)
+		return p.await(c)
 	}
 	c.take(p, k, now)
+	return false
+}
+
+// await sees to it that a connection does not wait for ever. It says whether that waits.
+func (p *Proxy) await(c *conn) bool {
+	if c.phase == waiting {
+		p.waiting = append(p.waiting, c)
+	}
+	return c.phase == waiting
 }
 
 // take takes in one packet of the connection.
@@ -60,14 +70,9 @@ func (c *conn) take(p *Proxy, k *packet, now time.Time) {
 			}
 			return
 		}
-		held, grown := c.stream.add(k, c.base())
-		switch {
-		case c.phase == asked:
-		case grown:
+		// Nobody has answered yet: there is nothing else to acknowledge.
+		if k.ack == c.cookie+1 && c.stream.add(k, c.base()) && c.phase == waiting {
 			p.ask(c, now)
-		case !held:
-			// The client sends again what nobody has acknowledged, or has sent too much.
-			p.local(c)
 		}
 	case given:
 		// It came before the table led to the node.
@@ -75,9 +80,15 @@ func (c *conn) take(p *Proxy, k *packet, now time.Time) {
 		p.pass(c, k)
 	case answered:
 		p.converse(c, k)
-	case over:
+	case moving, over:
 	}
 }
+
+// idleTime is how often it is looked whether anything is due: another goroutine may have decided (Return) while the reader sleeps.
+const idleTime = 200 * time.Millisecond
+
+// decisionTime is how long a decision may be put off.
+const decisionTime = 10 * time.Second
 
 // ask lets Decide see the request.
 func (p *Proxy) ask(c *conn, now time.Time) {
@@ -95,7 +106,8 @@ func (p *Proxy) ask(c *conn, now time.Time) {
 		d.Verb = Local
 	}
 	if d.Verb == Later {
-		c.phase = asked
+		c.phase, c.deadline = asked, now.Add(decisionTime)
+		p.asked = append(p.asked, c)
 		return
 	}
 	if err := p.carryOut(c, d, now); err != nil {
@@ -146,54 +158,60 @@ func (p *Proxy) Return(f tcprepair.Flow) error {
 	if err := p.mark(c, synproxyStateSTATE_WAIT); err != nil {
 		return &OpError{Op: "return", Flow: f, Err: err}
 	}
-	p.waiting = append(p.waiting, c)
 	p.ask(c, now)
+	p.await(c)
 	return nil
 }
 
-// sweep does what is due. It says whether there is more to come.
-func (p *Proxy) sweep(now time.Time) bool {
+// sweep does what is due, and says when to look again.
+func (p *Proxy) sweep(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	n := 0
-	for ; n < len(p.waiting); n++ {
-		c := p.waiting[n]
-		if c.phase != waiting || p.conns[c.flow] != c {
-			continue
-		}
-		if now.Before(c.deadline) {
-			break
-		}
+	p.markGiven()
+	p.waiting = p.due(p.waiting, waiting, now, func(c *conn) {
 		p.stats.Slow++
+		if len(c.stream.bytes) == 0 && !c.stream.ended {
+			// The first packet was lost. The client will send it again, and all begins anew.
+			p.forget(c)
+			return
+		}
 		p.local(c)
+	})
+	p.asked = p.due(p.asked, asked, now, func(c *conn) {
+		p.stats.Undue++
+		p.reset(c)
+	})
+	p.kept = p.due(p.kept, given, now, p.forget)
+	p.told = p.due(p.told, answered, now, p.drop)
+	switch {
+	case len(p.waiting) > 0:
+		return p.config.Patience / 10
+	case len(p.asked)+len(p.kept)+len(p.told) > 0:
+		return p.config.Patience
 	}
-	p.waiting = p.waiting[n:]
-	for n = 0; n < len(p.kept); n++ {
-		c := p.kept[n]
-		if p.conns[c.flow] != c || c.phase != given && c.phase != answered {
-			continue
-		}
-		if now.Before(c.deadline) {
-			break
-		}
-		if c.phase == answered {
-			p.drop(c)
-			continue
-		}
-		p.forget(c)
-	}
-	p.kept = p.kept[n:]
-	return len(p.waiting)+len(p.kept) > 0
+	return idleTime
 }
 
-// keep remembers a connection for some time after the decision.
-func (p *Proxy) keep(c *conn, now time.Time) {
-	c.deadline = now.Add(p.config.Keep)
-	p.kept = append(p.kept, c)
+// due calls act for those of a list that are in its phase still and whose time has come, and returns the others. All of a list are given the same
+// time, so the first comes first.
+func (p *Proxy) due(list []*conn, in phase, now time.Time, act func(*conn)) []*conn {
+	for i, c := range list {
+		if p.conns[c.flow] != c || c.phase != in {
+			continue
+		}
+		if now.Before(c.deadline) {
+			return list[i:]
+		}
+		act(c)
+	}
+	return nil
 }
 
 // bound forgets what is kept longest when there is too much.
 func (p *Proxy) bound() {
+	if len(p.conns) > p.config.MaxFlows {
+		p.markGiven() // those that are forgotten must have been
+	}
 	for len(p.conns) > p.config.MaxFlows && len(p.kept) > 0 {
 		c := p.kept[0]
 		p.kept = p.kept[1:]

@@ -32,7 +32,7 @@ type Verb uint8
 const (
 	// Wait for more of it.
 	Wait Verb = iota
-	// Later: Proxy.Decide will say. Nothing further is asked about this request.
+	// Later: Proxy.Decide will say, within ten seconds. Nothing further is asked about this request.
 	Later
 	// Forward gives the connection to Decision.Node.
 	Forward
@@ -73,15 +73,15 @@ const (
 	maxHeld    = 64 << 10
 )
 
-// add takes a packet in; base is the sequence number of the stream's first byte. It says whether the packet is held, and
-// whether there is more of the stream than before.
-func (s *stream) add(p *packet, base uint32) (held, grown bool) {
+// add takes a packet in, unless that would be too much; base is the sequence number of the stream's first byte. It says whether
+// there is more of the stream than before.
+func (s *stream) add(p *packet, base uint32) (grown bool) {
 	if len(s.packets) >= maxPackets || s.held+len(p.payload) > maxHeld {
-		return false, false
+		return false
 	}
 	for _, q := range s.packets {
 		if q.seq == p.seq && len(q.payload) == len(p.payload) && q.fin == p.fin {
-			return false, false // a copy
+			return false // a copy
 		}
 	}
 	s.packets = append(s.packets, p)
@@ -109,16 +109,5 @@ func (s *stream) add(p *packet, base uint32) (held, grown bool) {
 			}
 		}
 	}
-	return true, len(s.bytes) > before || s.ended != ended
-}
-
-// gaps is whether something is missing before what was received last.
-func (s *stream) gaps(base uint32) bool {
-	end := base + uint32(len(s.bytes))
-	for _, p := range s.packets {
-		if int32(p.seq+uint32(len(p.payload))-end) > 0 {
-			return true
-		}
-	}
-	return false
+	return len(s.bytes) > before || s.ended != ended
 }

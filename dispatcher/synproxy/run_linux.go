@@ -13,12 +13,8 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-const (
-	// clockTime is how often the kernel's clock is compared with the wall's.
-	clockTime = 10 * time.Second
-	// sweepTime is how often it is looked at who has waited too long.
-	sweepTime = 5 * time.Millisecond
-)
+// clockTime is how often the kernel's clock is compared with the wall's.
+const clockTime = 10 * time.Second
 
 // Run shows requests to Config.Decide and carries out the decisions, until ctx ends. It can be called once.
 func (p *Proxy) Run(ctx context.Context) error {
@@ -72,16 +68,15 @@ func (p *Proxy) read() error {
 		case err != nil:
 			return wrap("read packets", err)
 		default:
-			p.receive(record.RawSample, now)
+			if soon := now.Add(p.config.Patience / 10); p.receive(record.RawSample, now) && next.After(soon) {
+				next = soon
+				p.reader.SetDeadline(next)
+			}
 		}
 		if now.Before(next) {
 			continue
 		}
-		next = now.Add(sweepTime)
-		if p.sweep(now) {
-			p.reader.SetDeadline(next)
-		} else {
-			p.reader.SetDeadline(time.Time{})
-		}
+		next = now.Add(p.sweep(now))
+		p.reader.SetDeadline(next)
 	}
 }

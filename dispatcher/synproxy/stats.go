@@ -23,7 +23,9 @@ type Stats struct {
 	Forwarded  uint64 // connections given to nodes; again after Return
 	Returned   uint64 // connections that came back
 	Local      uint64 // connections given to this host's stack
+	Aged       uint64 // of those: the client had waited too long with its first packet for a node
 	Slow       uint64 // of those, or reset: incomplete for too long
+	Undue      uint64 // connections reset: the decision on them was put off for too long
 	Refused    uint64 // connections answered with Decision.Answer
 	Reset      uint64 // connections ended by decision
 	Aborted    uint64 // connections that their client has reset
@@ -31,6 +33,6 @@ type Stats struct {
 	Stragglers uint64 // packets sent on by the process after the decision
 	Unsent     uint64 // packets that could not be sent
 
-	// Waiting and Kept are the connections in memory now.
+	// Undecided and Kept are the connections in memory now.
 	Undecided, Kept int
 }

@@ -43,6 +43,7 @@ type synproxyPending struct {
 	State    synproxyState
 	Choice   uint32
 	Distance uint32
+	Made     uint32
 }
 
 type synproxyRecord struct {
@@ -62,6 +63,7 @@ type synproxyRecord struct {
 	Tsecr      uint32
 	GsoSize    uint32
 	Distance   uint32
+	Age        uint32
 	Flags      uint8
 	Timestamps uint8
 	Pad        [2]uint8

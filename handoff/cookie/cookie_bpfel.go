@@ -151,7 +151,8 @@ type cookieMapSpecs struct {
 // cookieVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type cookieVariableSpecs struct{}
+type cookieVariableSpecs struct {
+}
 
 // cookieObjects contains all objects after they have been loaded into the kernel.
 //
@@ -197,7 +198,8 @@ func (m *cookieMaps) Close() error {
 // cookieVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadCookieObjects or ebpf.CollectionSpec.LoadAndAssign.
-type cookieVariables struct{}
+type cookieVariables struct {
+}
 
 // cookiePrograms contains all programs after they have been loaded into the kernel.
 //

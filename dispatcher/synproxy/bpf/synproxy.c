@@ -18,6 +18,7 @@ struct pending {
 	enum state state;
 	__u32 choice;
 	__u32 distance; // ms
+	__u32 made; // the period of the cookie
 };
 
 struct {
@@ -39,6 +40,7 @@ struct record {
 	__u32 tsval, tsecr;
 	__u32 gso_size;
 	__u32 distance; // of the client, in ms
+	__u32 age; // of the cookie, in periods
 	__u8 flags, timestamps, pad[2];
 };
 
@@ -84,7 +86,8 @@ struct {
 
 enum { SMALL = 512, MEDIUM = 2048, LARGE = 66000 };
 
-static __always_inline void describe(struct record *r, const struct __sk_buff *skb, const struct segment *s, const struct pending *p)
+static __always_inline void describe(struct record *r, const struct __sk_buff *skb, const struct segment *s, const struct pending *p,
+				     __u32 now)
 {
 	__builtin_memcpy(&r->flow, &s->flow, sizeof(r->flow));
 	r->cookie = p->cookie;
@@ -92,6 +95,7 @@ static __always_inline void describe(struct record *r, const struct __sk_buff *s
 	r->choice = p->choice;
 	r->state = p->state;
 	r->distance = p->distance;
+	r->age = now - p->made;
 	r->length = skb->len;
 	r->at = s->at;
 	r->header = s->header;
@@ -116,7 +120,7 @@ static __always_inline void describe(struct record *r, const struct __sk_buff *s
 			count(overflow); \
 			return TCX_DROP; \
 		} \
-		describe(&r_->head, skb, s, p); \
+		describe(&r_->head, skb, s, p, now); \
 		if (length < 1 || length > size || bpf_skb_load_bytes(skb, 0, r_->frame, length)) { \
 			bpf_ringbuf_discard(r_, 0); \
 			return TCX_DROP; \
@@ -127,10 +131,12 @@ static __always_inline void describe(struct record *r, const struct __sk_buff *s
 // show gives the packet to user space.
 static __noinline int show(struct __sk_buff *skb, struct segment *s, struct pending *p)
 {
-	__u32 length = skb->len;
+	struct setting *c = setting();
+	__u32 length = skb->len, now;
 
-	if (!s || !p)
+	if (!s || !p || !c)
 		return TCX_DROP;
+	now = period(c);
 	if (length <= SMALL) {
 		SHOW(SMALL);
 	} else if (length <= MEDIUM) {
@@ -180,7 +186,6 @@ static __always_inline int known(struct __sk_buff *skb, struct segment *s, struc
 		count(repeated);
 		return TCX_DROP;
 	}
-	read_options(skb, s);
 	return show(skb, s, p);
 }
 
@@ -199,20 +204,16 @@ static __always_inline int stray(struct __sk_buff *skb, struct segment *s, struc
 	return c->flags & SETTING_PASS_STRAYS ? TCX_NEXT : TCX_DROP;
 }
 
-static __always_inline int begin(struct __sk_buff *skb, struct segment *s)
+// begin: the packet has a valid cookie, which is new.
+static __always_inline int begin(struct __sk_buff *skb, struct segment *s, struct pending *p)
 {
-	struct setting *c = setting();
-	struct pending p = {.cookie = s->ack - 1, .isn = s->seq - 1, .state = STATE_WAIT};
-
-	if (!c)
-		return TCX_NEXT;
-	read_options(skb, s);
-	if (!recall(c, s, &p.choice))
-		return stray(skb, s, c);
-	p.distance = distance(s);
-	bpf_map_update_elem(&flows, &s->flow, &p, BPF_ANY);
+	p->cookie = s->ack - 1;
+	p->isn = s->seq - 1;
+	p->state = STATE_WAIT;
+	p->distance = distance(s);
+	bpf_map_update_elem(&flows, &s->flow, p, BPF_ANY);
 	if (s->payload || s->flags & TCP_FIN)
-		return show(skb, s, &p);
+		return show(skb, s, p);
 	count(completed);
 	return TCX_DROP;
 }
@@ -220,8 +221,10 @@ static __always_inline int begin(struct __sk_buff *skb, struct segment *s)
 SEC("tcx/ingress")
 int rehome_synproxy(struct __sk_buff *skb)
 {
+	struct pending *p, new = {};
 	struct segment s = {};
-	struct pending *p;
+	struct setting *c;
+	int near;
 
 	if (!parse(skb, &s) || !serves(&s.flow))
 		return TCX_NEXT;
@@ -230,11 +233,21 @@ int rehome_synproxy(struct __sk_buff *skb)
 	if (s.flags & TCP_SYN || !(s.flags & (TCP_ACK | TCP_RST)))
 		return TCX_NEXT; // nonsense, which the stack knows how to ignore
 	p = bpf_map_lookup_elem(&flows, &s.flow);
-	if (p && close_to(s.seq, p->isn + 1) && (s.flags & TCP_RST || close_to(s.ack, p->cookie + 1)))
-		return known(skb, &s, p);
+	near = p && close_to(s.seq, p->isn + 1);
 	if (s.flags & TCP_RST)
+		return near && (p->state == STATE_WAIT || p->state == STATE_REFUSED) ? show(skb, &s, p) : TCX_NEXT;
+	read_options(skb, &s);
+	if (near && s.ack == p->cookie + 1)
+		return known(skb, &s, p);
+	c = setting();
+	if (!c)
 		return TCX_NEXT;
-	return begin(skb, &s);
+	// The next connection of the same port may be close to the last one.
+	if (recall(c, &s, &new.choice, &new.made))
+		return begin(skb, &s, &new);
+	if (near && close_to(s.ack, p->cookie + 1))
+		return known(skb, &s, p);
+	return stray(skb, &s, c);
 }
 
 char _license[] SEC("license") = "Dual BSD/GPL";

@@ -213,13 +213,13 @@ static __always_inline int newcomer(struct __sk_buff *skb, struct segment *s, st
 	struct tcp_timewait_sock *tw;
 	struct setting *c = setting();
 	struct known *k;
-	__u32 choice, expected;
+	__u32 choice, expected, made;
 
 	if (!c)
 		return TCX_NEXT;
 	read_options(skb, s);
 	k = bpf_map_lookup_elem(&history, &s->flow);
-	if (!recall(c, s, &choice)) {
+	if (!recall(c, s, &choice, &made)) {
 		if (k && k->phase == PHASE_REFUSED && seconds() - k->when < REFUSED_TIME) {
 			count(awaited);
 			return TCX_DROP;

@@ -153,9 +153,9 @@ static __always_inline __u16 mss_of(__u32 index, __u32 family)
 	return index == 3 ? 1460 : index == 2 ? 1440 : index == 1 ? 1300 : 536;
 }
 
-// recall returns 1 if the segment, whose options have been read, is the first one of a client that has seen our cookie, and the choice
-// of options.
-static __always_inline int recall(const struct setting *c, const struct segment *s, __u32 *choice)
+// recall returns 1 if the segment, whose options have been read, is the first one of a client that has seen our cookie, the choice
+// of options, and the period that the cookie was made in.
+static __always_inline int recall(const struct setting *c, const struct segment *s, __u32 *choice, __u32 *made)
 {
 	__u32 cookie = s->ack - 1, now = period(c), when;
 	struct sealed v = {
@@ -165,6 +165,7 @@ static __always_inline int recall(const struct setting *c, const struct segment 
 	// 0: now, 1: the sender's clock is ahead, 3 and 2: the last two.
 	when = (cookie >> 2) - now & 3;
 	v.period = when == 1 ? now + 1 : now - (4 - when & 3);
+	*made = v.period;
 	*choice = v.index << 24 | NO_SCALE;
 	if (s->timestamps)
 		*choice = v.index << 24 | CHOICE_TIMESTAMPS | (s->tsecr & ((1u << CHOICE_BITS) - 1));
