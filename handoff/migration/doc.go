@@ -46,9 +46,10 @@
 // # Handing off
 //
 // A dispatcher that has accepted a connection gives it to a server with a Giver; the server's host takes it with a Taker. The dispatcher is
-// the flow's entry itself, so there is no lease: an attempt may be granted the flow while it is under way, once, with a
-// compare-and-set of owner and epoch. From then on only the server's host can give the flow back, with Refuse or by saying
-// that the connection is not there. What this needs, and what happens without it, the tests' second model shows
+// the flow's entry itself, so there is no lease: an attempt may be granted the flow while it is under way, once. From then on
+// only the server's host can give the flow back, with Refuse or by saying that the connection is not there. The tests' model writes the
+// flow table with the grant; the dispatcher writes it when the Giver discards its socket, because that write opens the path, and until then
+// its attempt is the only record: it dies with the dispatcher. What this needs, and what happens without it, the tests' second model shows
 // (TestBrokenHandoffs).
 //
 //   - The dispatcher holds the client's packets until the Giver discards its socket or the flow is its own again, so until limit and grace
