@@ -116,6 +116,7 @@ func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners)
 	group.Go(func() error { return ignoreCanceled(e.watchPeers(serving)) })
 	group.Go(func() error { return e.serveApplications(serving, ls.applications) })
 	group.Go(func() error { return e.servePeers(serving, ls.peers) })
+	group.Go(func() error { return e.runAcceptor(serving) })
 	group.Go(func() error {
 		if err := server.Serve(ls.control); !errors.Is(err, grpc.ErrServerStopped) {
 			return err

@@ -131,6 +131,7 @@ func (e *engine) change(now time.Time, cfg Config) {
 	e.hosts.learn(cfg.Peers)
 	e.setConfig(cfg)
 	e.withdraw(old.entryOf(), &cfg)
+	e.withdrawCookies()
 	// What began before is over by then, or waits for an entry: that goes on over another connection.
 	patience := now.Add(max(e.times.Limit, old.times().Limit) + e.times.Grace)
 	e.changePeers(patience)

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rehome-net/rehome/handoff/cookie"
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
@@ -78,6 +79,9 @@ type engine struct {
 	queued map[*wire.Link]struct{}
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
+	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
+	acceptor  acceptor
+	acceptors chan *cookie.Acceptor
 }
 
 type counters struct {
@@ -105,6 +109,8 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
 		ops:      make(map[*operation]struct{}),
+
+		acceptors: make(chan *cookie.Acceptor, 1),
 	}
 	e.setConfig(cfg)
 	e.hosts = newDirectory(&e.cfg)

@@ -52,6 +52,9 @@ type backend struct {
 	dirty    atomic.Bool // something is queued
 	// flushAll flushes this and all other backends.
 	flushAll func()
+	// socketless is nil unless a service is; cookies means that the backend makes connections of first packets.
+	socketless *socketless
+	cookies    atomic.Bool
 }
 
 func newBackend(name, addr string, node gate.Node, self peer.Self, flushAll func(), log *slog.Logger) *backend {
@@ -65,6 +68,21 @@ func (b *backend) up() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.link != nil && !b.suspect.Load()
+}
+
+// cookiesID is the id of Cookies and its answer; attempts have others.
+const cookiesID = 0
+
+// tellCookies tells the agent which connections to make of first packets.
+func (b *backend) tellCookies() {
+	if b.socketless != nil {
+		b.send(cookiesID, b.socketless.ask(b))
+	}
+}
+
+// makes reports whether a first packet sent there becomes a connection.
+func (b *backend) makes() bool {
+	return b.cookies.Load() && time.Since(time.Unix(0, b.heard.Load())) < trustTime
 }
 
 // fresh reports whether the backend has just been heard of.
@@ -173,6 +191,8 @@ func (b *backend) serve(ctx context.Context, link *wire.Link) error {
 	b.link = link
 	b.mu.Unlock()
 	b.log.Info("connected to an agent", "backend", b.name)
+	b.tellCookies()
+	b.flush()
 	var err error
 	for err == nil {
 		var f wire.Frame
@@ -187,6 +207,7 @@ func (b *backend) serve(ctx context.Context, link *wire.Link) error {
 	b.mu.Lock()
 	b.link = nil
 	b.mu.Unlock()
+	b.cookies.Store(false)
 	_ = link.Close()
 	for _, a := range b.pending() {
 		a.step(migration.Event{Kind: migration.PeerLost, Err: err})
@@ -201,15 +222,26 @@ func (b *backend) hear() {
 }
 
 func (b *backend) answer(f wire.Frame) error {
-	if _, pong := f.Message.(*wire.Pong); pong {
-		return nil
-	}
 	a := b.attempt(f.ID)
 	var ev migration.Event
 	switch m := f.Message.(type) {
+	case *wire.Pong:
+		return nil
+	case *wire.CookiesTaken:
+		b.cookies.Store(true)
+		return nil
+	case *wire.Unmade:
+		if b.socketless != nil {
+			b.socketless.unmade(b, m)
+		}
+		return nil
 	case *wire.Committed:
 		ev.Kind = migration.Committed
 	case *wire.Refuse:
+		if f.ID == cookiesID {
+			b.log.Warn("a backend's connections need sockets here", "backend", b.name, "reason", m.Reason)
+			return nil
+		}
 		if m.Code == wire.CodeOver {
 			ev = migration.Event{Kind: migration.Over, Err: &wire.RefusedError{Who: b.name, Code: m.Code, Reason: m.Reason}}
 			break

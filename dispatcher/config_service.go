@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/route"
@@ -33,6 +34,10 @@ type ServiceConfig struct {
 	// ProxyProtocol means that every connection begins with a PROXY protocol header. It stays in front of what the
 	// backend reads.
 	ProxyProtocol bool `yaml:"proxy_protocol"`
+	// Socketless means that the clients speak first, and that connections to unmodified servers get no socket here: the SYN is answered by BPF,
+	// and the backend's kernel makes the connection of the first request (package synproxy). All other connections of the service
+	// go the way of sockets.
+	Socketless bool `yaml:"socketless"`
 	// Routes lead to pools by what the first request shows; package route says which one decides.
 	Routes []RouteConfig `yaml:"routes,omitempty"`
 	// Default is the pool for what no route fits; such a connection is refused when it is empty.
@@ -134,8 +139,16 @@ func (m Mode) validate() error {
 	return fmt.Errorf("mode: %q: want %s, %s, %s, %s or %s", m, ModeHTTP, ModeTLS, ModeH2, ModeTCP, ModeUDP)
 }
 
+// socketless reports whether any service is.
+func (c *Config) socketless() bool {
+	return slices.ContainsFunc(c.Services, func(s ServiceConfig) bool { return s.Socketless })
+}
+
 func (c *Config) validateServices() error {
 	var errs []error
+	if c.socketless() && len(c.Interfaces) != 1 {
+		errs = append(errs, errors.New("services: socketless: it needs a host with one interface"))
+	}
 	if len(c.Services) == 0 {
 		errs = append(errs, errors.New("services: missing: nothing would be served"))
 	}
@@ -193,6 +206,9 @@ func (s ServiceConfig) validate(pools map[string]*PoolConfig) []error {
 	}
 	if s.ProxyProtocol && s.Mode == ModeUDP {
 		bad("proxy_protocol: not with mode udp: datagrams have no first bytes of a connection")
+	}
+	if s.Socketless && s.Mode == ModeUDP {
+		bad("socketless: not with mode udp: datagrams never have a socket here")
 	}
 	if s.Default == "" && len(s.Routes) == 0 {
 		bad("default: missing: without routes it names the pool")

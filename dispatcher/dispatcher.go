@@ -59,6 +59,8 @@ type Dispatcher struct {
 	live     atomic.Pointer[plan]
 	roster   *roster
 	workers  []*worker
+	// socketless is nil unless a service is.
+	socketless *socketless
 	outlines outlines
 
 	// patience is how long backends are waited for before connections may be given to them.
@@ -99,6 +101,12 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	}
 	d.path, d.gate = path, path.gate
 	defer func() { err = errors.Join(err, d.path.Close()) }()
+	if err := d.prepareSocketless(path); err != nil {
+		return err
+	}
+	if d.socketless != nil {
+		defer func() { err = errors.Join(err, d.socketless.close()) }()
+	}
 	if err := d.build(); err != nil {
 		return err
 	}
@@ -115,6 +123,9 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 	run := func(f func(context.Context) error) { d.roster.spawn(serving, f) }
 	run(d.path.Run)
 	run(d.sweep)
+	if d.socketless != nil {
+		run(d.socketless.run)
+	}
 	run(func(ctx context.Context) error { return d.servePeers(ctx, ports.agents) })
 	run(func(ctx context.Context) error { return d.serveControl(ctx, ports.control) })
 	if ports.metrics != nil {
@@ -152,6 +163,11 @@ func (d *Dispatcher) build() (err error) {
 		s.take()
 	}
 	d.live.Store(p)
+	if d.socketless != nil {
+		if err := d.socketless.tidy(p); err != nil {
+			return err
+		}
+	}
 	n := d.cfg.Workers
 	if n == 0 {
 		n = runtime.GOMAXPROCS(0)
@@ -165,8 +181,7 @@ func (d *Dispatcher) build() (err error) {
 	}
 	for _, s := range p.services {
 		for i, a := range s.cfg.Addresses {
-			// The dispatcher owns new flows.
-			if err := d.path.SetService(a, []gate.Node{0}); err != nil {
+			if err := d.answerAt(a, s.cfg.Socketless); err != nil {
 				return fmt.Errorf("service %s: %w", s.cfg.Name, err)
 			}
 			for _, w := range d.workers {
@@ -187,11 +202,11 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 	}
 	s := p.service
 	to := s.pool(&key)
-	switch limit := int64(s.cfg.Limits.Connections); {
+	switch {
 	case to == nil:
 		refuse("no-route", peek.NoRoute)
 		return
-	case limit > 0 && s.active.Load() >= limit:
+	case s.full():
 		refuse("limit", peek.Unavailable)
 		return
 	case d.admission != nil && !d.admission.Admit(time.Now(), s.cfg.Name, &key):

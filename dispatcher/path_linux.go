@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/synproxy"
 	"github.com/rehome-net/rehome/handoff/gate"
 )
 
@@ -21,6 +22,8 @@ import (
 type kernelPath struct {
 	*forward.Forwarder
 	gate *gate.Gate
+	// proxy is nil unless a service is socketless.
+	proxy *synproxy.Proxy
 }
 
 var _ Path = (*kernelPath)(nil)
@@ -51,9 +54,13 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	return &kernelPath{Forwarder: f, gate: g}, nil
 }
 
-// SetNode tells both how a host is reached: the gate sends what it has held there itself.
+// SetNode tells all how a host is reached: the gate sends what it has held there itself, the proxy first packets.
 func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error {
-	return errors.Join(p.Forwarder.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
+	err := errors.Join(p.Forwarder.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
+	if p.proxy != nil {
+		err = errors.Join(err, p.proxy.SetNode(n, ifindex, dst, src))
+	}
+	return err
 }
 
 // Run runs both until ctx ends.

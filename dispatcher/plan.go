@@ -21,6 +21,8 @@ type plan struct {
 	backends map[string]*backend
 	pools    map[string]*pool
 	services []*service
+	// at are the services by their addresses.
+	at map[netip.AddrPort]*service
 	// nodes are the hosts that the numbers in the flow table have meant since the dispatcher was started.
 	nodes map[gate.Node]string
 	// hosts are the backends, and those of former plans that connections may still be handed to.
@@ -41,6 +43,7 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 	p := &plan{
 		cfg: cfg, loaded: time.Now(), peers: make(map[string]PeerConfig, len(cfg.Peers)),
 		backends: make(map[string]*backend, len(cfg.Peers)), pools: make(map[string]*pool, len(cfg.Pools)),
+		at: make(map[netip.AddrPort]*service),
 	}
 	var err error
 	if p.nodes, err = numbered(old.nodes, cfg.Peers); err != nil {
@@ -51,6 +54,7 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		if b == nil || old.peers[c.Name] != c {
 			was := b
 			b = newBackend(c.Name, c.Address, gate.Node(c.ID), d.self, d.flush, d.log)
+			b.socketless = d.socketless
 			if was != nil {
 				b.draining.Store(was.draining.Load())
 			}
@@ -83,6 +87,9 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 			s.inherit(was)
 		}
 		p.services = append(p.services, s)
+		for _, a := range c.Addresses {
+			p.at[a] = s
+		}
 	}
 	return p, nil
 }
@@ -174,6 +181,7 @@ func needRestart(old, cfg *Config) error {
 		{"tls", old.TLS == cfg.TLS},
 		{"plaintext", old.Plaintext == cfg.Plaintext},
 		{"workers", old.Workers == cfg.Workers},
+		{"services.socketless", old.socketless() || !cfg.socketless()},
 	} {
 		if !c.same {
 			keys = append(keys, c.key)

@@ -6,12 +6,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
-
-	"github.com/rehome-net/rehome/handoff/gate"
 )
 
 // meetTime is how long the start and a reload wait for backends' agents. Later ones come into service when they are there.
@@ -97,15 +96,25 @@ func (d *Dispatcher) reload(ctx context.Context, cfg Config) error {
 func (d *Dispatcher) announce(next, old *plan) error {
 	have := old.places()
 	for a, p := range next.places() {
-		if _, ok := have[a]; ok {
+		if was, ok := have[a]; ok && was.service.cfg.Socketless == p.service.cfg.Socketless {
 			continue
 		}
-		if err := d.path.SetService(a, []gate.Node{0}); err != nil {
+		if err := d.answerAt(a, p.service.cfg.Socketless); err != nil {
 			d.withdraw(old, next)
+			d.restoreAt(have)
 			return fmt.Errorf("service %s: %w", p.service.cfg.Name, err)
 		}
 	}
 	return nil
+}
+
+// restoreAt has connections begin as the plan at work says.
+func (d *Dispatcher) restoreAt(places map[netip.AddrPort]place) {
+	for a, p := range places {
+		if err := d.answerAt(a, p.service.cfg.Socketless); err != nil {
+			d.log.Error("cannot go back to the configuration that holds", "address", a, "error", err)
+		}
+	}
 }
 
 // withdraw ends that for the addresses of old that next has not. Connections that were handed off go on.
@@ -115,7 +124,7 @@ func (d *Dispatcher) withdraw(next, old *plan) {
 		if _, ok := have[a]; ok {
 			continue
 		}
-		if err := d.path.RemoveService(a); err != nil {
+		if err := d.silenceAt(a); err != nil {
 			d.log.Warn("the flow table still has a service that is no more", "service", p.service.cfg.Name, "address", a, "error", err)
 		}
 	}
@@ -152,6 +161,9 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 		}
 	}
 	d.withdraw(next, old)
+	if d.socketless != nil {
+		d.socketless.tell()
+	}
 	for b := range gone {
 		d.roster.lose(b)
 		gone[b] = d.succeed(b, 0)

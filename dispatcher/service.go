@@ -4,12 +4,14 @@ package dispatcher
 
 import (
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/balance"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/dispatcher/route"
+	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -88,6 +90,27 @@ func (s *service) deferred() time.Duration {
 		return 0
 	}
 	return s.cfg.Limits.PeekTime
+}
+
+// full reports whether the service has as many connections as it may.
+func (s *service) full() bool {
+	limit := int64(s.cfg.Limits.Connections)
+	return limit > 0 && s.active.Load() >= limit
+}
+
+// unmodifiedAt reports whether a backend serves it with an unmodified server.
+func (s *service) unmodifiedAt(b *backend) bool {
+	for _, p := range s.routing.Load().pools {
+		if p.delivery == wire.DeliverUnmodified && s.leadsTo(p) && slices.ContainsFunc(p.members, func(m *member) bool { return m.host == b }) {
+			return true
+		}
+	}
+	return false
+}
+
+// leadsTo reports whether a connection can come to a pool.
+func (s *service) leadsTo(p *pool) bool {
+	return s.cfg.Default == p.cfg.Name || slices.ContainsFunc(s.cfg.Routes, func(r RouteConfig) bool { return r.Pool == p.cfg.Name })
 }
 
 func (s *service) hasDefault() bool { return s.routing.Load().fallback != nil }

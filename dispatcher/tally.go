@@ -3,7 +3,6 @@
 package dispatcher
 
 import (
-	"slices"
 	"sync/atomic"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -63,10 +62,5 @@ func (d *Dispatcher) ownerOf(f tcprepair.Flow) gate.Node {
 
 // serviceAt returns the service that a flow's address belongs to, if any.
 func (d *Dispatcher) serviceAt(f tcprepair.Flow) *service {
-	for _, s := range d.live.Load().services {
-		if slices.Contains(s.cfg.Addresses, f.Local) {
-			return s
-		}
-	}
-	return nil
+	return d.live.Load().at[f.Local]
 }

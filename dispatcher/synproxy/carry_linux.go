@@ -33,6 +33,9 @@ func (p *Proxy) carryOut(c *conn, d Decision, now time.Time) error {
 		if err != nil && c.phase == waiting {
 			p.reset(c)
 		}
+		if p.config.Done != nil {
+			p.config.Done(c.flow, d.Node, err)
+		}
 		return err
 	case Local:
 		p.local(c)

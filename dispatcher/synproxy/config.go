@@ -26,14 +26,14 @@ type Stack interface {
 	Inject(s *tcprepair.Snapshot) error
 }
 
-// Config says where a Proxy stands. Interface, Parameters.Secret, Table and Decide are required; every other zero value works.
+// Config says where a Proxy stands. Interface, Table and Decide are required; every other zero value works.
 type Config struct {
 	// Interface is the Ethernet interface that clients' packets arrive on. Nodes are reached by it, too.
 	Interface string
 	// PinPath is a directory on a BPF filesystem, for this proxy alone. What is pinned there outlives the process: SYNs are still
 	// answered, and first packets wait in the ring for the next process. Empty: all goes with the process.
 	PinPath string
-	// Parameters are shared with all backends.
+	// Parameters are shared with all backends. Without a secret it goes on with the pinned one, or makes a new one: see Proxy.Parameters.
 	Parameters cookie.Parameters
 	// Table is where decisions are written down.
 	Table Table
@@ -42,6 +42,9 @@ type Config struct {
 	// Decide says what becomes of a request, each time that more of it has arrived. It is called from one goroutine, must not wait, and must not
 	// keep the request's bytes.
 	Decide func(Request) Decision
+	// Done, if it is set, is told what has become of a decision for Forward: nil, or why the connection was reset instead. It must not call
+	// the Proxy.
+	Done func(f tcprepair.Flow, to gate.Node, err error)
 
 	// MSS4 and MSS6 are the largest segments that servers take. 0 means what the interface's MTU allows.
 	MSS4, MSS6 uint16

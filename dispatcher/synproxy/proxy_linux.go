@@ -78,6 +78,9 @@ func (p *Proxy) open(config Config) error {
 		return err
 	}
 	p.maps = cookie.Maps{Settings: p.objects.Settings, Active: p.objects.Active, Services: p.objects.Services}
+	if err := p.secret(); err != nil {
+		return err
+	}
 	if err := p.maps.Install(p.config.Parameters, p.config.announcement()); err != nil {
 		return err
 	}
@@ -91,6 +94,38 @@ func (p *Proxy) open(config Config) error {
 		return fmt.Errorf("interface %s: %w", config.Interface, err)
 	}
 	return nil
+}
+
+// secret goes on with the secret of the process before this one, or makes one, unless the configuration has one.
+func (p *Proxy) secret() error {
+	var err error
+	c := &p.config.Parameters
+	if c.Secret != (cookie.Secret{}) {
+		return nil
+	}
+	before, err := p.maps.Installed()
+	if err != nil {
+		return err
+	}
+	if before.Secret != (cookie.Secret{}) {
+		c.Secret, c.Also = before.Secret, before.Also
+		return nil
+	}
+	c.Secret, err = cookie.NewSecret()
+	return err
+}
+
+// Parameters returns what backends must be given.
+func (p *Proxy) Parameters() cookie.Parameters {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.config.Parameters
+}
+
+// Services returns the addresses at which cookies are sent, also those of a process before this one.
+func (p *Proxy) Services() ([]netip.AddrPort, error) {
+	all, err := p.maps.List()
+	return all, wrap("services", err)
 }
 
 // pin names what is kept; empty without Config.PinPath.

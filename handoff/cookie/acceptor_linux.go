@@ -189,6 +189,12 @@ func (a *Acceptor) RemoveService(at netip.AddrPort) error {
 	return wrap("remove service", a.maps.RemoveService(at))
 }
 
+// Services returns the addresses at which connections are made, also those of a process before this one.
+func (a *Acceptor) Services() ([]netip.AddrPort, error) {
+	all, err := a.maps.List()
+	return all, wrap("services", err)
+}
+
 // SetParameters replaces them; see Parameters for the order in which hosts must be told of a new secret.
 func (a *Acceptor) SetParameters(p Parameters) error {
 	a.mu.Lock()

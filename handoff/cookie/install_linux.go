@@ -103,6 +103,49 @@ func (m Maps) RemoveService(a netip.AddrPort) error {
 	return nil
 }
 
+// List returns the services.
+func (m Maps) List() ([]netip.AddrPort, error) {
+	var all []netip.AddrPort
+	var k cookieService
+	var v uint32
+	it := m.Services.Iterate()
+	for it.Next(&k, &v) {
+		var b [16]byte
+		for i, word := range k.Addr {
+			binary.NativeEndian.PutUint32(b[4*i:], word)
+		}
+		addr := netip.AddrFrom16(b)
+		if k.Family == 4 {
+			addr = netip.AddrFrom4([4]byte(b[:4]))
+		}
+		all = append(all, netip.AddrPortFrom(addr, binary.BigEndian.Uint16(binary.NativeEndian.AppendUint16(nil, k.Port))))
+	}
+	if err := it.Err(); err != nil {
+		return nil, fmt.Errorf("services: %w", err)
+	}
+	return all, nil
+}
+
+// Installed returns the parameters of the last Install; the zero value if there was none. With a pinned map that may have been another
+// process's.
+func (m Maps) Installed() (Parameters, error) {
+	var which uint32
+	var v cookieSetting
+	err := m.Active.Lookup(uint32(0), &which)
+	if err == nil {
+		err = m.Settings.Lookup(which&1, &v)
+	}
+	if err != nil {
+		return Parameters{}, fmt.Errorf("installed parameters: %w", err)
+	}
+	p := Parameters{WindowScale: uint8(v.Scale)}
+	for i, k := range []*Secret{&p.Secret, &p.Also} {
+		binary.LittleEndian.PutUint64(k[:8], v.Secrets[i].Low)
+		binary.LittleEndian.PutUint64(k[8:], v.Secrets[i].High)
+	}
+	return p, nil
+}
+
 func serviceKey(a netip.AddrPort) cookieService {
 	k := cookieService{Family: 6, Port: binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, a.Port()))}
 	addr := a.Addr().Unmap()

@@ -90,6 +90,12 @@ func frameCases() []frameCase {
 		{"import late", Frame{36, &Import{Flow: flow6(), Epoch: 1, Service: "files", Late: true}}},
 		{"list one", Frame{36, &List{Flow: flow6()}}},
 		{"presence", Frame{37, &Presence{Draining: true}}},
+		{"cookies", Frame{38, &Cookies{
+			Secret: []byte("0123456789abcdef"), Also: []byte("fedcba9876543210"), WindowScale: 8,
+			Addresses: [][]byte{{192, 0, 2, 1, 0, 80}, append(netip.MustParseAddr("2001:db8::1").AsSlice(), 1, 187)},
+		}}},
+		{"cookies taken", Frame{39, &CookiesTaken{}}},
+		{"unmade", Frame{40, &Unmade{Flow: flow4(), Reason: "no listening socket"}}},
 		{"lease refused", Frame{38, &LeaseRefused{Code: CodeEpoch, Reason: "stale"}}},
 	}
 }

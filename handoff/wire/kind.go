@@ -35,6 +35,9 @@ const (
 	KindEnded        Kind = 38
 	KindPresence     Kind = 39
 	KindLeaseRefused Kind = 40
+	KindCookies      Kind = 44
+	KindCookiesTaken Kind = 45
+	KindUnmade       Kind = 46
 	KindRegister     Kind = 64
 	KindRegistered   Kind = 65
 	KindList         Kind = 66
@@ -118,6 +121,12 @@ func newMessage(k Kind) Message {
 		return &LeaseRefused{}
 	case KindPresence:
 		return &Presence{}
+	case KindCookies:
+		return &Cookies{}
+	case KindCookiesTaken:
+		return &CookiesTaken{}
+	case KindUnmade:
+		return &Unmade{}
 	case KindRegister:
 		return &Register{}
 	case KindRegistered:
@@ -178,6 +187,9 @@ func (*Owner) Kind() Kind        { return KindOwner }
 func (*Ended) Kind() Kind        { return KindEnded }
 func (*LeaseRefused) Kind() Kind { return KindLeaseRefused }
 func (*Presence) Kind() Kind     { return KindPresence }
+func (*Cookies) Kind() Kind      { return KindCookies }
+func (*CookiesTaken) Kind() Kind { return KindCookiesTaken }
+func (*Unmade) Kind() Kind       { return KindUnmade }
 func (*Register) Kind() Kind     { return KindRegister }
 func (*Registered) Kind() Kind   { return KindRegistered }
 func (*List) Kind() Kind         { return KindList }

@@ -27,7 +27,7 @@ defaults
 	maxconn 7000
 `
 
-// haproxyHTTP is a reverse proxy for HTTP and passes TLS on by server name. Connections to servers are kept and shared.
+// haproxyHTTP is a reverse proxy for HTTP and passes TLS on by server name. Connections to servers are shared as {{.Reuse}} says.
 const haproxyHTTP = `
 frontend web
 	mode http
@@ -43,11 +43,11 @@ frontend clear
 	default_backend clear
 backend files
 	mode http
-	http-reuse always
+	http-reuse {{.Reuse}}
 	server nginx {{.Nginx}}:80 pool-max-conn 1000
 backend linked
 	mode http
-	http-reuse always
+	http-reuse {{.Reuse}}
 	server demo {{.Linked}}:80 pool-max-conn 1000
 backend clear
 	mode http
@@ -106,9 +106,16 @@ backend store
 	server redis {{.Mixed}}:6379
 `
 
-// HAProxyHTTP is HAProxy as a reverse proxy: it reads every request and every answer. TLS and redis it passes on as TCP.
-func HAProxyHTTP() FrontReloader {
-	p := newHAProxy("haproxy-http", haproxyHTTP)
+// HAProxyHTTP is HAProxy as a reverse proxy: it reads every request and every answer. TLS and redis it passes on as TCP. A new client's first
+// request gets a new connection to the server, which is HAProxy's default ("safe"): one that was kept may be closed at that moment, and
+// the request would fail.
+func HAProxyHTTP() FrontReloader { return newHAProxyHTTP("haproxy-http", "safe") }
+
+// HAProxyReuse is HAProxyHTTP with http-reuse always: first requests use kept connections, too, which is faster, and not quite safe.
+func HAProxyReuse() FrontReloader { return newHAProxyHTTP("haproxy-reuse", "always") }
+
+func newHAProxyHTTP(name, reuse string) FrontReloader {
+	p := newHAProxy(name, strings.ReplaceAll(haproxyHTTP, "{{.Reuse}}", reuse))
 	p.reload = func(pid int) error { return unix.Kill(pid, unix.SIGUSR2) }
 	return p
 }

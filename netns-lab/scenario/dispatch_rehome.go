@@ -75,14 +75,23 @@ func at(vips []netip.Addr, port uint16) []netip.AddrPort {
 // Rehome is the project's own dispatcher as a Front. Its farm needs agents (FarmConfig.Agents, DispatchedAgents).
 func Rehome() Front { return &rehome{} }
 
+// RehomeSocketless is Rehome with services whose connections get no socket at the front.
+func RehomeSocketless() Front { return &rehome{socketless: true} }
+
 // frontMetrics is where the dispatcher of a farm shows its metrics.
 const frontMetrics = "127.0.0.1:9101"
 
 type rehome struct {
-	running *program
+	socketless bool
+	running    *program
 }
 
-func (r *rehome) Name() string       { return "rehome" }
+func (r *rehome) Name() string {
+	if r.socketless {
+		return "rehome-socketless"
+	}
+	return "rehome"
+}
 func (r *rehome) Programs() []string { return nil }
 
 func (r *rehome) Start(ctx context.Context, f *Farm) error {
@@ -118,7 +127,7 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 	topo := f.Lab.Topology()
 	cfg := dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
-		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/" + r.Name(),
+		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/rehome",
 		Metrics: frontMetrics,
 		TLS:     dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
 	}
@@ -146,6 +155,9 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 		},
 		{Name: "clear", Mode: dispatcher.ModeH2, Addresses: at(topo.VIPs, Clear.Port()), Default: string(Clear)},
 		{Name: "store", Mode: dispatcher.ModeTCP, Addresses: at(topo.VIPs, Store.Port()), Default: string(Store)},
+	}
+	for i := range cfg.Services {
+		cfg.Services[i].Socketless = r.socketless
 	}
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {

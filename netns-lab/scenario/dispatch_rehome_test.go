@@ -15,12 +15,15 @@ func TestDispatcherClients(t *testing.T) {
 	f := farm(t, scenario.FarmConfig{
 		Lab: name, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(name).VIPs),
 	})
-	front := scenario.Rehome()
-	startFront(t, f, front)
-	for _, k := range scenario.ClientChecks() {
-		t.Run(k.Name, func(t *testing.T) {
-			if err := k.Run(testContext(t, time.Minute), f, front); err != nil {
-				t.Errorf("%v\n%s", err, f.Logs(scenario.FrontHost))
+	for _, front := range []scenario.Front{scenario.Rehome(), scenario.RehomeSocketless()} {
+		t.Run(front.Name(), func(t *testing.T) {
+			startFront(t, f, front)
+			for _, k := range scenario.ClientChecks() {
+				t.Run(k.Name, func(t *testing.T) {
+					if err := k.Run(testContext(t, time.Minute), f, front); err != nil {
+						t.Errorf("%v\n%s", err, f.Logs(scenario.FrontHost))
+					}
+				})
 			}
 		})
 	}
