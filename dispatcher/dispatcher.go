@@ -56,12 +56,12 @@ type Dispatcher struct {
 	admission Admission
 
 	// live is the configuration at work. The goroutine of operate alone changes it, once it is there.
-	live     atomic.Pointer[plan]
-	roster   *roster
-	workers  []*worker
+	live    atomic.Pointer[plan]
+	roster  *roster
+	workers []*worker
 	// socketless is nil unless a service is.
 	socketless *socketless
-	outlines outlines
+	outlines   outlines
 
 	// patience is how long backends are waited for before connections may be given to them.
 	patience time.Duration

@@ -87,6 +87,9 @@ func (s *Flows) CommitAll(changes ...gate.Change) []gate.Changed {
 	for i, c := range changes {
 		ops[i] = s.operation(forwardCodeOP_COMMIT, c.Flow)
 		ops[i].epoch, ops[i].node = c.From, c.Owner
+		if c.From == 0 {
+			ops[i].code, ops[i].epoch = forwardCodeOP_ADOPT, 1
+		}
 	}
 	err := s.run(ops)
 	answers := make([]gate.Changed, len(changes))

@@ -30,11 +30,9 @@ func (p *Proxy) carryOut(c *conn, d Decision, now time.Time) error {
 			return nil
 		}
 		err := p.forward(c, d.Node, now)
-		if err != nil && c.phase == waiting {
+		if err != nil {
 			p.reset(c)
-		}
-		if p.config.Done != nil {
-			p.config.Done(c.flow, d.Node, err)
+			p.done(c, d.Node, err)
 		}
 		return err
 	case Local:
@@ -51,18 +49,12 @@ func (p *Proxy) carryOut(c *conn, d Decision, now time.Time) error {
 	return fmt.Errorf("%v is no decision", d.Verb)
 }
 
-// forward gives the connection to a node. The flow is this host's first, so that nothing is sent if there is no room in the table; then the node
-// has the packets, in order; then the path is switched. What the client sends meanwhile comes by the ring.
+// forward sends the connection's packets to a node. The table follows when there is nothing else to read, for many flows at a time
+// (switchPath); until then what the client sends comes by the ring and is sent after the others.
 func (p *Proxy) forward(c *conn, to gate.Node, now time.Time) error {
 	n, ok := p.nodes[to]
 	if !ok {
 		return fmt.Errorf("%w: %d", ErrNoNode, to)
-	}
-	if c.returned == 0 {
-		if err := p.adopt(c); err != nil {
-			p.stats.Failed++
-			return err
-		}
 	}
 	c.node = to
 	// Packets that arrived in disorder leave in order: the first one makes the connection.
@@ -73,24 +65,65 @@ func (p *Proxy) forward(c *conn, to gate.Node, now time.Time) error {
 	for _, k := range c.stream.packets {
 		p.sendTo(n, k)
 	}
-	changed := p.config.Table.CommitAll(gate.Change{Flow: c.flow, From: c.epoch, Owner: to})
-	// The node has it already: if its agent has even told of its end, so much the better.
-	if err := changed[0].Err; err != nil && !errors.Is(err, gate.ErrNoFlow) {
-		p.stats.Failed++
-		p.sendTo(n, c.stream.packets[0].abort(c.next()))
-		p.reset(c)
-		return err
+	c.phase = sent
+	c.deadline = now.Add(p.config.Keep)
+	p.sent = append(p.sent, c)
+	return nil
+}
+
+// maxSent is how many flows are switched at once.
+const maxSent = 64
+
+// switchPath has later packets of the connections that were sent to nodes take the forwarder's way.
+func (p *Proxy) switchPath() {
+	if len(p.sent) == 0 {
+		return
 	}
-	c.epoch++
+	p.changes = p.changes[:0]
+	for _, c := range p.sent {
+		p.changes = append(p.changes, gate.Change{Flow: c.flow, From: c.epoch, Owner: c.node})
+	}
+	changed := p.config.Table.CommitAll(p.changes...)
+	for i, c := range p.sent {
+		r := changed[i]
+		if errors.Is(r.Err, gate.ErrExists) && r.Route.Node == 0 && r.Route.Entry() { // it went to this host's stack once
+			r = p.config.Table.CommitAll(gate.Change{Flow: c.flow, From: r.Route.Epoch, Owner: c.node})[0]
+		}
+		p.switched(c, r)
+	}
+	p.sent = p.sent[:0]
+}
+
+// switched takes in what the table says.
+func (p *Proxy) switched(c *conn, r gate.Changed) {
+	// The node has it already: if its agent has even told of its end, so much the better.
+	if r.Err != nil && !errors.Is(r.Err, gate.ErrNoFlow) {
+		p.stats.Failed++
+		p.config.Logger.Warn("synproxy: a connection is reset, for the flow table does not take it", "flow", c.flow, "error", r.Err)
+		if n, ok := p.nodes[c.node]; ok {
+			p.sendTo(n, c.stream.packets[0].abort(c.next()))
+		}
+		if p.conns[c.flow] == c {
+			p.reset(c)
+		}
+		p.done(c, c.node, r.Err)
+		return
+	}
+	c.epoch = r.Route.Epoch
 	c.phase = given
 	p.stats.Forwarded++
-	c.deadline = now.Add(p.config.Keep)
 	p.kept = append(p.kept, c)
 	// Until it is marked, late copies come to this process, which sends them on.
 	if p.unmarked = append(p.unmarked, c); len(p.unmarked) >= maxMarks {
 		p.markGiven()
 	}
-	return nil
+	p.done(c, c.node, nil)
+}
+
+func (p *Proxy) done(c *conn, to gate.Node, err error) {
+	if p.config.Done != nil {
+		p.config.Done(c.flow, to, err)
+	}
 }
 
 // maxMarks is how many flows are marked at once, since a system call for each would be a good part of the work.

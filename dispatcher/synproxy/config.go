@@ -17,7 +17,7 @@ import (
 type Table interface {
 	// Adopt records an owner for a flow that has none.
 	Adopt(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error)
-	// CommitAll changes owners.
+	// CommitAll changes owners, or records them for flows that have none.
 	CommitAll(changes ...gate.Change) []gate.Changed
 }
 

@@ -12,18 +12,19 @@ import (
 
 // phase is where a connection is:
 //
-//	           Forward               the time to keep it is over
-//	waiting ─────────────► given ──────────────► forgotten
+//	          Forward         switchPath        the time to keep it is over
+//	waiting ──────────► sent ────────────► given ────────────► forgotten
 //	  │  ▲                   │                      ▲
-//	  │  └───────────────────┘                      │
-//	  │         Return         client has all, or time is over
-//	  ├────────────────────► answered ──────────────┤
-//	  └─► moving ──────────► local, reset ──────────┘
+//	  │  └──────────────────────────────────┘                   │
+//	  │         Return               client has all, or time is over
+//	  ├──────────────────────────────────► answered ────────────┤
+//	  └─► moving ────────────────────────► local, reset ────────┘
 type phase uint8
 
 const (
 	waiting phase = iota
 	asked         // Later: somebody decides
+	sent          // to a node; the table does not lead there yet
 	given
 	answered
 	moving // to this host's stack

@@ -5,6 +5,7 @@ package synproxy
 import (
 	"errors"
 	"io"
+	"slices"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -73,26 +74,16 @@ func TestAgedCookie(t *testing.T) {
 // brokenTable fails where a test says.
 type brokenTable struct {
 	Table
-	adopt, commit error
-}
-
-func (b *brokenTable) Adopt(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error) {
-	if b.adopt != nil {
-		return gate.RouteInfo{}, b.adopt
-	}
-	return b.Table.Adopt(f, epoch, owner)
+	commit error
 }
 
 func (b *brokenTable) CommitAll(changes ...gate.Change) []gate.Changed {
-	if b.commit != nil {
-		return []gate.Changed{{Err: b.commit}}
-	}
-	return b.Table.CommitAll(changes...)
+	return slices.Repeat([]gate.Changed{{Err: b.commit}}, len(changes))
 }
 
 // Where the flow table has no room, the client hears so at once.
 func TestBrokenTable(t *testing.T) {
-	for _, b := range []*brokenTable{{adopt: gate.ErrFull}, {commit: gate.ErrEpoch}} {
+	for _, b := range []*brokenTable{{commit: gate.ErrFull}, {commit: gate.ErrEpoch}} {
 		r := newRig(t, rigConfig{change: func(c *Config) {
 			b.Table = c.Table
 			c.Table = b
@@ -103,11 +94,9 @@ func TestBrokenTable(t *testing.T) {
 		if _, err := io.ReadAll(c); !errors.Is(err, unix.ECONNRESET) {
 			t.Errorf("%v, want a reset", err)
 		}
-		if b.commit != nil {
-			// The server has it already, and hears so, too.
-			if _, err := io.ReadAll(accept(t, l)); !errors.Is(err, unix.ECONNRESET) {
-				t.Errorf("server: %v, want a reset", err)
-			}
+		// The server has it already, and hears so, too.
+		if _, err := io.ReadAll(accept(t, l)); !errors.Is(err, unix.ECONNRESET) {
+			t.Errorf("server: %v, want a reset", err)
 		}
 		if s := r.stats(t); s.Failed != 1 || s.Forwarded != 0 {
 			t.Errorf("%+v", s)

@@ -37,6 +37,9 @@ type Proxy struct {
 	conns  map[tcprepair.Flow]*conn
 	// waiting, asked, kept and told (answered) are those that something is to be done about later, the first to come first.
 	waiting, asked, kept, told []*conn
+	// sent are those whose path is to be switched next, changes is scratch space for that.
+	sent    []*conn
+	changes []gate.Change
 	// unmarked are those given away that the program has not been told of.
 	unmarked []*conn
 	stats    Stats
@@ -205,6 +208,7 @@ func (p *Proxy) end(op string, remove bool) error {
 	p.mu.Unlock()
 	p.moves.Wait()
 	p.mu.Lock()
+	p.switchPath()
 	p.markGiven()
 	var errs []error
 	if remove && p.config.PinPath != "" {

@@ -10,14 +10,21 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// receive takes in a record of the ring. It says whether a connection waits because of it that did not before.
-func (p *Proxy) receive(record []byte, now time.Time) bool {
+// receive takes in a record of the ring, maybe the last one that there is. It says whether a connection waits because of it that did not
+// before.
+func (p *Proxy) receive(record []byte, now time.Time, last bool) bool {
 	k, err := decodePacket(record)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if p.closed {
 		return false
 	}
+	defer func() {
+		// A packet that is read after the switch would come after later ones, which took the forwarder's way.
+		if last || len(p.sent) >= maxSent {
+			p.switchPath()
+		}
+	}()
 	p.stats.Packets++
 	if err != nil {
 		if errors.Is(err, errChecksum) {
@@ -74,7 +81,7 @@ func (c *conn) take(p *Proxy, k *packet, now time.Time) {
 		if k.ack == c.cookie+1 && c.stream.add(k, c.base()) && c.phase == waiting {
 			p.ask(c, now)
 		}
-	case given:
+	case given, sent:
 		// It came before the table led to the node.
 		p.stats.Stragglers++
 		p.pass(c, k)
@@ -130,6 +137,7 @@ func (p *Proxy) Decide(f tcprepair.Flow, d Decision) error {
 	default:
 		c.phase = waiting
 		err = p.carryOut(c, d, time.Now())
+		p.switchPath()
 	}
 	if err != nil {
 		return &OpError{Op: d.Verb.String(), Flow: f, Err: err}
@@ -142,6 +150,7 @@ func (p *Proxy) Decide(f tcprepair.Flow, d Decision) error {
 func (p *Proxy) Return(f tcprepair.Flow) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.switchPath()
 	c := p.conns[f]
 	if c == nil || c.phase != given {
 		return &OpError{Op: "return", Flow: f, Err: ErrNoFlow}
@@ -159,6 +168,7 @@ func (p *Proxy) Return(f tcprepair.Flow) error {
 		return &OpError{Op: "return", Flow: f, Err: err}
 	}
 	p.ask(c, now)
+	p.switchPath()
 	p.await(c)
 	return nil
 }
@@ -167,6 +177,7 @@ func (p *Proxy) Return(f tcprepair.Flow) error {
 func (p *Proxy) sweep(now time.Time) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.switchPath()
 	p.markGiven()
 	p.waiting = p.due(p.waiting, waiting, now, func(c *conn) {
 		p.stats.Slow++

@@ -68,7 +68,7 @@ func (p *Proxy) read() error {
 		case err != nil:
 			return wrap("read packets", err)
 		default:
-			if soon := now.Add(p.config.Patience / 10); p.receive(record.RawSample, now) && next.After(soon) {
+			if soon := now.Add(p.config.Patience / 10); p.receive(record.RawSample, now, p.reader.AvailableBytes() == 0) && next.After(soon) {
 				next = soon
 				p.reader.SetDeadline(next)
 			}

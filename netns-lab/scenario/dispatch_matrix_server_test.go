@@ -167,7 +167,7 @@ func (s *matrixServers) listen(ctx context.Context, b *scenario.Bench, host stri
 			port := matrixPorts(mode)[delivery]
 			// One host has a socket for both IP versions, the other one for each: to the kernel that makes a difference (KERNEL 17).
 			addresses := []string{fmt.Sprintf("[::]:%d", port)}
-			if host == matrixHosts()[1] && delivery == "unmodified" {
+			if host == matrixHosts()[1] && (delivery == "unmodified" || delivery == deliverySocketless) {
 				vips := b.Lab.Topology().VIPs
 				addresses = []string{netip.AddrPortFrom(vips[0], port).String(), netip.AddrPortFrom(vips[1], port).String()}
 			}

@@ -64,4 +64,6 @@ func NginxProxy() FrontReloader {
 }
 
 // Peers are the fronts to compare with, direct first.
-func Peers() []Front { return []Front{Direct(), HAProxyHTTP(), HAProxyReuse(), HAProxyTCP(), NginxProxy()} }
+func Peers() []Front {
+	return []Front{Direct(), HAProxyHTTP(), HAProxyReuse(), HAProxyTCP(), NginxProxy()}
+}

@@ -32,10 +32,16 @@ func TestDispatcherClients(t *testing.T) {
 // TestDispatcherScene plays the whole scene with the project's own dispatcher: it is killed and started again, and a backend is drained,
 // and no client notices.
 func TestDispatcherScene(t *testing.T) {
+	for _, front := range []scenario.Front{scenario.Rehome(), scenario.RehomeSocketless()} {
+		t.Run(front.Name(), func(t *testing.T) { dispatcherScene(t, front) })
+	}
+}
+
+func dispatcherScene(t *testing.T, front scenario.Front) {
 	needPrograms(t, append(scenario.FarmPrograms(), "curl", "wrk", "openssl", "redis-cli")...)
 	lab := labName("dscene")
 	r, err := scenario.Dispatch(testContext(t, 2*time.Minute), scenario.DispatchConfig{
-		Command: binary(t), Lab: lab, Front: scenario.Rehome(), Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs),
+		Command: binary(t), Lab: lab, Front: front, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs),
 		Downloads: 100, Report: log{t},
 	})
 	if err != nil {
