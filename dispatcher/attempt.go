@@ -56,6 +56,8 @@ type attempt struct {
 	epoch  uint32 // of the flow, before it is granted
 	atOnce bool
 	begun  time.Time
+	// untracked is why the table does not lead to the backend although it has the connection.
+	untracked error
 	events []migration.Event
 	busy   bool
 }
@@ -243,7 +245,7 @@ func (a *attempt) discard() {
 	}
 	if _, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node); err != nil {
 		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
-		c.d.log.Warn("the flow has changed its owner meanwhile", "flow", c.flow, "error", err)
+		a.untracked = fmt.Errorf("the flow has changed its owner meanwhile: %w", err)
 	}
 	if err := tcprepair.Discard(c.fd); err != nil {
 		c.d.log.Error("cannot discard a connection that was handed off", "flow", c.flow, "error", err)
@@ -253,12 +255,17 @@ func (a *attempt) discard() {
 func (a *attempt) finish(err error) {
 	c, d := a.c, a.c.d
 	a.to.host.end(a.id)
-	switch a.giver.State() {
-	case migration.GiverGiven:
+	switch state := a.giver.State(); {
+	case state == migration.GiverGiven && a.untracked != nil:
 		_ = unix.Close(c.fd)
-		c.service.active.Add(1)
+		lower(c.service.active)
+		lower(&a.to.host.active)
+		d.count.failed("lost")
+		d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", a.untracked)
+	case state == migration.GiverGiven:
+		_ = unix.Close(c.fd)
 		d.count.handedOff(c.pool.delivery, time.Since(c.accepted))
-	case migration.GiverLost:
+	case state == migration.GiverLost:
 		a.drop(err)
 	default:
 		lower(&a.to.host.active)
@@ -272,6 +279,7 @@ func (a *attempt) finish(err error) {
 func (a *attempt) drop(err error) {
 	c, d := a.c, a.c.d
 	lower(&a.to.host.active)
+	lower(c.service.active)
 	d.count.failed("lost")
 	d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
 	_ = d.gate.Unhold(c.flow)
@@ -285,6 +293,7 @@ func (a *attempt) drop(err error) {
 
 // giveUp tells the client that nobody serves it: the connection is the dispatcher's.
 func (c *dispatched) giveUp(cause error) {
+	lower(c.service.active)
 	if errors.Is(cause, tcprepair.ErrState) { // the client has reset it: nobody's failure, and nothing that clients should fill a log with
 		c.d.count.left.Inc()
 		c.d.log.Debug("a client has gone away", "flow", c.flow, "error", cause)

@@ -206,11 +206,11 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 	case to == nil:
 		refuse("no-route", peek.NoRoute)
 		return
-	case s.full():
-		refuse("limit", peek.Unavailable)
-		return
 	case d.admission != nil && !d.admission.Admit(time.Now(), s.cfg.Name, &key):
 		refuse("admission", peek.Unavailable)
+		return
+	case !s.reserve():
+		refuse("limit", peek.Unavailable)
 		return
 	}
 	c := &dispatched{d: d, fd: p.fd, service: s, flow: p.flow, pool: to, accepted: p.accepted, answer: key.Answer}

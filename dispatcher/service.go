@@ -20,7 +20,7 @@ type service struct {
 	cfg    ServiceConfig
 	mode   peek.Mode
 	parser *peek.Parser
-	// peeking counts connections whose first request is not known yet, active those that have been handed off.
+	// peeking counts connections whose first request is not known yet, active those that have been handed off or are being.
 	peeking, active *atomic.Int64
 	// routing is shared with the service that this one replaces, so that who is being peeked at goes the newest way.
 	routing *atomic.Pointer[routing]
@@ -92,10 +92,14 @@ func (s *service) deferred() time.Duration {
 	return s.cfg.Limits.PeekTime
 }
 
-// full reports whether the service has as many connections as it may.
-func (s *service) full() bool {
-	limit := int64(s.cfg.Limits.Connections)
-	return limit > 0 && s.active.Load() >= limit
+// reserve counts one connection more, unless the service has as many as it may. What does not become a backend's is to be taken off again
+// (lower).
+func (s *service) reserve() bool {
+	if limit := int64(s.cfg.Limits.Connections); s.active.Add(1) > limit && limit > 0 {
+		lower(s.active)
+		return false
+	}
+	return true
 }
 
 // unmodifiedAt reports whether a backend serves it with an unmodified server.

@@ -123,7 +123,7 @@ func (s *socketless) decide(q synproxy.Request) synproxy.Decision {
 		return synproxy.Decision{Verb: synproxy.Local} // it is refused there, in as many words as it takes
 	}
 	to := v.pool(&key)
-	if to == nil || to.delivery != wire.DeliverUnmodified || v.full() {
+	if to == nil || to.delivery != wire.DeliverUnmodified {
 		return synproxy.Decision{Verb: synproxy.Local}
 	}
 	if q.Returned == 0 && d.admission != nil && !d.admission.Admit(time.Now(), v.cfg.Name, &key) {
@@ -135,14 +135,13 @@ func (s *socketless) decide(q synproxy.Request) synproxy.Decision {
 		hash = to.hash(q.Flow, &key)
 	}
 	m := to.member(time.Now(), hash, s.tried(q, to))
-	if m == nil || !m.host.makes() {
-		return synproxy.Decision{Verb: synproxy.Local}
+	if m == nil || !m.host.makes() || !v.reserve() {
+		return synproxy.Decision{Verb: synproxy.Local} // it is tried otherwise, or refused, there
 	}
 	if q.Returned == 0 {
 		d.count.accepted.Inc()
 	}
 	m.host.active.Add(1)
-	v.active.Add(1)
 	d.count.handedOff(to.delivery, time.Since(q.Since))
 	return synproxy.Decision{Verb: synproxy.Forward, Node: m.host.node}
 }
