@@ -28,20 +28,7 @@ func benchQueues() []queued {
 // servers send goes into a device that nobody empties, and the client does not answer. With ahead set, outline and reservation
 // are made before the freeze, as a migration does. freeze and thaw are told how long each half took.
 func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration)) {
-	w := newWire(b)
-	p := w.connect(b, v4, func(listener, _ int) {
-		// A window and a congestion window that take it all at once. Without anything to take the buffers stay as servers leave them.
-		if q.received+q.unacked > 0 {
-			if err := socket(listener).set(unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20); err != nil {
-				b.Fatal(err)
-			}
-		}
-		if err := socket(listener).setName(unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {
-			b.Fatal(err)
-		}
-	})
-	fillPair(b, w, p, q.received, q.unacked)
-	w.silence(b, w.a)
+	w, p := benchPair(b, q)
 	var outline *Outline
 	var err error
 	if outline, err = ReadOutline(p.server); err != nil {
@@ -92,6 +79,25 @@ func bench(b *testing.B, q queued, ahead bool, freeze, thaw func(time.Duration))
 	if err != nil {
 		b.Fatal(err)
 	}
+}
+
+// benchPair makes the connection.
+func benchPair(b *testing.B, q queued) (*wire, *pair) {
+	w := newWire(b)
+	p := w.connect(b, v4, func(listener, _ int) {
+		// A window and a congestion window that take it all at once. Without anything to take the buffers stay as servers leave them.
+		if q.received+q.unacked > 0 {
+			if err := socket(listener).set(unix.SOL_SOCKET, unix.SO_RCVBUF, 1<<20); err != nil {
+				b.Fatal(err)
+			}
+		}
+		if err := socket(listener).setName(unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno"); err != nil {
+			b.Fatal(err)
+		}
+	})
+	fillPair(b, w, p, q.received, q.unacked)
+	w.silence(b, w.a)
+	return w, p
 }
 
 // fillPair leaves bytes unread at the server, and unacknowledged by the client.
