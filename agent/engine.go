@@ -123,6 +123,9 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 
 // queue sends a frame when the engine has nothing else to do, so that frames which belong together leave together.
 func (e *engine) queue(l *wire.Link, id uint64, m wire.Message, fd int) error {
+	if e.disturb(m.Kind(), func() { _, e.queued[l] = l.Queue(id, m, fd), struct{}{} }) {
+		return nil
+	}
 	if err := l.Queue(id, m, fd); err != nil {
 		return err
 	}

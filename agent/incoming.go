@@ -144,7 +144,9 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 		}
 		t.frame(f.Message)
 	default:
+		e.reach("entry", f.Message.Kind().String())
 		if answer, ok := e.entry.Answer(time.Now(), f.ID, m, in.name); ok {
+			e.reach("entry", f.Message.Kind().String()+" answered")
 			in.send(f.ID, answer)
 			return
 		}

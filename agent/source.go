@@ -160,6 +160,7 @@ func (s *source) begin(now time.Time, actions []migration.Action) {
 }
 
 func (s *source) perform(a migration.Action) {
+	s.e.reach("source", a.Verb.String())
 	switch a.Verb {
 	case migration.SendOffer:
 		s.toTarget(&wire.Offer{Flow: s.flow, Service: s.service, Epoch: s.epoch, Limit: s.e.times.Limit})

@@ -163,6 +163,7 @@ func (t *target) begin(now time.Time, actions []migration.Action) {
 }
 
 func (t *target) perform(a migration.Action) {
+	t.e.reach("target", a.Verb.String())
 	switch a.Verb {
 	case migration.Reserve:
 		t.from.send(t.id, &wire.Accept{})

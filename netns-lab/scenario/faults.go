@@ -129,6 +129,8 @@ type faults struct {
 	vip     netip.Addr
 	random  *rand.Rand
 	result  FaultsResult
+	// silence is the longest time without a byte of the last connection, in milliseconds.
+	silence float64
 }
 
 // trial moves one connection and kills the victim meanwhile.
@@ -190,18 +192,30 @@ func (f *faults) connect(ctx context.Context) (*net.TCPConn, tcprepair.Flow, str
 
 // kill ends the victim and starts it again, as a service manager does.
 func (f *faults) kill(ctx context.Context, v Victim, source, target string) error {
-	host := map[Victim]string{SourceAgent: source, SourceApp: source, TargetAgent: target, TargetApp: target, EntryAgent: "entry"}[v]
-	if v == SourceApp || v == TargetApp {
-		if err := f.cluster.KillServer(host); err != nil {
-			return err
-		}
-		time.Sleep(restartPause)
-		return f.cluster.StartServer(ctx, host)
-	}
-	if err := f.cluster.KillAgent(host); err != nil {
+	if err := f.end(v, source, target); err != nil {
 		return err
 	}
 	time.Sleep(restartPause)
+	return f.revive(ctx, v, source, target)
+}
+
+// host returns where a victim lives.
+func (v Victim) host(source, target string) string {
+	return map[Victim]string{SourceAgent: source, SourceApp: source, TargetAgent: target, TargetApp: target, EntryAgent: "entry"}[v]
+}
+
+func (f *faults) end(v Victim, source, target string) error {
+	if v == SourceApp || v == TargetApp {
+		return f.cluster.KillServer(v.host(source, target))
+	}
+	return f.cluster.KillAgent(v.host(source, target))
+}
+
+func (f *faults) revive(ctx context.Context, v Victim, source, target string) error {
+	host := v.host(source, target)
+	if v == SourceApp || v == TargetApp {
+		return f.cluster.StartServer(ctx, host)
+	}
 	if err := f.cluster.StartAgent(ctx, host); err != nil {
 		return err
 	}
@@ -216,7 +230,29 @@ func (f *faults) judge(
 	ctx context.Context, v Victim, trial int, ramp *rampEcho, flow tcprepair.Flow, source, target string, delay time.Duration, moveErr error,
 ) {
 	o := f.result.Outcomes[v]
-	what := "went on"
+	name := fmt.Sprintf("%s %2d: killed after %v", v, trial, delay)
+	switch what := f.judgeAs(ctx, name, v.mayEnd(), ramp, flow, source, target, moveErr); what {
+	case "moved":
+		o.Moved++
+	case "stayed":
+		o.Stayed++
+	case "ended":
+		o.Ended++
+	case "corrupted":
+		o.Corrupted++
+	default:
+		o.Hung++
+	}
+	o.LongestSilenceMillis = max(o.LongestSilenceMillis, f.silence)
+	f.result.Outcomes[v] = o
+}
+
+// judgeAs says in one word what has become of the connection. A connection that ended although it must not is a problem.
+func (f *faults) judgeAs(
+	ctx context.Context, name string, mayEnd bool, ramp *rampEcho, flow tcprepair.Flow, source, target string, moveErr error,
+) string {
+	f.silence = 0
+	what := "moved"
 	alive := ramp.awaitProgress(faultDeadline)
 	host := ""
 	if alive {
@@ -229,35 +265,29 @@ func (f *faults) judge(
 	_, err := ramp.finish(wait)
 	switch {
 	case errors.Is(err, netnslab.ErrMismatch):
-		o.Corrupted++
 		what = "corrupted"
 	case !alive && err == nil:
-		o.Hung++ // it came back, but too late
-		what = "hung"
+		what = "hung" // it came back, but too late
 	case alive && err == nil && host == target:
-		o.Moved++
 	case alive && err == nil:
-		o.Stayed++
 		what = "stayed"
 	case err != nil && !isTimeout(err):
-		o.Ended++
 		what = "ended"
 	default:
-		o.Hung++
 		what = "hung"
 	}
-	if what == "went on" || what == "stayed" {
-		o.LongestSilenceMillis = max(o.LongestSilenceMillis, millis(ramp.longest()))
+	if what == "moved" || what == "stayed" {
+		f.silence = millis(ramp.longest())
 	}
-	f.result.Outcomes[v] = o
-	line := fmt.Sprintf("%s %2d: killed after %v, %s -> %s: %s at %q (move: %v, connection: %v)", v, trial, delay, source, target, what, host, moveErr, err)
+	line := fmt.Sprintf("%s, %s -> %s: %s at %q, silent for %.0f ms (move: %v, connection: %v)", name, source, target, what, host, f.silence, moveErr, err)
 	fmt.Fprintln(f.cfg.Report, line)
-	if what == "corrupted" || what == "hung" || what == "ended" && !v.mayEnd() {
+	if what == "corrupted" || what == "hung" || what == "ended" && !mayEnd {
 		f.result.Problems = append(f.result.Problems, line)
 		for _, h := range []string{source, target, "entry"} {
 			fmt.Fprintf(f.cfg.Report, "--- %s\n%s", h, f.cluster.Logs(h))
 		}
 	}
+	return what
 }
 
 func isTimeout(err error) bool {
