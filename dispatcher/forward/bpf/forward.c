@@ -76,6 +76,7 @@ static __always_inline struct flow *assign(const struct key *k, struct flow *f, 
 		return 0;
 	if (!settled(old, k->proto)) {
 		WRITE_ONCE(f->seen, now);
+		WRITE_ONCE(f->forwarded, 0);
 		cas32(&f->meta, is, meta | k->proto);
 		seen = cas(&f->route, old, new);
 		old = seen == old ? new : seen;
