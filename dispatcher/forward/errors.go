@@ -3,6 +3,8 @@
 package forward
 
 import (
+	"errors"
+
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -14,6 +16,8 @@ var (
 	ErrClosed      error = &sentinel{"forwarder is closed", gate.ErrClosed}
 	ErrPermission        = gate.ErrPermission
 	ErrUnsupported error = &sentinel{"not supported by this kernel: needs Linux 6.6 with CONFIG_BPF_SYSCALL and CONFIG_NET_XGRESS", gate.ErrUnsupported}
+	ErrLayout      error = errors.New("the pinned tables are of another version of rehome: end its flows and remove its files")
+	ErrNotDiverted error = errors.New("the forwarder was opened without Config.Divert")
 	ErrAttached    error = &sentinel{"another forwarder is attached to the interface: stop its dispatcher, or remove what it left pinned", gate.ErrAttached}
 )
 

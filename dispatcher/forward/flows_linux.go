@@ -3,74 +3,18 @@
 package forward
 
 import (
-	"encoding/binary"
 	"errors"
-	"fmt"
-	"net/netip"
-
-	"github.com/cilium/ebpf"
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// Protocol numbers.
-const (
-	protoTCP = 6
-	protoUDP = 17
-)
-
 // Flows are the flows and services of one transport protocol. A Forwarder is those of TCP; Forwarder.UDP returns the
 // others. The methods are safe for concurrent use.
 type Flows struct {
-	table *table
-	proto uint8
-}
-
-// SetService makes the forwarder give new flows to vip to the nodes, in turn; each stays there until Commit. Node 0 is
-// this host, the dispatcher: such a flow is recorded with epoch 1, and its packets go on to the host's own stack. Known
-// flows keep their owners when the list is replaced.
-func (s *Flows) SetService(vip netip.AddrPort, nodes []gate.Node) error {
-	fail := func(err error) error { return &OpError{Op: "set service " + vip.String(), Err: err} }
-	if !vip.IsValid() || vip.Port() == 0 {
-		return fail(errors.New("want an address and a port"))
-	}
-	if len(nodes) > MaxServiceNodes {
-		return fail(fmt.Errorf("%d nodes, at most %d", len(nodes), MaxServiceNodes))
-	}
-	v := forwardService{Count: uint32(len(nodes))}
-	for i, n := range nodes {
-		if n >= MaxNodes {
-			return fail(fmt.Errorf("node %d: at most %d", n, MaxNodes-1))
-		}
-		v.Nodes[i] = uint16(n)
-	}
-	if err := s.table.objects.Services.Put(s.serviceKey(vip), v); err != nil {
-		return fail(err)
-	}
-	return nil
-}
-
-// RemoveService ends that. Known flows keep their owners; new ones reach this host's own stack unrecorded.
-func (s *Flows) RemoveService(vip netip.AddrPort) error {
-	err := s.table.objects.Services.Delete(s.serviceKey(vip))
-	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
-		return &OpError{Op: "remove service " + vip.String(), Err: err}
-	}
-	return nil
-}
-
-func (s *Flows) serviceKey(vip netip.AddrPort) forwardServiceKey {
-	a := vip.Addr().Unmap()
-	k := forwardServiceKey{Proto: s.proto, Family: 6}
-	k.Port = binary.NativeEndian.Uint16(binary.BigEndian.AppendUint16(nil, vip.Port()))
-	if a.Is4() {
-		k.Family = 4
-	}
-	for i, b := 0, a.AsSlice(); len(b) > 0; i, b = i+1, b[4:] {
-		k.Addr[i] = binary.NativeEndian.Uint32(b)
-	}
-	return k
+	table   *table
+	proto   uint8
+	diverts bool // there is a tap
 }
 
 // Commit gives the flow to a new owner if nobody else has done so: its epoch must be from, and becomes from+1. The same
@@ -109,6 +53,29 @@ func (s *Flows) Adopt(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.Rou
 	ops[0].epoch, ops[0].node = epoch, owner
 	a := decided("adopt", &ops[0], s.run(ops))
 	return a.Route, a.Err
+}
+
+// Assign decides about a flow whose first datagrams were diverted: it is owner's from now on, with epoch 2, and its later packets
+// still come by user space until Send has sent on the last that did. inspect makes it signalling, whose packets always do.
+// gate.ErrExists when it was decided before (or needs no decision); the RouteInfo then tells how. gate.ErrNoFlow when it is over.
+func (s *Flows) Assign(f tcprepair.Flow, owner gate.Node, inspect bool) (gate.RouteInfo, error) {
+	ops := []operation{s.operation(forwardCodeOP_ASSIGN, f)}
+	ops[0].node = owner
+	if inspect {
+		ops[0].epoch = routeInspect
+	}
+	a := decided("assign", &ops[0], s.run(ops))
+	return a.Route, a.Err
+}
+
+// Inspect has the packets of a flow come by user space from now on, or no longer. Of a flow of this host's own (node 0) that
+// begins when it is committed to another node. Of TCP, acknowledgements without payload do not come.
+func (s *Flows) Inspect(f tcprepair.Flow, on bool) error {
+	ops := []operation{s.operation(forwardCodeOP_INSPECT, f)}
+	if on {
+		ops[0].epoch = routeInspect
+	}
+	return decided("inspect", &ops[0], s.run(ops)).Err
 }
 
 // Route tells what is known of the flow; gate.ErrNoFlow when nothing. Forwarded counts modulo 2^32.

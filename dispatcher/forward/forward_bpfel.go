@@ -21,24 +21,42 @@ type forwardBatch struct {
 type forwardCode uint32
 
 const (
-	forwardCodeOP_QUERY  forwardCode = 1
-	forwardCodeOP_COMMIT forwardCode = 2
-	forwardCodeOP_ADOPT  forwardCode = 3
-	forwardCodeOP_FORGET forwardCode = 4
+	forwardCodeOP_QUERY   forwardCode = 1
+	forwardCodeOP_COMMIT  forwardCode = 2
+	forwardCodeOP_ADOPT   forwardCode = 3
+	forwardCodeOP_FORGET  forwardCode = 4
+	forwardCodeOP_ASSIGN  forwardCode = 5
+	forwardCodeOP_INSPECT forwardCode = 6
+	forwardCodeOP_RELEASE forwardCode = 7
 )
 
+type forwardControl struct {
+	_        structs.HostLayout
+	Reading  uint64
+	Tap      uint32
+	Patterns uint32
+}
+
 type forwardCounters struct {
-	_         structs.HostLayout
-	Forwarded uint64
-	Assigned  uint64
-	NoNode    uint64
-	Loop      uint64
-	Full      uint64
-	Errors    uint64
-	Fragments uint64
-	Probed    uint64
-	Inserted4 uint64
-	Inserted6 uint64
+	_                  structs.HostLayout
+	Forwarded          uint64
+	Assigned           uint64
+	NoNode             uint64
+	Loop               uint64
+	Full               uint64
+	Errors             uint64
+	Fragments          uint64
+	Probed             uint64
+	Inserted4          uint64
+	Inserted6          uint64
+	Diverted           uint64
+	Unread             uint64
+	Crowded            uint64
+	Split              uint64
+	Secondary          uint64
+	Untold             uint64
+	RefusedNew         uint64
+	RefusedEstablished uint64
 }
 
 type forwardFragment struct {
@@ -73,6 +91,16 @@ type forwardLine struct {
 	Guard [16]uint32
 }
 
+type forwardMeter struct {
+	_                  structs.HostLayout
+	Assigned           uint64
+	Secondary          uint64
+	Diverted           uint64
+	Crowded            uint64
+	RefusedNew         uint64
+	RefusedEstablished uint64
+}
+
 type forwardNode struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -93,6 +121,16 @@ type forwardOperation struct {
 	Forwarded uint32
 }
 
+type forwardPolicy struct {
+	_         structs.HostLayout
+	Admission uint64
+	Flags     uint32
+	Most      uint32
+	Diverted  uint32
+	Read      uint32
+	Pad       [10]uint32
+}
+
 type forwardPort struct {
 	_       structs.HostLayout
 	Ifindex uint32
@@ -100,11 +138,24 @@ type forwardPort struct {
 	Pad     [2]uint8
 }
 
+type forwardPromise struct {
+	_       structs.HostLayout
+	Tag     uint64
+	Until   uint32
+	Hits    uint32
+	Node    uint16
+	Service uint16
+	Flags   uint16
+	Pad     uint16
+}
+
 type forwardService struct {
 	_     structs.HostLayout
 	Count uint32
 	Next  uint32
 	Nodes [64]uint16
+	Id    uint16
+	Flags uint16
 }
 
 type forwardServiceKey struct {
@@ -116,9 +167,10 @@ type forwardServiceKey struct {
 }
 
 type forwardSetting struct {
-	_    structs.HostLayout
-	Seed [10]uint32
-	Pad  [2]uint32
+	_       structs.HostLayout
+	Seed    [10]uint32
+	Version uint32
+	Pad     uint32
 }
 
 type forwardSlot4 struct {
@@ -129,8 +181,7 @@ type forwardSlot4 struct {
 		Seen      uint32
 		Forwarded uint32
 		Ports     uint32
-		Proto     uint8
-		Pad       [3]uint8
+		Meta      uint32
 	}
 	Local  uint32
 	Remote uint32
@@ -144,8 +195,7 @@ type forwardSlot6 struct {
 		Seen      uint32
 		Forwarded uint32
 		Ports     uint32
-		Proto     uint8
-		Pad       [3]uint8
+		Meta      uint32
 	}
 	Local  [4]uint32
 	Remote [4]uint32
@@ -209,6 +259,7 @@ type forwardSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type forwardProgramSpecs struct {
+	RehomeBack    *ebpf.ProgramSpec `ebpf:"rehome_back"`
 	RehomeForward *ebpf.ProgramSpec `ebpf:"rehome_forward"`
 	RehomeListen  *ebpf.ProgramSpec `ebpf:"rehome_listen"`
 	RehomeOp      *ebpf.ProgramSpec `ebpf:"rehome_op"`
@@ -221,12 +272,17 @@ type forwardProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type forwardMapSpecs struct {
+	Events     *ebpf.MapSpec `ebpf:"events"`
 	Fragments  *ebpf.MapSpec `ebpf:"fragments"`
 	Lines4     *ebpf.MapSpec `ebpf:"lines4"`
 	Lines6     *ebpf.MapSpec `ebpf:"lines6"`
+	Meters     *ebpf.MapSpec `ebpf:"meters"`
 	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
 	Operations *ebpf.MapSpec `ebpf:"operations"`
+	Overall    *ebpf.MapSpec `ebpf:"overall"`
+	Policies   *ebpf.MapSpec `ebpf:"policies"`
 	Ports      *ebpf.MapSpec `ebpf:"ports"`
+	Promises   *ebpf.MapSpec `ebpf:"promises"`
 	Services   *ebpf.MapSpec `ebpf:"services"`
 	Settings   *ebpf.MapSpec `ebpf:"settings"`
 	Slots4     *ebpf.MapSpec `ebpf:"slots4"`
@@ -263,12 +319,17 @@ func (o *forwardObjects) Close() error {
 //
 // It can be passed to loadForwardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type forwardMaps struct {
+	Events     *ebpf.Map `ebpf:"events"`
 	Fragments  *ebpf.Map `ebpf:"fragments"`
 	Lines4     *ebpf.Map `ebpf:"lines4"`
 	Lines6     *ebpf.Map `ebpf:"lines6"`
+	Meters     *ebpf.Map `ebpf:"meters"`
 	Nodes      *ebpf.Map `ebpf:"nodes"`
 	Operations *ebpf.Map `ebpf:"operations"`
+	Overall    *ebpf.Map `ebpf:"overall"`
+	Policies   *ebpf.Map `ebpf:"policies"`
 	Ports      *ebpf.Map `ebpf:"ports"`
+	Promises   *ebpf.Map `ebpf:"promises"`
 	Services   *ebpf.Map `ebpf:"services"`
 	Settings   *ebpf.Map `ebpf:"settings"`
 	Slots4     *ebpf.Map `ebpf:"slots4"`
@@ -278,12 +339,17 @@ type forwardMaps struct {
 
 func (m *forwardMaps) Close() error {
 	return _ForwardClose(
+		m.Events,
 		m.Fragments,
 		m.Lines4,
 		m.Lines6,
+		m.Meters,
 		m.Nodes,
 		m.Operations,
+		m.Overall,
+		m.Policies,
 		m.Ports,
+		m.Promises,
 		m.Services,
 		m.Settings,
 		m.Slots4,
@@ -305,6 +371,7 @@ type forwardVariables struct {
 //
 // It can be passed to loadForwardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type forwardPrograms struct {
+	RehomeBack    *ebpf.Program `ebpf:"rehome_back"`
 	RehomeForward *ebpf.Program `ebpf:"rehome_forward"`
 	RehomeListen  *ebpf.Program `ebpf:"rehome_listen"`
 	RehomeOp      *ebpf.Program `ebpf:"rehome_op"`
@@ -315,6 +382,7 @@ type forwardPrograms struct {
 
 func (p *forwardPrograms) Close() error {
 	return _ForwardClose(
+		p.RehomeBack,
 		p.RehomeForward,
 		p.RehomeListen,
 		p.RehomeOp,

@@ -28,8 +28,12 @@ type Forwarder struct {
 	mode   Mode
 	nl     *netlink.Handle
 	points []*point
+	tap    *tap // nil without Config.Divert
 
 	nodes sync.Mutex // a node's entry is read and written back
+
+	scan  sync.Mutex
+	views *[2]views // nil before the first Scan
 
 	mu     sync.Mutex
 	swept  map[uint32]census // by family
@@ -44,6 +48,7 @@ type point struct {
 	name     string
 	ifindex  int
 	mac      net.HardwareAddr
+	mtu      int
 	attached attachment
 }
 
@@ -79,11 +84,16 @@ func Open(config Config) (_ *Forwarder, err error) {
 	if err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
-	f.Flows = &Flows{table: t, proto: protoTCP}
-	f.udp = Flows{table: t, proto: protoUDP}
+	f.Flows = &Flows{table: t, proto: protoTCP, diverts: f.config.Divert}
+	f.udp = Flows{table: t, proto: protoUDP, diverts: f.config.Divert}
 	for _, name := range f.config.Interfaces {
 		if err := f.locate(name); err != nil {
 			return nil, fmt.Errorf("interface %s: %w", name, err)
+		}
+	}
+	if f.config.Divert {
+		if err := f.openTap(); err != nil {
+			return nil, err
 		}
 	}
 	return f, f.attach()
@@ -105,7 +115,7 @@ func (f *Forwarder) locate(name string) error {
 	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
 		return fmt.Errorf("%w: link type %q has no Ethernet header", errors.ErrUnsupported, attrs.EncapType)
 	}
-	p := &point{name: name, ifindex: attrs.Index, mac: attrs.HardwareAddr}
+	p := &point{name: name, ifindex: attrs.Index, mac: attrs.HardwareAddr, mtu: attrs.MTU}
 	if err := f.register(p); err != nil {
 		return err
 	}
@@ -190,6 +200,8 @@ func (f *Forwarder) Stats() Stats {
 		s = Stats{
 			Forwarded: c.Forwarded, Assigned: c.Assigned, Errors: c.Errors, Fragments: c.Fragments,
 			NoNode: c.NoNode, Loop: c.Loop, Full: c.Full,
+			Diverted: c.Diverted, Unread: c.Unread, Crowded: c.Crowded, Split: c.Split,
+			Secondary: c.Secondary, Untold: c.Untold, Refused: c.RefusedNew, Degraded: c.RefusedEstablished,
 		}
 	}
 	o := f.table.objects
@@ -220,6 +232,10 @@ func (f *Forwarder) Close() error {
 		if p.attached != nil {
 			errs = append(errs, p.attached.Close())
 		}
+	}
+	if f.tap != nil {
+		// The programs may stay; nobody reads for them.
+		errs = append(errs, f.table.setTap(0), f.tap.close())
 	}
 	if f.Flows != nil {
 		errs = append(errs, f.table.close())

@@ -28,10 +28,18 @@ const (
 	routeNode  = 16
 )
 
+// Flags of a route word, as in bpf/table.h.
+const (
+	routeFresh     = 2
+	routeClosing   = 8
+	routeInspect   = 16
+	routeSecondary = 32
+)
+
 // operation is one question to the kernel and its answer.
 type operation struct {
 	code  forwardCode
-	epoch uint32
+	epoch uint32 // or flags, or a number: see bpf/operation.h
 	node  gate.Node
 	proto uint8
 	flow  tcprepair.Flow

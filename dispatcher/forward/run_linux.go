@@ -21,12 +21,18 @@ const membarrierGlobal = 1
 // Run deletes idle and ended flows and follows changes of the interfaces' MAC addresses, until ctx is done. Packets are
 // forwarded without it, but slots are never freed. It may be run again after it has returned.
 func (f *Forwarder) Run(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
+	tick, expiry := time.NewTicker(sweepInterval), time.NewTicker(expiryInterval)
 	defer tick.Stop()
+	defer expiry.Stop()
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-expiry.C:
+			if err := f.expire(); err != nil {
+				return &OpError{Op: "run", Err: err}
+			}
+			continue
 		case <-tick.C:
 		}
 		if err := f.sweep(); err != nil {

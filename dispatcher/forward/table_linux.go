@@ -7,9 +7,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"os"
-	"path/filepath"
-	"strings"
 	"sync"
 
 	"github.com/cilium/ebpf"
@@ -31,7 +28,7 @@ func linesFor(n uint32) uint32 {
 
 // pinned are the maps that outlive the process, in the order in which they are made.
 func (o *forwardMaps) pinned() []*ebpf.Map {
-	return []*ebpf.Map{o.Settings, o.Lines4, o.Lines6, o.Slots4, o.Slots6, o.Nodes, o.Services, o.Ports, o.Fragments, o.Stats}
+	return []*ebpf.Map{o.Settings, o.Lines4, o.Lines6, o.Slots4, o.Slots6, o.Nodes, o.Services, o.Ports, o.Fragments, o.Stats, o.Policies, o.Meters, o.Promises, o.Overall}
 }
 
 // load brings the tables and programs into the kernel, taking over pinned tables.
@@ -44,22 +41,24 @@ func load(config Config) (*forwardObjects, error) {
 	for name, n := range map[string]uint32{"lines4": lines, "lines6": lines, "slots4": lines * lineSlots, "slots6": lines * lineSlots} {
 		spec.Maps[name].MaxEntries = n
 	}
+	spec.Maps["promises"].MaxEntries = config.MaxAnnounced
 	options := &ebpf.CollectionOptions{}
-	var seeds forwardSetting
+	var found pinned
 	if config.PinPath != "" {
 		options.Maps.PinPath = config.PinPath
-		if seeds, err = takeOver(spec, config.PinPath); err != nil {
+		if found, err = takeOver(spec, config.PinPath); err != nil {
 			return nil, err
 		}
 	}
-	fresh := seeds == forwardSetting{}
-	if fresh {
-		if err := binary.Read(rand.Reader, binary.NativeEndian, &seeds.Seed); err != nil {
+	setting := found.setting
+	if setting.Seed == [10]uint32{} {
+		if err := binary.Read(rand.Reader, binary.NativeEndian, &setting.Seed); err != nil {
 			return nil, err
 		}
 	}
+	setting.Version = layout
 	for name, value := range map[string]any{
-		"seed": seeds.Seed, "count4": spec.Maps["lines4"].MaxEntries, "count6": spec.Maps["lines6"].MaxEntries,
+		"seed": setting.Seed, "count4": spec.Maps["lines4"].MaxEntries, "count6": spec.Maps["lines6"].MaxEntries,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("constant %s: %w", name, err)
@@ -68,57 +67,32 @@ func load(config Config) (*forwardObjects, error) {
 	objects := new(forwardObjects)
 	if err := spec.LoadAndAssign(objects, options); err != nil {
 		if errors.Is(err, ebpf.ErrMapIncompatible) {
-			err = fmt.Errorf("%w: another version pinned it; Remove it, or remove the files in %s", err, config.PinPath)
+			err = fmt.Errorf("%w: files in %s: %w", ErrLayout, config.PinPath, err)
 		}
 		return nil, err
 	}
-	if fresh {
-		if err := objects.Settings.Put(uint32(0), seeds); err != nil {
+	for i, s := range found.services {
+		s.value.Id = uint16(i + 1)
+		if err := objects.Services.Put(s.key, s.value); err != nil {
+			return nil, errors.Join(fmt.Errorf("take over a service: %w", err), objects.Close())
+		}
+	}
+	if setting != found.setting {
+		if err := objects.Settings.Put(uint32(0), setting); err != nil {
 			return nil, errors.Join(fmt.Errorf("keep the seeds: %w", err), objects.Close())
 		}
 	}
 	return objects, nil
 }
 
-// takeOver has the pinned maps used, of the size they have, and returns the seeds they are hashed with: zero ones if there
-// are no tables yet. Nothing is attached before the seeds are written, so tables without them are empty.
-func takeOver(spec *ebpf.CollectionSpec, dir string) (seeds forwardSetting, err error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return seeds, fmt.Errorf("pin path: %w", err)
-	}
-	for name, m := range spec.Maps {
-		if name == "operations" || strings.HasPrefix(name, ".rodata") {
-			continue // private to the process
-		}
-		m.Pinning = ebpf.PinByName
-		old, err := ebpf.LoadPinnedMap(filepath.Join(dir, name), nil)
-		if errors.Is(err, os.ErrNotExist) {
-			continue
-		}
-		if err != nil {
-			return seeds, fmt.Errorf("pinned map %s: %w", name, err)
-		}
-		m.MaxEntries = old.MaxEntries()
-		if name == "settings" {
-			err = old.Lookup(uint32(0), &seeds)
-		}
-		if err := errors.Join(err, old.Close()); err != nil {
-			return seeds, fmt.Errorf("pinned map %s: %w", name, err)
-		}
-	}
-	for _, v := range []string{"4", "6"} {
-		if spec.Maps["slots"+v].MaxEntries != spec.Maps["lines"+v].MaxEntries*lineSlots {
-			return seeds, fmt.Errorf("pinned tables of IPv%s do not fit one another: remove the files in %s", v, dir)
-		}
-	}
-	return seeds, nil
-}
-
 // table runs operations inside the kernel. User space never writes a flow's entry itself: only there can a change be
 // atomic against the packets.
 type table struct {
-	objects *forwardObjects
-	memory  *ebpf.Memory // of the operations
+	objects  *forwardObjects
+	memory   *ebpf.Memory // of the operations
+	policies *ebpf.Memory
+	overall  *ebpf.Memory
+	numbers  numbers // of services
 
 	mu     sync.Mutex
 	buffer []byte
@@ -130,7 +104,14 @@ func newTable(objects *forwardObjects) (*table, error) {
 	if err != nil {
 		return nil, fmt.Errorf("map the operations: %w", err)
 	}
-	return &table{objects: objects, memory: memory, buffer: make([]byte, maxOperations*operationSize)}, nil
+	t := &table{objects: objects, memory: memory, buffer: make([]byte, maxOperations*operationSize)}
+	if t.policies, err = objects.Policies.Memory(); err != nil {
+		return nil, fmt.Errorf("map the policies: %w", err)
+	}
+	if t.overall, err = objects.Overall.Memory(); err != nil {
+		return nil, fmt.Errorf("map the control word: %w", err)
+	}
+	return t, t.numbers.load(objects.Services)
 }
 
 func (t *table) close() error {
@@ -196,6 +177,14 @@ func (t *table) counters() (sum forwardCounters, err error) {
 		sum.Probed += c.Probed
 		sum.Inserted4 += c.Inserted4
 		sum.Inserted6 += c.Inserted6
+		sum.Diverted += c.Diverted
+		sum.Unread += c.Unread
+		sum.Crowded += c.Crowded
+		sum.Split += c.Split
+		sum.Secondary += c.Secondary
+		sum.Untold += c.Untold
+		sum.RefusedNew += c.RefusedNew
+		sum.RefusedEstablished += c.RefusedEstablished
 	}
 	return sum, nil
 }

@@ -51,7 +51,7 @@ type Config struct {
 	// PinPath is a directory on a BPF filesystem, for this forwarder alone. Tables and programs are pinned there and
 	// outlive the process; the next Open with the same path goes on with them. Empty: they go with the process.
 	PinPath string
-	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 126 MiB
+	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 129 MiB
 	// of kernel memory. A pinned table keeps its size.
 	MaxFlows uint32
 	// IdleTimeout is how long the owner of a TCP flow is remembered that no packet is seen of. 0 means 4 hours, twice the
@@ -62,9 +62,26 @@ type Config struct {
 	ClosingTimeout time.Duration
 	// DatagramTimeout is the same for a UDP flow. 0 means 2 minutes.
 	DatagramTimeout time.Duration
+	// MaxAnnounced is how many announcements there may be at a time. 0 means 65,536. A pinned table keeps its size.
+	MaxAnnounced uint32
+	// Divert makes the tap by which user space sees packets first: see Forwarder.Divert and Handling.
+	Divert bool
+	// DivertQueue is how many frames wait in the tap while nobody gets to read them. 0 means 1024; at most 2047.
+	DivertQueue int
+	// DivertTimeout is for how long the kernel waits for a sign of life of Divert, before it lets inspected flows go straight to their
+	// servers and drops what is undecided. 0 means 1 second.
+	DivertTimeout time.Duration
 	// Logger receives what no method can return. nil: nothing is logged.
 	Logger *slog.Logger
 }
+
+// Bounds of what Config may ask for.
+const (
+	maxAnnounced = 1 << 22
+	// maxDivertQueue is less than what a flow's word counts to (META_COUNT in bpf/table.h).
+	maxDivertQueue   = 2047
+	minDivertTimeout = 20 * time.Millisecond
+)
 
 // maxTimeout is far below the 26 days at which the table's 32-bit clock would mistake the past for the future.
 const maxTimeout = 20 * 24 * time.Hour
@@ -81,6 +98,15 @@ func (c Config) withDefaults() Config {
 	}
 	if c.DatagramTimeout == 0 {
 		c.DatagramTimeout = 2 * time.Minute
+	}
+	if c.MaxAnnounced == 0 {
+		c.MaxAnnounced = 1 << 16
+	}
+	if c.DivertQueue == 0 {
+		c.DivertQueue = 1024
+	}
+	if c.DivertTimeout == 0 {
+		c.DivertTimeout = time.Second
 	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
@@ -110,6 +136,15 @@ func (c Config) validate() error {
 	if c.MaxFlows > maxFlows {
 		return fmt.Errorf("MaxFlows %d: at most %d", c.MaxFlows, maxFlows)
 	}
+	if c.MaxAnnounced > maxAnnounced {
+		return fmt.Errorf("MaxAnnounced %d: at most %d", c.MaxAnnounced, maxAnnounced)
+	}
+	if c.DivertQueue < 0 || c.DivertQueue > maxDivertQueue {
+		return fmt.Errorf("DivertQueue %d: want at most %d", c.DivertQueue, maxDivertQueue)
+	}
+	if c.DivertTimeout < 0 || c.DivertTimeout > 0 && c.DivertTimeout < minDivertTimeout {
+		return fmt.Errorf("DivertTimeout %v: want at least %v", c.DivertTimeout, minDivertTimeout)
+	}
 	for name, d := range map[string]time.Duration{
 		"IdleTimeout": c.IdleTimeout, "ClosingTimeout": c.ClosingTimeout, "DatagramTimeout": c.DatagramTimeout,
 	} {
@@ -129,6 +164,15 @@ type Stats struct {
 	NoNode    uint64 // dropped: the owner is not in the node table
 	Loop      uint64 // dropped: would have gone back where it came from
 	Full      uint64 // first packets of flows dropped: no room in the flow table
+
+	Diverted  uint64 // packets sent to user space
+	Unread    uint64 // dropped: undecided, and nobody reads the tap
+	Crowded   uint64 // dropped: too many of their service's frames are on their way through user space
+	Split     uint64 // first fragments that user space should have seen: of undecided flows dropped, of others sent on
+	Secondary uint64 // announced flows that have begun
+	Untold    uint64 // of these: without an Event, because nobody read them in time; Scan finds the flow
+	Refused   uint64 // dropped by admission: first packets
+	Degraded  uint64 // dropped by admission: packets of established flows
 
 	Flows    uint64  // alive at the last sweep
 	Fresh    uint64  // of those: in their handshake

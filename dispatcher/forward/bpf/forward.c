@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // The packet path of the forwarder, once as a tcx program and once as an XDP program. See doc.go for what the states mean.
-#include "packet.h"
+#include "divert.h"
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
@@ -38,52 +38,6 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 	return bpf_redirect(n->ifindex, 0);
 }
 
-struct choice {
-	struct service *service;
-	__u32 start;
-	__s32 node;
-};
-
-static long try_node(__u32 i, struct choice *c)
-{
-	__u32 n = c->service->count, at, id;
-	struct node *node;
-
-	if (!n || n > SERVICE_NODES || i >= n)
-		return 1;
-	at = (c->start + i) % n;
-	asm volatile("" : "+r"(at)); // clang knows at < n, the verifier does not
-	if (at >= SERVICE_NODES)
-		return 1;
-	id = c->service->nodes[at];
-	node = bpf_map_lookup_elem(&nodes, &id);
-	if (!node || node->flags & NODE_DRAINED || (id && !node->ifindex))
-		return 0;
-	c->node = id;
-	return 1;
-}
-
-// choose returns the node that the next flow to the packet's service goes to, or -1 when nobody takes it.
-static __noinline int choose(const struct key *k)
-{
-	struct service_key s = {};
-	struct choice c = {.node = -1};
-
-	s.addr[0] = k->local[0];
-	s.addr[1] = k->local[1];
-	s.addr[2] = k->local[2];
-	s.addr[3] = k->local[3];
-	s.port = k->ports >> 16;
-	s.proto = k->proto;
-	s.family = k->family;
-	c.service = bpf_map_lookup_elem(&services, &s);
-	if (!c.service)
-		return -1;
-	c.start = __sync_fetch_and_add(&c.service->next, 1);
-	bpf_loop(SERVICE_NODES, try_node, &c, 0);
-	return c.node;
-}
-
 static __always_inline int dead(__u64 route) { return route_verdict(route) >= VERDICT_DEAD; }
 
 // settled: a first packet of this kind does not decide anew.
@@ -94,29 +48,51 @@ static __always_inline int settled(__u64 route, __u8 proto)
 
 // assign records where a new flow goes and returns its entry, or 0 when it could not be recorded. *route is what holds
 // now. Another packet may race for it; whoever came first is followed.
-static __always_inline struct flow *assign(const struct key *k, struct flow *f, __u16 node, __u32 now, __u64 *route)
+static __always_inline struct flow *assign(const struct key *k, struct flow *f, __u64 begin, __u32 now, __u64 *route)
 {
-	__u64 old, seen, new = route_word(1, node, ROUTE_ENTRY | (k->proto == PROTO_TCP ? ROUTE_FRESH : 0));
+	__u32 is, meta = begin_service(begin) << META_SERVICE_SHIFT;
+	__u64 old, seen, new;
+	__u8 flags = ROUTE_ENTRY;
 
+	if (k->proto == PROTO_TCP)
+		flags |= ROUTE_FRESH;
+	if (begin & BEGIN_INSPECT)
+		flags |= ROUTE_INSPECT;
+	if (begin & BEGIN_PROMISED)
+		flags |= ROUTE_SECONDARY;
+	if (begin & BEGIN_DIVERT)
+		meta |= META_DIVERT;
+	new = route_word(1, begin_node(begin), flags);
 	if (f && route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
 		f = 0;
 	if (!f) {
-		f = insert(k, new, now);
+		f = insert(k, new, meta, now);
 		if (!f)
 			return 0;
 	}
+	is = READ_ONCE(f->meta);
 	old = READ_ONCE(f->route);
 	if (route_verdict(old) == VERDICT_GONE)
 		return 0;
 	if (!settled(old, k->proto)) {
 		WRITE_ONCE(f->seen, now);
+		WRITE_ONCE(f->forwarded, 0);
+		cas32(&f->meta, is, meta | k->proto);
 		seen = cas(&f->route, old, new);
 		old = seen == old ? new : seen;
 	}
 	if (dead(old))
 		return 0;
-	if (old == new)
+	if (old == new) {
 		count(assigned);
+		if (begin & BEGIN_PROMISED) {
+			count(secondary);
+			meter(begin_service(begin), secondary);
+			tell(k, begin >> BEGIN_PATTERN_SHIFT);
+		} else {
+			meter(begin_service(begin), assigned);
+		}
+	}
 	*route = old;
 	return f;
 }
@@ -145,12 +121,42 @@ static __always_inline void remember(struct packet *p, __u16 node, __u64 now)
 	bpf_map_update_elem(&fragments, &p->fragment, &v, BPF_ANY);
 }
 
+// divert returns what becomes of a packet that user space should see, or -1 if it takes its flow's way after all.
+static __always_inline int divert(int xdp, struct frame *f, struct packet *p, struct flow *flow, __u64 route, __u64 now)
+{
+	int undecided = !route_node(route) && READ_ONCE(flow->meta) & META_DIVERT, act;
+	struct control *c = reading(now);
+	enum reason reason;
+	__u32 meta;
+
+	if (!c) {
+		if (!undecided)
+			return -1;
+		count(unread);
+		return drop(xdp);
+	}
+	if (p->first) {
+		// The rest of it has no ports to tell whose it is.
+		count(split);
+		return undecided ? drop(xdp) : -1;
+	}
+	meta = number(flow);
+	if (meta & META_DIVERT)
+		reason = route_node(route) ? REASON_WAITING : REASON_UNDECIDED;
+	else if (route & ROUTE_INSPECT)
+		reason = REASON_INSPECT;
+	else
+		return -1;
+	act = to_tap(xdp, f, c, meta, reason, route_node(route));
+	return act < 0 ? drop(xdp) : act;
+}
+
 static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 {
-	__u64 now, route, word;
+	__u64 now, route, word, begin = 0;
+	int opening, node, act;
 	struct flow *flow;
-	__u32 tick;
-	int syn, node;
+	__u32 tick, meta;
 
 	if (p->kind == KIND_LATER)
 		return later(xdp, f, p);
@@ -162,38 +168,63 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 		count(errors);
 		return send(xdp, f, route_node(route));
 	}
-	syn = (p->flags & (TCP_SYN | TCP_ACK | TCP_RST | TCP_FIN)) == TCP_SYN;
-	if (!flow && !syn && p->key.proto == PROTO_TCP)
+	// A SYN, or the answer to one that a server has sent (FTP's active mode).
+	opening = (p->flags & (TCP_SYN | TCP_RST | TCP_FIN)) == TCP_SYN;
+	if (!flow && !opening && p->key.proto == PROTO_TCP)
 		goto unknown;
 	now = bpf_ktime_get_coarse_ns();
 	tick = now >> TICK_SHIFT;
-	if ((syn || p->key.proto == PROTO_UDP) && !(flow && settled(route, p->key.proto))) {
-		node = choose(&p->key);
-		if (node < 0) {
-			// The tuple's next connection must not follow what was left for the last one.
-			if (flow && !dead(route))
-				cas(&flow->route, route, VERDICT_DEAD << 8);
-			goto unknown;
+	if ((opening || p->key.proto == PROTO_UDP) && !(flow && settled(route, p->key.proto))) {
+		begin = promised(&p->key, tick);
+		if (!begin && !(p->flags & TCP_ACK)) {
+			begin = choose(&p->key);
+			if (begin & BEGIN_REFUSED)
+				return drop(xdp);
+			if (!begin) {
+				// The tuple's next connection must not follow what was left for the last one.
+				if (flow && !dead(route))
+					cas(&flow->route, route, VERDICT_DEAD << 8);
+				goto unknown;
+			}
 		}
-		flow = assign(&p->key, flow, node, tick, &route);
-		if (!flow) {
-			// Unrecorded, the connection's next packet would find nobody; the client repeats its SYN.
-			count(full);
+		if (begin & BEGIN_DIVERT && (p->first || !reading(now))) {
+			if (p->first)
+				count(split);
+			else
+				count(unread);
 			return drop(xdp);
+		}
+		if (begin) {
+			flow = assign(&p->key, flow, begin, tick, &route);
+			if (!flow) {
+				// Unrecorded, the connection's next packet would find nobody; the client repeats its SYN.
+				count(full);
+				return drop(xdp);
+			}
 		}
 	}
 	if (!flow || dead(route))
 		goto unknown;
+	meta = READ_ONCE(flow->meta);
+	if (!(begin && !(begin & BEGIN_PROMISED)) && degraded(meta))
+		return drop(xdp);
 	if (READ_ONCE(flow->seen) != tick)
 		WRITE_ONCE(flow->seen, tick);
 	word = route;
-	if (!syn)
+	if (!opening)
 		word &= ~(__u64)ROUTE_FRESH;
 	if (p->flags & (TCP_FIN | TCP_RST))
 		word |= ROUTE_CLOSING;
 	if (word != route)
 		cas(&flow->route, route, word);
 	node = route_node(route);
+	if (meta & META_DIVERT || (route & ROUTE_INSPECT && node && !p->bare)) {
+		act = divert(xdp, f, p, flow, route, now);
+		if (act >= 0)
+			return act;
+		// It may just have been decided.
+		node = route_node(READ_ONCE(flow->route));
+	}
 	if (p->first)
 		remember(p, node, now);
 	if (!node)
@@ -215,6 +246,10 @@ int rehome_forward(struct __sk_buff *skb)
 	struct frame f = {.context = skb};
 	__u32 want;
 
+	if (skb->mark == MARK_DECIDED) {
+		skb->mark = 0;
+		return TCX_NEXT;
+	}
 	if (skb->pkt_type != PACKET_HOST || skb->vlan_present)
 		return TCX_NEXT;
 	if (skb->protocol == bpf_htons(ETH_IPV4))
@@ -231,7 +266,8 @@ int rehome_forward(struct __sk_buff *skb)
 	f.data = (void *)(long)skb->data;
 	f.end = (void *)(long)skb->data_end;
 	f.length = skb->len;
-	f.gso = skb->gso_segs != 0;
+	f.segments = skb->gso_segs;
+	f.ifindex = skb->ifindex;
 	p.kind = skb->protocol == bpf_htons(ETH_IPV4) ? parse4(0, &f, &p) : parse6(0, &f, &p);
 	if (!p.kind)
 		return TCX_NEXT;
@@ -276,6 +312,7 @@ int rehome_xdp(struct xdp_md *xdp)
 		return XDP_PASS;
 	if (e->type == bpf_htons(ETH_ARP))
 		return answered(&f);
+	f.ifindex = ifindex;
 	p.kind = e->type == bpf_htons(ETH_IPV4) ? parse4(1, &f, &p) : parse6(1, &f, &p);
 	if (!p.kind)
 		return XDP_PASS;
@@ -293,6 +330,31 @@ int rehome_listen(struct xdp_md *xdp)
 	struct frame f = {.data = (void *)(long)xdp->data, .end = (void *)(long)xdp->data_end};
 
 	return answered(&f);
+}
+
+// rehome_back sees what user space writes to the tap: frames that go to a node, or (node 0) to this host's own stack, as if
+// the interface they came by had just received them.
+SEC("tcx/ingress")
+int rehome_back(struct __sk_buff *skb)
+{
+	struct frame f = {.context = skb, .data = (void *)(long)skb->data, .end = (void *)(long)skb->data_end, .length = skb->len};
+	struct order *o = f.data;
+	struct ethernet *e = f.data;
+	struct port *port;
+	__u32 node, at;
+
+	if ((void *)(e + 1) > f.end || !is_order(o))
+		return TCX_DROP;
+	node = o->node;
+	if (node)
+		return send(0, &f, node);
+	at = o->port;
+	port = bpf_map_lookup_elem(&ports, &at);
+	if (!port || !port->ifindex)
+		return TCX_DROP;
+	__builtin_memcpy(e->dst, port->mac, 6);
+	skb->mark = MARK_DECIDED;
+	return bpf_redirect(port->ifindex, BPF_F_INGRESS);
 }
 
 #include "operation.h"

@@ -5,13 +5,16 @@
 #ifndef REHOME_FORWARD_OPERATION_H
 #define REHOME_FORWARD_OPERATION_H
 
-#include "table.h"
+#include "promise.h"
 
 enum code {
 	OP_QUERY = 1,
 	OP_COMMIT,
 	OP_ADOPT,
 	OP_FORGET,
+	OP_ASSIGN,
+	OP_INSPECT,
+	OP_RELEASE,
 };
 
 enum { MAX_OPS = 64, TRIES = 8 };
@@ -19,7 +22,7 @@ enum { MAX_OPS = 64, TRIES = 8 };
 struct operation {
 	enum code code;
 	__s32 result; // 0 or -errno
-	__u32 epoch;  // COMMIT: expected; ADOPT: to set
+	__u32 epoch;  // COMMIT: expected; ADOPT: to set; ASSIGN, INSPECT: flags to set; RELEASE: number of the last packet
 	__u32 node;
 	struct key key;
 	// Answers, after the operation.
@@ -47,15 +50,72 @@ static __always_inline __s32 commit(struct operation *o, struct flow *f)
 		// A flow in its handshake cannot be the one that is being moved: its client has used the same port again.
 		if (route_epoch(r) != o->epoch || r & ROUTE_FRESH)
 			return -ESTALE;
-		new = route_word(o->epoch + 1, o->node, ROUTE_ENTRY | (r & ROUTE_CLOSING));
+		new = route_word(o->epoch + 1, o->node, ROUTE_ENTRY | (r & (ROUTE_CLOSING | ROUTE_KEPT)));
 		if (cas(&f->route, r, new) == r)
 			return 0;
 	}
 	return -EAGAIN;
 }
 
-static __always_inline __s32 adopt(struct operation *o, struct flow *f, __u64 new, __u32 now)
+// undecided: nobody has said yet where the flow's packets go.
+static __always_inline int undecided(__u64 route, __u32 meta)
 {
+	return meta & META_DIVERT && route_epoch(route) == 1 && !route_node(route);
+}
+
+// assign_to decides.
+static __always_inline __s32 assign_to(struct operation *o, struct flow *f)
+{
+	__u64 r, new;
+
+	for (int i = 0; i < TRIES; i++) {
+		r = READ_ONCE(f->route);
+		if (route_verdict(r) >= VERDICT_DEAD)
+			return -ENOENT;
+		if (!undecided(r, READ_ONCE(f->meta)))
+			return -EEXIST;
+		new = route_word(2, o->node, ROUTE_ENTRY | (r & ROUTE_KEPT) | (o->epoch & ROUTE_INSPECT));
+		if (cas(&f->route, r, new) == r)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+static __always_inline __s32 inspect(struct operation *o, struct flow *f)
+{
+	__u64 r, new;
+
+	for (int i = 0; i < TRIES; i++) {
+		r = READ_ONCE(f->route);
+		if (route_verdict(r) >= VERDICT_DEAD)
+			return -ENOENT;
+		new = (r & ~(__u64)ROUTE_INSPECT) | (o->epoch & ROUTE_INSPECT);
+		if (cas(&f->route, r, new) == r)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+// release ends the diversion if no packet was diverted after the one that was just sent on.
+static __always_inline __s32 release(struct operation *o, struct flow *f)
+{
+	__u32 m;
+
+	for (int i = 0; i < TRIES; i++) {
+		m = READ_ONCE(f->meta);
+		if (!(m & META_DIVERT))
+			return 0;
+		if (meta_count(m) != o->epoch || undecided(READ_ONCE(f->route), m))
+			return -EAGAIN;
+		if (cas32(&f->meta, m, m & ~META_DIVERT) == m)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+static __always_inline __s32 adopt(struct operation *o, struct flow *f, __u64 new, __u32 meta, __u32 now)
+{
+	__u32 was = READ_ONCE(f->meta);
 	__u64 r;
 
 	for (int i = 0; i < TRIES; i++) {
@@ -65,6 +125,7 @@ static __always_inline __s32 adopt(struct operation *o, struct flow *f, __u64 ne
 		if (route_verdict(r) < VERDICT_DEAD)
 			return -EEXIST;
 		WRITE_ONCE(f->seen, now);
+		cas32(&f->meta, was, meta);
 		if (cas(&f->route, r, new) == r)
 			return 0;
 	}
@@ -85,10 +146,11 @@ static __always_inline __s32 forget(struct flow *f)
 
 static long step(__u32 i, __u32 *n)
 {
+	struct service *service;
 	struct operation *o;
 	struct flow *f;
 	struct key k;
-	__u32 now;
+	__u32 now, meta;
 	__u64 r;
 
 	if (i >= *n)
@@ -102,10 +164,12 @@ static long step(__u32 i, __u32 *n)
 	f = find(&k);
 	if (o->code == OP_ADOPT) {
 		r = route_word(o->epoch, o->node, ROUTE_ENTRY);
+		service = service_of(&k);
+		meta = service ? (service->id & META_SERVICE) << META_SERVICE_SHIFT : 0;
 		if (f) {
-			o->result = adopt(o, f, r, now);
+			o->result = adopt(o, f, r, meta | k.proto, now);
 		} else {
-			f = insert(&k, r, now);
+			f = insert(&k, r, meta, now);
 			if (!f)
 				o->result = -E2BIG;
 			else if (READ_ONCE(f->route) != r)
@@ -115,6 +179,12 @@ static long step(__u32 i, __u32 *n)
 		o->result = -ENOENT;
 	} else if (o->code == OP_COMMIT) {
 		o->result = commit(o, f);
+	} else if (o->code == OP_ASSIGN) {
+		o->result = assign_to(o, f);
+	} else if (o->code == OP_INSPECT) {
+		o->result = inspect(o, f);
+	} else if (o->code == OP_RELEASE) {
+		o->result = release(o, f);
 	} else if (o->code == OP_FORGET) {
 		o->result = forget(f);
 	} else if (o->code != OP_QUERY) {
@@ -180,8 +250,8 @@ static __always_inline void visit(struct walker *w, __u32 *guard, struct flow *f
 		w->s.dying++;
 		return;
 	}
-	limit = f->proto == PROTO_UDP ? w->s.datagram : w->s.idle;
-	if (r & ROUTE_FRESH)
+	limit = (__u8)f->meta == PROTO_UDP ? w->s.datagram : w->s.idle;
+	if (r & ROUTE_FRESH || undecided(r, f->meta))
 		limit = w->s.handshake;
 	else if (r & ROUTE_CLOSING)
 		limit = w->s.closing;

@@ -20,13 +20,15 @@ struct packet {
 	__u8 kind;
 	__u8 flags; // TCP
 	__u8 first; // fragment
+	__u8 bare;  // TCP: an acknowledgement and nothing else
 };
 
 struct frame {
 	void *context;
 	void *data, *end;
 	__u32 length;
-	__u8 gso; // the packet's own length field may say 0
+	__u32 segments; // of a GSO packet, whose own length field may say 0
+	__u32 ifindex;
 };
 
 enum { EXTENSIONS = 4 };
@@ -68,13 +70,14 @@ static __always_inline int transport(int xdp, struct frame *f, struct packet *p,
 	}
 	if (p->key.proto == PROTO_UDP) {
 		header = bpf_ntohs(t->length);
-		if (!p->first && !(f->gso && !header) && (header < 8 || header > rest))
+		if (!p->first && !(f->segments && !header) && (header < 8 || header > rest))
 			return KIND_OTHER;
 	} else {
 		header = (t->offset >> 4) * 4;
 		if (header < 20 || header > rest)
 			return KIND_OTHER;
 		p->flags = t->flags;
+		p->bare = header == rest && !(t->flags & (TCP_SYN | TCP_FIN | TCP_RST));
 	}
 	p->key.ports = t->ports;
 	return KIND_FLOW;
@@ -157,7 +160,7 @@ static __always_inline int parse4(int xdp, struct frame *f, struct packet *p)
 	header = (ip->version_ihl & 15) * 4;
 	length = bpf_ntohs(ip->length);
 	// A GSO packet above 64 KiB says 0.
-	if (!length && f->gso)
+	if (!length && f->segments)
 		length = f->length - sizeof(struct ethernet);
 	if (header < 20 || length < header + 8)
 		return KIND_OTHER;
@@ -276,7 +279,7 @@ static __always_inline int parse6(int xdp, struct frame *f, struct packet *p)
 		return KIND_OTHER;
 	length = bpf_ntohs(ip->length);
 	c.off = sizeof(struct ethernet) + sizeof(*ip);
-	if (!length && f->gso)
+	if (!length && f->segments)
 		length = f->length - c.off;
 	stop = c.off + length;
 	if (length < 8 || (stop > f->length && stop > length_of(xdp, f)))

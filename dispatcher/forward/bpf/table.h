@@ -28,6 +28,10 @@ enum {
 	ROUTE_ENTRY = 1,   // always set, as in the gate's words
 	ROUTE_FRESH = 2,   // the handshake is not over: a SYN is a retransmission
 	ROUTE_CLOSING = 8, // the client has sent FIN or RST
+	// These last as long as the flow does.
+	ROUTE_INSPECT = 16,   // signalling: what its client says goes through user space
+	ROUTE_SECONDARY = 32, // was announced
+	ROUTE_KEPT = ROUTE_INSPECT | ROUTE_SECONDARY,
 };
 
 struct flow {
@@ -35,9 +39,17 @@ struct flow {
 	__u32 seen;      // last packet, in ticks
 	__u32 forwarded; // packets, modulo 2^32
 	__u32 ports;
-	__u8 proto;
-	__u8 pad[3];
+	__u32 meta;
 };
+
+// meta = DIVERT(1) | diverted(11) | service(12) | proto(8), changed only by compare-and-exchange once the flow can be
+// found. While DIVERT is set, all of the flow's packets go to user space. `diverted` counts them, modulo its size: who has
+// sent the last one on may clear DIVERT, and no packet overtakes another. It only needs to be larger than the tap's queue.
+#define META_DIVERT (1u << 31)
+enum { META_SERVICE_SHIFT = 8, META_SERVICE = 0xfff, META_COUNT_SHIFT = 20, META_COUNT = 0x7ff };
+
+#define meta_service(m) ((m) >> META_SERVICE_SHIFT & META_SERVICE)
+#define meta_count(m) ((m) >> META_COUNT_SHIFT & META_COUNT)
 
 // A tick is 2^20 ns, about a millisecond: 32 bits last for 52 days.
 enum { TICK_SHIFT = 20 };
@@ -64,24 +76,12 @@ struct line {
 };
 
 enum { NODE_DRAINED = 1 };
-enum { MAX_NODES = 4096, SERVICE_NODES = 64 };
+enum { MAX_NODES = 4096 };
 
 struct node {
 	__u32 ifindex; // 0: unknown node
 	__u8 dst[6], src[6];
 	__u32 flags;
-};
-
-struct service_key {
-	__u32 addr[4]; // an IPv4 address in the first word
-	__u16 port;
-	__u8 proto, family;
-};
-
-struct service {
-	__u32 count;
-	__u32 next; // round robin
-	__u16 nodes[SERVICE_NODES];
 };
 
 // A port is an interface the forwarder stands at. Its place is its index modulo PORTS.
@@ -111,9 +111,14 @@ struct fragment {
 #define FRAGMENT_TIME 30000000000ULL
 enum { FRAGMENTS = 8192 };
 
+// A version is of what is pinned. 0: the first, whose entries had no meta but the protocol, and whose services and counters
+// were others.
+enum { LAYOUT = 2 };
+
 struct setting {
 	__u32 seed[10];
-	__u32 pad[2];
+	__u32 version;
+	__u32 pad;
 };
 
 struct counters {
@@ -127,6 +132,14 @@ struct counters {
 	__u64 probed;
 	__u64 inserted4;
 	__u64 inserted6;
+	__u64 diverted;
+	__u64 unread;
+	__u64 crowded;
+	__u64 split;
+	__u64 secondary;
+	__u64 untold;
+	__u64 refused_new;
+	__u64 refused_established;
 };
 
 // Set by user space before the object is loaded: the verifier folds them into the code.
@@ -167,14 +180,6 @@ struct {
 } nodes SEC(".maps");
 
 struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 4096);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
-	__type(key, struct service_key);
-	__type(value, struct service);
-} services SEC(".maps");
-
-struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, PORTS);
 	__type(key, __u32);
@@ -209,6 +214,11 @@ struct {
 		if (c_)                                                                                                \
 			c_->field += 1;                                                                                \
 	} while (0)
+
+static __always_inline __u32 cas32(__u32 *word, __u32 old, __u32 new)
+{
+	return __sync_val_compare_and_swap(word, old, new);
+}
 
 static __always_inline __u64 cas(__u64 *word, __u64 old, __u64 new)
 {
@@ -259,7 +269,7 @@ static __always_inline void locate(int version, const struct key *k, struct plac
 // believe that a flow of a packet of one version is in that version's table.
 static __always_inline int same(int version, const struct flow *f, const struct key *k)
 {
-	if (f->ports != k->ports || f->proto != k->proto)
+	if (f->ports != k->ports || (__u8)f->meta != k->proto)
 		return 0;
 	if (version == 4) {
 		const struct slot4 *s = (const void *)f;
@@ -427,7 +437,7 @@ __noinline __u32 rival6(const struct key *k, __u32 own) { return rival(6, k, own
 
 // add makes an entry for a flow that was not found, and returns 1 + its number. Somebody else may do so at the same time:
 // then both get the same entry, and its route is that of whoever was first. 0: both lines are full.
-static __always_inline __u32 add(int version, const struct key *k, __u64 route, __u32 now)
+static __always_inline __u32 add(int version, const struct key *k, __u64 route, __u32 meta, __u32 now)
 {
 	struct place p;
 	struct line *l, *m;
@@ -462,7 +472,7 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 	f->seen = now;
 	f->forwarded = 0;
 	f->ports = k->ports;
-	f->proto = k->proto;
+	f->meta = meta | k->proto;
 	if (version == 4) {
 		struct slot4 *s = (void *)f;
 
@@ -492,12 +502,12 @@ static __always_inline __u32 add(int version, const struct key *k, __u64 route, 
 	return at + 1;
 }
 
-__noinline __u32 add4(const struct key *k, __u64 route, __u32 now) { return add(4, k, route, now); }
-__noinline __u32 add6(const struct key *k, __u64 route, __u32 now) { return add(6, k, route, now); }
+__noinline __u32 add4(const struct key *k, __u64 route, __u32 meta, __u32 now) { return add(4, k, route, meta, now); }
+__noinline __u32 add6(const struct key *k, __u64 route, __u32 meta, __u32 now) { return add(6, k, route, meta, now); }
 
-static __always_inline struct flow *insert(const struct key *k, __u64 route, __u32 now)
+static __always_inline struct flow *insert(const struct key *k, __u64 route, __u32 meta, __u32 now)
 {
-	__u32 at = k->family == 4 ? add4(k, route, now) : add6(k, route, now);
+	__u32 at = k->family == 4 ? add4(k, route, meta, now) : add6(k, route, meta, now);
 
 	if (!at)
 		return 0;
