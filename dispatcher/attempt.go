@@ -58,8 +58,8 @@ type attempt struct {
 	begun  time.Time
 	// untracked is why the table does not lead to the backend although it has the connection.
 	untracked error
-	events []migration.Event
-	busy   bool
+	events    []migration.Event
+	busy      bool
 }
 
 // start hands the connection off, or refuses it.
@@ -193,13 +193,11 @@ func (a *attempt) perform(action migration.Action) {
 	case migration.SendCancel:
 		a.to.host.send(a.id, &wire.Cancel{Reason: "it took too long"})
 	case migration.Grant:
-		// The attempt's state is the grant. The table follows when the server has the connection (discard): its word switches the path,
-		// and until then the client's packets must stay here.
-		a.stepLocked(migration.Event{Kind: migration.CommitMade})
+		a.grant()
 	case migration.Deny:
 		// The answer to Commit says who the owner is.
 	case migration.TakeBack:
-		// The table has not followed yet.
+		a.takeBack()
 	case migration.AskServer:
 		a.to.host.send(a.id, &wire.Locate{Flow: c.flow, Age: time.Since(a.begun)})
 	case migration.Discard:
@@ -217,6 +215,29 @@ func (a *attempt) perform(action migration.Action) {
 	default:
 		c.d.log.Error("a giver cannot do this", "verb", action.Verb)
 	}
+}
+
+// grant makes the backend the flow's owner. The client's packets stay here until it has the connection (discard); if this process dies before
+// that, they go there all the same.
+func (a *attempt) grant() {
+	c := a.c
+	r, err := c.d.path.Grant(c.flow, a.epoch, a.to.host.node)
+	if err == nil || errors.Is(err, gate.ErrEpoch) && r.Epoch == a.epoch+1 && r.Node == a.to.host.node {
+		a.stepLocked(migration.Event{Kind: migration.CommitMade})
+		return
+	}
+	a.stepLocked(migration.Event{Kind: migration.CommitFailed, Err: err})
+}
+
+// takeBack makes the flow this host's again.
+func (a *attempt) takeBack() {
+	c := a.c
+	r, err := c.d.path.Commit(c.flow, a.epoch+1, 0)
+	if err != nil {
+		a.untracked = fmt.Errorf("the flow cannot be taken back: %w", err)
+		return
+	}
+	c.epoch = r.Epoch
 }
 
 // granted reports whether the flow is the backend's, as far as this attempt decides it.
@@ -243,7 +264,7 @@ func (a *attempt) discard() {
 	if err != nil && !errors.Is(err, gate.ErrNoFlow) {
 		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
 	}
-	if _, err := c.d.path.Commit(c.flow, a.epoch, a.to.host.node); err != nil {
+	if _, err := c.d.path.Settle(c.flow, a.epoch+1, a.to.host.node); err != nil {
 		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
 		a.untracked = fmt.Errorf("the flow has changed its owner meanwhile: %w", err)
 	}
@@ -267,6 +288,8 @@ func (a *attempt) finish(err error) {
 		d.count.handedOff(c.pool.delivery, time.Since(c.accepted))
 	case state == migration.GiverLost:
 		a.drop(err)
+	case a.untracked != nil: // another connection of the client's has its place: no other server may have this one
+		a.drop(a.untracked)
 	default:
 		lower(&a.to.host.active)
 		d.count.failed("refused")
@@ -284,7 +307,7 @@ func (a *attempt) drop(err error) {
 	d.log.Warn("a connection was lost in its handoff", "flow", c.flow, "backend", a.to.name, "error", err)
 	_ = d.gate.Unhold(c.flow)
 	r, routeErr := d.path.Route(c.flow)
-	if routeErr == nil && r.Node == 0 && r.Epoch == a.epoch {
+	if routeErr == nil && (r.Node == 0 && r.Epoch == a.epoch || r.Node == a.to.host.node && r.Epoch == a.epoch+1) {
 		c.service.ended(c.flow)
 	}
 	_ = tcprepair.Discard(c.fd)

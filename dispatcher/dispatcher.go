@@ -32,6 +32,10 @@ type Path interface {
 	neighbour.Nodes
 	SetService(vip netip.AddrPort, nodes []gate.Node) error
 	RemoveService(vip netip.AddrPort) error
+	// Grant is Commit for an owner that may not have the connection yet: the flow's packets stay here until Settle, which says that it has, with
+	// the epoch that Grant has given.
+	Grant(f tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error)
+	Settle(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error)
 	Forget(flows ...tcprepair.Flow) error
 	Run(ctx context.Context) error
 	Close() error

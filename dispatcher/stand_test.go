@@ -53,6 +53,14 @@ func (t *table) Adopt(_ tcprepair.Flow, epoch uint32, owner gate.Node) (gate.Rou
 func (t *table) Commit(tcprepair.Flow, uint32, gate.Node) (gate.RouteInfo, error) {
 	return gate.RouteInfo{}, gate.ErrNoFlow
 }
+
+func (t *table) Grant(f tcprepair.Flow, from uint32, n gate.Node) (gate.RouteInfo, error) {
+	return t.Commit(f, from, n)
+}
+
+func (t *table) Settle(f tcprepair.Flow, epoch uint32, n gate.Node) (gate.RouteInfo, error) {
+	return t.Commit(f, epoch, n)
+}
 func (t *table) Forget(...tcprepair.Flow) error                                   { return nil }
 func (t *table) SetNode(gate.Node, int, net.HardwareAddr, net.HardwareAddr) error { return nil }
 func (t *table) Close() error                                                     { return nil }

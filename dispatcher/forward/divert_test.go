@@ -368,3 +368,41 @@ func FuzzDiverted(f *testing.F) {
 		}
 	})
 }
+
+// A SYN that user space decides about. Repetitions of it are the same flow's, before the decision and after.
+func TestUndecidedSYN(t *testing.T) {
+	for _, f := range []tcprepair.Flow{flow4(), flow6()} {
+		for _, mode := range []Mode{TCX, XDP} {
+			s := newStand(t, Config{Divert: true})
+			if err := s.SetHandling(f.Local, Handling{Divert: true}); err != nil {
+				t.Fatal(err)
+			}
+			first, later := packetOf(s.mac, f, protoTCP, syn, 0), packetOf(s.mac, f, protoTCP, ack, 10)
+			expect := func(when string, frame []byte, want verdict, reason Reason) {
+				t.Helper()
+				got, out := s.execute(t, mode, frame)
+				d := label(t, out)
+				if got != want || (d == nil) != (reason == 0) || d != nil && d.Reason != reason {
+					t.Fatalf("%v, %v, %s: %s, %+v; want %s, %v", f.Local, mode, when, got, d, want, reason)
+				}
+			}
+			expect("nobody reads", first, dropped, 0)
+			s.reading(t, time.Minute)
+			expect("another's segment", later, passed, 0)
+			expect("SYN", first, redirected, Undecided)
+			expect("the same again", first, redirected, Undecided)
+			if r, err := s.Assign(f, node, false); err != nil || r.Epoch != 2 {
+				t.Fatalf("%+v, %v", r, err)
+			}
+			expect("again, decided", first, redirected, Waiting)
+			ops := []operation{s.operation(forwardCodeOP_RELEASE, f)}
+			ops[0].epoch = 3
+			if err := errors.Join(s.run(ops), ops[0].err()); err != nil {
+				t.Fatal(err)
+			}
+			expect("again, sent on", first, redirected, 0)
+			expect("established", later, redirected, 0)
+			expect("the port used again", first, redirected, Undecided)
+		}
+	}
+}

@@ -26,12 +26,17 @@ func (s *Flows) Commit(f tcprepair.Flow, from uint32, owner gate.Node) (gate.Rou
 }
 
 // CommitAll is Commit for many flows. Each stands for itself: some may fail.
-func (s *Flows) CommitAll(changes ...gate.Change) []gate.Changed {
+func (s *Flows) CommitAll(changes ...gate.Change) []gate.Changed { return s.change(false, changes) }
+
+// Take is CommitAll, and for flows that have no owner, whose From is 0, Adopt with epoch 1.
+func (s *Flows) Take(changes ...gate.Change) []gate.Changed { return s.change(true, changes) }
+
+func (s *Flows) change(adopt bool, changes []gate.Change) []gate.Changed {
 	ops := make([]operation, len(changes))
 	for i, c := range changes {
 		ops[i] = s.operation(forwardCodeOP_COMMIT, c.Flow)
 		ops[i].epoch, ops[i].node = c.From, c.Owner
-		if c.From == 0 {
+		if adopt && c.From == 0 {
 			ops[i].code, ops[i].epoch = forwardCodeOP_ADOPT, 1
 		}
 	}
@@ -41,6 +46,24 @@ func (s *Flows) CommitAll(changes ...gate.Change) []gate.Changed {
 		answers[i] = decided("commit", &ops[i], err)
 	}
 	return answers
+}
+
+// Grant is Commit for a node that does not have the connection yet: the flow is the node's, and its packets go on to be this host's to hold,
+// until Settle, or for eight seconds.
+func (s *Flows) Grant(f tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
+	ops := []operation{s.operation(forwardCodeOP_GRANT, f)}
+	ops[0].epoch, ops[0].node = from, owner
+	a := decided("grant", &ops[0], s.run(ops))
+	return a.Route, a.Err
+}
+
+// Settle switches the path of a flow that was granted: epoch is the one that Grant has given it, owner the node. gate.ErrEpoch when
+// the flow is another's; the RouteInfo then tells whose.
+func (s *Flows) Settle(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error) {
+	ops := []operation{s.operation(forwardCodeOP_SETTLE, f)}
+	ops[0].epoch, ops[0].node = epoch, owner
+	a := decided("settle", &ops[0], s.run(ops))
+	return a.Route, a.Err
 }
 
 // Adopt records an owner for a flow that has none, for a table that was lost or a flow that began elsewhere.

@@ -28,6 +28,8 @@ const (
 	forwardCodeOP_ASSIGN  forwardCode = 5
 	forwardCodeOP_INSPECT forwardCode = 6
 	forwardCodeOP_RELEASE forwardCode = 7
+	forwardCodeOP_GRANT   forwardCode = 8
+	forwardCodeOP_SETTLE  forwardCode = 9
 )
 
 type forwardControl struct {
@@ -211,6 +213,7 @@ type forwardSweep struct {
 	Closing   uint32
 	Handshake uint32
 	Datagram  uint32
+	Settle    uint32
 	Live      uint32
 	Fresh     uint32
 	Dying     uint32

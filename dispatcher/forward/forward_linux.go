@@ -86,6 +86,11 @@ func Open(config Config) (_ *Forwarder, err error) {
 	}
 	f.Flows = &Flows{table: t, proto: protoTCP, diverts: f.config.Divert}
 	f.udp = Flows{table: t, proto: protoUDP, diverts: f.config.Divert}
+	if f.config.PinPath != "" {
+		if err := t.settleAll(); err != nil {
+			return nil, err
+		}
+	}
 	for _, name := range f.config.Interfaces {
 		if err := f.locate(name); err != nil {
 			return nil, fmt.Errorf("interface %s: %w", name, err)

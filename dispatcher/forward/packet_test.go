@@ -291,7 +291,14 @@ func TestPacketsByOwner(t *testing.T) {
 				{"error about it", func() error { return nil }, about, passed, Stats{}},
 				{"moved to a node", func() error { _, err := s.Commit(f, 1, node); return err }, frame, redirected, Stats{Forwarded: 1}},
 				{"error about it", func() error { return nil }, about, redirected, Stats{Forwarded: 1, Errors: 1}},
-				{"moved to nowhere", func() error { _, err := s.Commit(f, 2, 77); return err }, frame, dropped, Stats{NoNode: 1}},
+				{"granted", func() error { _, err := s.Grant(f, 2, node); return err }, frame, passed, Stats{}},
+				{"granted, and ends", func() error { return nil }, packetOf(s.mac, f, protoTCP, fin|ack, 0), passed, Stats{}},
+				{"taken back", func() error { _, err := s.Commit(f, 3, 0); return err }, frame, passed, Stats{}},
+				{"granted again", func() error { _, err := s.Grant(f, 4, node); return err }, frame, passed, Stats{}},
+				{"settled", func() error { _, err := s.Settle(f, 5, node); return err }, frame, redirected, Stats{Forwarded: 1}},
+				{"granted to nobody's end", func() error { _, err := s.Grant(f, 5, node); return err }, frame, passed, Stats{}},
+				{"after a restart", s.table.settleAll, frame, redirected, Stats{Forwarded: 1}},
+				{"moved to nowhere", func() error { _, err := s.Commit(f, 6, 77); return err }, frame, dropped, Stats{NoNode: 1}},
 				{"forgotten", func() error { return s.Forget(f) }, frame, passed, Stats{}},
 			} {
 				before := s.Stats()

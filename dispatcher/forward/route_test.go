@@ -331,3 +331,36 @@ func TestArguments(t *testing.T) {
 		t.Errorf("remove an unknown service: %v", err)
 	}
 }
+
+// Grant is a Commit that leaves the path as it is, and Settle switches it for the owner alone.
+func TestGrant(t *testing.T) {
+	s := newStand(t, Config{})
+	ignore := cmpopts.IgnoreFields(gate.RouteInfo{}, "Idle")
+	f := flow4()
+	for i, step := range []struct {
+		do   func() (gate.RouteInfo, error)
+		want gate.RouteInfo
+		err  error
+	}{
+		{func() (gate.RouteInfo, error) { return s.Grant(f, 1, 3) }, gate.RouteInfo{}, gate.ErrNoFlow},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 1, 3) }, gate.RouteInfo{}, gate.ErrNoFlow},
+		{func() (gate.RouteInfo, error) { return s.Adopt(f, 1, 0) }, gate.RouteInfo{Epoch: 1}, nil},
+		{func() (gate.RouteInfo, error) { return s.Grant(f, 2, 3) }, gate.RouteInfo{Epoch: 1}, gate.ErrEpoch},
+		{func() (gate.RouteInfo, error) { return s.Grant(f, 1, 3) }, gate.RouteInfo{Node: 3, Epoch: 2}, nil},
+		{func() (gate.RouteInfo, error) { return s.Grant(f, 1, 3) }, gate.RouteInfo{Node: 3, Epoch: 2}, gate.ErrEpoch},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 2, 4) }, gate.RouteInfo{Node: 3, Epoch: 2}, gate.ErrEpoch},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 1, 3) }, gate.RouteInfo{Node: 3, Epoch: 2}, gate.ErrEpoch},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 2, 3) }, gate.RouteInfo{Node: 3, Epoch: 2}, nil},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 2, 3) }, gate.RouteInfo{Node: 3, Epoch: 2}, nil},
+		{func() (gate.RouteInfo, error) { return s.Commit(f, 2, 4) }, gate.RouteInfo{Node: 4, Epoch: 3}, nil},
+		{func() (gate.RouteInfo, error) { return s.Settle(f, 2, 3) }, gate.RouteInfo{Node: 4, Epoch: 3}, gate.ErrEpoch},
+	} {
+		got, err := step.do()
+		if !errors.Is(err, step.err) || step.err == nil && err != nil {
+			t.Fatalf("step %d: %v, want %v", i, err, step.err)
+		}
+		if diff := cmp.Diff(step.want, got, ignore); diff != "" {
+			t.Errorf("step %d: %s", i, diff)
+		}
+	}
+}

@@ -38,8 +38,8 @@ const (
 
 // Handling says what user space sees of a service's packets, before their servers do. It needs Config.Divert.
 type Handling struct {
-	// Divert has user space choose the node of a UDP flow: its first datagrams are diverted until Assign and Send. The nodes of
-	// SetService mean nothing then. Without effect on TCP.
+	// Divert has user space choose the node of a flow: its SYN, or first datagrams, are diverted until Assign and Send. The nodes of
+	// SetService mean nothing then.
 	Divert bool
 	// Inspect makes all new flows of the service signalling: what their clients say is diverted, for as long as they live.
 	Inspect bool

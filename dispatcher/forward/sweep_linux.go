@@ -67,6 +67,26 @@ func (t *table) sweep(family uint32, limits timeouts) (census, error) {
 	return sum, nil
 }
 
+// settleAll switches the path of all flows that a process before this one has granted and not settled.
+func (t *table) settleAll() error {
+	for _, of := range []struct {
+		family uint32
+		lines  *ebpf.Map
+	}{{4, t.objects.Lines4}, {6, t.objects.Lines6}} {
+		const never = 1 << 30
+		lines := of.lines.MaxEntries()
+		for at := uint32(0); at < lines; at += sweepLines {
+			s := forwardSweep{
+				Family: of.family, Line: at, Lines: min(sweepLines, lines-at), Idle: never, Closing: never, Handshake: never, Datagram: never, Settle: 1,
+			}
+			if err := t.sweepSome(&s); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
 func (t *table) sweepSome(s *forwardSweep) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()

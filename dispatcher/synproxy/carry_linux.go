@@ -83,11 +83,11 @@ func (p *Proxy) switchPath() {
 	for _, c := range p.sent {
 		p.changes = append(p.changes, gate.Change{Flow: c.flow, From: c.epoch, Owner: c.node})
 	}
-	changed := p.config.Table.CommitAll(p.changes...)
+	changed := p.config.Table.Take(p.changes...)
 	for i, c := range p.sent {
 		r := changed[i]
 		if errors.Is(r.Err, gate.ErrExists) && r.Route.Node == 0 && r.Route.Entry() { // it went to this host's stack once
-			r = p.config.Table.CommitAll(gate.Change{Flow: c.flow, From: r.Route.Epoch, Owner: c.node})[0]
+			r = p.config.Table.Take(gate.Change{Flow: c.flow, From: r.Route.Epoch, Owner: c.node})[0]
 		}
 		p.switched(c, r)
 	}

@@ -13,12 +13,12 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// Table is the path's flow table: forward.Forwarder, or gate.Gate.
+// Table is the path's flow table: forward.Forwarder.
 type Table interface {
 	// Adopt records an owner for a flow that has none.
 	Adopt(f tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error)
-	// CommitAll changes owners, or records them for flows that have none.
-	CommitAll(changes ...gate.Change) []gate.Changed
+	// Take changes owners, and records them for flows that have none, whose Change.From is 0.
+	Take(changes ...gate.Change) []gate.Changed
 }
 
 // Stack makes a connection of this host's own: reqsk.Injector.

@@ -77,7 +77,7 @@ type brokenTable struct {
 	commit error
 }
 
-func (b *brokenTable) CommitAll(changes ...gate.Change) []gate.Changed {
+func (b *brokenTable) Take(changes ...gate.Change) []gate.Changed {
 	return slices.Repeat([]gate.Changed{{Err: b.commit}}, len(changes))
 }
 

@@ -155,7 +155,7 @@ func (p *Proxy) Return(f tcprepair.Flow) error {
 	if c == nil || c.phase != given {
 		return &OpError{Op: "return", Flow: f, Err: ErrNoFlow}
 	}
-	changed := p.config.Table.CommitAll(gate.Change{Flow: f, From: c.epoch, Owner: 0})
+	changed := p.config.Table.Take(gate.Change{Flow: f, From: c.epoch, Owner: 0})
 	if err := changed[0].Err; err != nil {
 		return &OpError{Op: "return", Flow: f, Err: err}
 	}

@@ -87,7 +87,7 @@ func serviceKey(vip netip.AddrPort) gateServiceKey {
 // Change asks an entry for a new owner.
 type Change struct {
 	Flow  tcprepair.Flow
-	From  uint32 // the epoch it must still have, 0 for a flow that has no owner (Adopt); it becomes From+1
+	From  uint32 // the epoch it must still have; it becomes From+1
 	Owner Node
 }
 
@@ -112,9 +112,6 @@ func (g *Gate) CommitAll(changes ...Change) []Changed {
 	for i, c := range changes {
 		ops[i] = newOperation(gateCodeOP_COMMIT, c.Flow)
 		ops[i].Epoch, ops[i].Node = c.From, uint16(c.Owner)
-		if c.From == 0 {
-			ops[i].Code, ops[i].Epoch = gateCodeOP_ADOPT, 1
-		}
 	}
 	err := g.table.run(ops)
 	for i := range ops {

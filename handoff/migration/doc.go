@@ -47,10 +47,9 @@
 //
 // A dispatcher that has accepted a connection gives it to a server with a Giver; the server's host takes it with a Taker. The dispatcher is
 // the flow's entry itself, so there is no lease: an attempt may be granted the flow while it is under way, once. From then on
-// only the server's host can give the flow back, with Refuse or by saying that the connection is not there. The tests' model writes the
-// flow table with the grant; the dispatcher writes it when the Giver discards its socket, because that write opens the path, and until then
-// its attempt is the only record: it dies with the dispatcher. What this needs, and what happens without it, the tests' second model shows
-// (TestBrokenHandoffs).
+// only the server's host can give the flow back, with Refuse or by saying that the connection is not there. The flow table has the new owner
+// with the grant, marked: the path opens when the Giver discards its socket, or when the dispatcher is dead. What this needs, and what happens
+// without it, the tests' second model shows (TestBrokenHandoffs).
 //
 //   - The dispatcher holds the client's packets until the Giver discards its socket or the flow is its own again, so until limit and grace
 //     are over. No connection can come to its end meanwhile, so one that is not at the server was never there.

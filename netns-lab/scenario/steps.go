@@ -64,8 +64,11 @@ func StepTrials() []StepTrial {
 		role, kinds string
 		local       bool
 	}{
-		{"source", "Offer Lease Transfer Held", false}, {"target", "Accept Commit Committed", false}, {"entry", "Leased Owner", false},
-		{"source", "Export Migrated", true}, {"target", "Import Activate", true},
+		{"source", "Offer Lease Transfer Held", false},
+		{"target", "Accept Commit Committed", false},
+		{"entry", "Leased Owner", false},
+		{"source", "Export Migrated", true},
+		{"target", "Import Activate", true},
 	}
 	var all []StepTrial
 	for _, s := range steps {

@@ -13,7 +13,7 @@ import (
 )
 
 // stepsEvery is how many of the trials one run of the tests leaves out: all of them take some minutes. REHOME_STEPS=all runs all.
-const stepsEvery = 9
+const stepsEvery = 15
 
 // TestSteps kills real processes at named steps of a move, and loses, doubles and delays frames between them.
 func TestSteps(t *testing.T) {

@@ -208,9 +208,11 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 	meta = READ_ONCE(flow->meta);
 	if (!(begin && !(begin & BEGIN_PROMISED)) && degraded(meta))
 		return drop(xdp);
+	if (route & ROUTE_PENDING && (__s32)(tick - READ_ONCE(flow->seen)) < PENDING_TICKS)
+		goto unknown;
 	if (READ_ONCE(flow->seen) != tick)
 		WRITE_ONCE(flow->seen, tick);
-	word = route;
+	word = route & ~(__u64)ROUTE_PENDING;
 	if (!opening)
 		word &= ~(__u64)ROUTE_FRESH;
 	if (p->flags & (TCP_FIN | TCP_RST))

@@ -15,6 +15,8 @@ enum code {
 	OP_ASSIGN,
 	OP_INSPECT,
 	OP_RELEASE,
+	OP_GRANT,
+	OP_SETTLE,
 };
 
 enum { MAX_OPS = 64, TRIES = 8 };
@@ -22,7 +24,7 @@ enum { MAX_OPS = 64, TRIES = 8 };
 struct operation {
 	enum code code;
 	__s32 result; // 0 or -errno
-	__u32 epoch;  // COMMIT: expected; ADOPT: to set; ASSIGN, INSPECT: flags to set; RELEASE: number of the last packet
+	__u32 epoch;  // COMMIT, GRANT, SETTLE: expected; ADOPT: to set; ASSIGN, INSPECT: flags to set; RELEASE: number of the last packet
 	__u32 node;
 	struct key key;
 	// Answers, after the operation.
@@ -39,7 +41,7 @@ struct {
 	__type(value, struct operation);
 } operations SEC(".maps");
 
-static __always_inline __s32 commit(struct operation *o, struct flow *f)
+static __always_inline __s32 commit(struct operation *o, struct flow *f, __u64 flags, __u32 now)
 {
 	__u64 r, new;
 
@@ -50,8 +52,28 @@ static __always_inline __s32 commit(struct operation *o, struct flow *f)
 		// A flow in its handshake cannot be the one that is being moved: its client has used the same port again.
 		if (route_epoch(r) != o->epoch || r & ROUTE_FRESH)
 			return -ESTALE;
-		new = route_word(o->epoch + 1, o->node, ROUTE_ENTRY | (r & (ROUTE_CLOSING | ROUTE_KEPT)));
+		new = route_word(o->epoch + 1, o->node, ROUTE_ENTRY | flags | (r & (ROUTE_CLOSING | ROUTE_KEPT)));
+		// Pending is counted from here: it must not be found to be over before it has begun.
+		if (flags)
+			WRITE_ONCE(f->seen, now);
 		if (cas(&f->route, r, new) == r)
+			return 0;
+	}
+	return -EAGAIN;
+}
+
+// settle ends what GRANT has begun.
+static __always_inline __s32 settle(struct operation *o, struct flow *f)
+{
+	__u64 r;
+
+	for (int i = 0; i < TRIES; i++) {
+		r = READ_ONCE(f->route);
+		if (route_verdict(r) >= VERDICT_DEAD)
+			return -ENOENT;
+		if (route_epoch(r) != o->epoch || route_node(r) != o->node)
+			return -ESTALE;
+		if (!(r & ROUTE_PENDING) || cas(&f->route, r, r & ~(__u64)ROUTE_PENDING) == r)
 			return 0;
 	}
 	return -EAGAIN;
@@ -74,7 +96,8 @@ static __always_inline __s32 assign_to(struct operation *o, struct flow *f)
 			return -ENOENT;
 		if (!undecided(r, READ_ONCE(f->meta)))
 			return -EEXIST;
-		new = route_word(2, o->node, ROUTE_ENTRY | (r & ROUTE_KEPT) | (o->epoch & ROUTE_INSPECT));
+		// A SYN that comes again is still the same one.
+		new = route_word(2, o->node, ROUTE_ENTRY | (r & (ROUTE_KEPT | ROUTE_FRESH)) | (o->epoch & ROUTE_INSPECT));
 		if (cas(&f->route, r, new) == r)
 			return 0;
 	}
@@ -178,7 +201,11 @@ static long step(__u32 i, __u32 *n)
 	} else if (!f) {
 		o->result = -ENOENT;
 	} else if (o->code == OP_COMMIT) {
-		o->result = commit(o, f);
+		o->result = commit(o, f, 0, now);
+	} else if (o->code == OP_GRANT) {
+		o->result = commit(o, f, ROUTE_PENDING, now);
+	} else if (o->code == OP_SETTLE) {
+		o->result = settle(o, f);
 	} else if (o->code == OP_ASSIGN) {
 		o->result = assign_to(o, f);
 	} else if (o->code == OP_INSPECT) {
@@ -223,6 +250,7 @@ struct sweep {
 	__u32 closing;	 // the client has sent FIN or RST
 	__u32 handshake; // a handshake that never ended
 	__u32 datagram;	 // UDP
+	__u32 settle;	 // whether what is pending is no longer
 	// Answers.
 	__u32 live;
 	__u32 fresh; // of those
@@ -240,6 +268,11 @@ static __always_inline void visit(struct walker *w, __u32 *guard, struct flow *f
 	__u64 r = READ_ONCE(f->route);
 	__u32 limit;
 
+	if (w->s.settle) {
+		if (r & ROUTE_PENDING && route_verdict(r) < VERDICT_DEAD)
+			cas(&f->route, r, r & ~(__u64)ROUTE_PENDING);
+		return;
+	}
 	if (route_verdict(r) == VERDICT_GONE) {
 		__sync_lock_test_and_set(guard, GUARD_FREE);
 		w->s.freed++;

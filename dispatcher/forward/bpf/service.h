@@ -19,7 +19,7 @@ struct service_key {
 };
 
 enum service_flag {
-	SERVICE_DIVERT = 1,  // user space chooses the node of a UDP flow, and sees its first datagrams
+	SERVICE_DIVERT = 1,  // user space chooses the node of a flow, and sees its SYN, or first datagrams
 	SERVICE_INSPECT = 2, // its flows are signalling
 };
 
@@ -165,7 +165,7 @@ static __noinline __u64 choose(const struct key *k)
 	}
 	if (c.service->flags & SERVICE_INSPECT)
 		begin |= BEGIN_INSPECT;
-	if (c.service->flags & SERVICE_DIVERT && k->proto == PROTO_UDP)
+	if (c.service->flags & SERVICE_DIVERT)
 		return begin | BEGIN_DIVERT;
 	c.start = __sync_fetch_and_add(&c.service->next, 1);
 	bpf_loop(SERVICE_NODES, try_node, &c, 0);

@@ -27,6 +27,7 @@ enum verdict { VERDICT_PASS = 0, VERDICT_FORWARD = 1, VERDICT_DEAD = 2, VERDICT_
 enum {
 	ROUTE_ENTRY = 1,   // always set, as in the gate's words
 	ROUTE_FRESH = 2,   // the handshake is not over: a SYN is a retransmission
+	ROUTE_PENDING = 4, // granted to its node, which may not have it yet: packets are this host's to hold
 	ROUTE_CLOSING = 8, // the client has sent FIN or RST
 	// These last as long as the flow does.
 	ROUTE_INSPECT = 16,   // signalling: what its client says goes through user space
@@ -53,6 +54,10 @@ enum { META_SERVICE_SHIFT = 8, META_SERVICE = 0xfff, META_COUNT_SHIFT = 20, META
 
 // A tick is 2^20 ns, about a millisecond: 32 bits last for 52 days.
 enum { TICK_SHIFT = 20 };
+
+// How long a flow is pending at most, in ticks: longer than any handoff takes. If the process that granted it is dead, its node has
+// the connection, or answers RST.
+enum { PENDING_TICKS = 8 * 1000 };
 
 struct slot4 {
 	struct flow flow;
