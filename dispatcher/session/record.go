@@ -1,0 +1,107 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package session
+
+import "time"
+
+// Times in records are nanoseconds since the table was made, timeouts are milliseconds: 32 bits of them are 49 days.
+
+// flow is 72 bytes, see TestSizes.
+type flow struct {
+	seen     int64
+	tuple    tuple
+	identity Identity
+	// used means that a packet has been seen since it was opened or announced.
+	used bool
+	// origin is the pattern that a secondary flow was announced by.
+	origin     openings
+	media      uint8  // place in Table.media
+	timeout    uint32 // ms
+	digest     uint32
+	session    uint32 // 0: the record is free
+	next, prev uint32 // of its session
+}
+
+func (f *flow) link() *uint32 { return &f.next }
+
+func (f *flow) silence() int64 { return int64(f.timeout) * int64(time.Millisecond) }
+
+func (f *flow) inactive(at int64) bool { return at-f.seen >= f.silence() }
+
+// expires is when the flow is overdue.
+func (f *flow) expires() int64 { return f.seen + 2*f.silence() }
+
+func (f *flow) overdue(at int64) bool { return at >= f.expires() }
+
+func (f *flow) status(at int64) Status {
+	switch {
+	case f.inactive(at):
+		return StatusInactive
+	case f.used:
+		return StatusEstablished
+	}
+	return StatusNew
+}
+
+// dialog is a session; the exported Session is what others see of it.
+type dialog struct {
+	// until is the latest time at which one of its flows was or is overdue.
+	until      int64
+	generation uint32 // 0: the record is free
+	server     Server
+	client     uint32
+	next, prev uint32    // of its client
+	flows      uint32    // the list's head
+	names      uint32    // the list's head
+	patience   [2]uint32 // ms: timeouts of signalling and of media
+	signalling uint16
+	media      uint16
+	named      uint16
+	apart      bool
+}
+
+func (d *dialog) link() *uint32 { return &d.next }
+
+// client is who opens sessions.
+type client struct {
+	address  [16]byte // see clientOf
+	sessions uint32   // the list's head: the last one opened or moved
+	flows    uint32
+	digest   uint32
+}
+
+func (c *client) link() *uint32 { return &c.sessions }
+
+// name is a text that finds a session, in a form of fixed width.
+type name struct {
+	sum     [32]byte // SHA-256: nobody can make two texts that have the same
+	session uint32
+	next    uint32 // of its session
+	digest  uint32
+}
+
+func (n *name) link() *uint32 { return &n.next }
+
+// timeout is for a flow of that identity, in milliseconds.
+func (d *dialog) timeout(i Identity) uint32 {
+	if i == Signalling {
+		return d.patience[0]
+	}
+	return d.patience[1]
+}
+
+func (d *dialog) setTimeouts(t Timeouts) {
+	d.patience = [2]uint32{uint32(t.Signalling.Milliseconds()), uint32(t.Media.Milliseconds())}
+	d.apart = t.Apart
+}
+
+// empty reports whether the session is over.
+func (d *dialog) empty() bool { return d.signalling+d.media == 0 }
+
+func (d *dialog) timeouts() Timeouts {
+	return Timeouts{
+		Signalling: time.Duration(d.patience[0]) * time.Millisecond,
+		Media:      time.Duration(d.patience[1]) * time.Millisecond,
+		Apart:      d.apart,
+	}
+}
