@@ -69,13 +69,13 @@ func (t tuple) with(o openings) tuple {
 	return t
 }
 
-// next returns the tuple of the ports that follow: RTCP's, where this one is RTP's (RFC 3550 section 11).
+// next returns the tuple of the ports that follow: RTCP's, where this one is RTP's (RFC 3550 section 11). An open port stays open, and
+// after the last port comes none.
 func (t tuple) next() tuple {
-	if t.clientPort != 0 {
-		t.clientPort++
-	}
-	if t.serverPort != 0 {
-		t.serverPort++
+	for _, port := range []*uint16{&t.clientPort, &t.serverPort} {
+		if *port != 0 && *port != 0xffff {
+			*port++
+		}
 	}
 	return t
 }
