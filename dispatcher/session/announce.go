@@ -64,17 +64,17 @@ func (t *Table) consider(at int64, session uint32, a Announcement, key Key, need
 		return nil
 	}
 	f := t.flows.at(ref)
-	other := t.sessions.at(f.session)
+	server := t.sessions.at(session).server
 	switch {
 	case f.session == session:
 		f.seen = max(f.seen, at)
 		d := t.sessions.at(session)
 		d.until = max(d.until, f.expires())
 		return nil
-	case f.identity == Signalling && other.server == t.sessions.at(session).server:
+	case f.marks.identity() == Signalling && f.server == server:
 		return nil // reaches the right server as it is
-	case f.identity == Signalling || other.server != t.sessions.at(session).server && !f.overdue(at):
-		return &ConflictError{Session: t.id(f.session), Server: other.server}
+	case f.marks.identity() == Signalling || f.server != server && !f.overdue(at):
+		return &ConflictError{Session: f.id(), Server: f.server}
 	}
 	for i := range t.scratch {
 		if t.scratch[i].known == ref {
@@ -97,7 +97,7 @@ func (t *Table) accept(at int64, session uint32, p *promise, actions []Action) [
 	}
 	f := t.flows.at(p.known)
 	from := f.session
-	if t.sessions.at(from).server != t.sessions.at(session).server {
+	if f.server != t.sessions.at(session).server {
 		t.counters.Replaced++
 	}
 	t.detach(p.known)
@@ -130,8 +130,8 @@ func (t *Table) space(d *dialog, need demand) error {
 
 // overdue counts the session's announced and secondary flows that are.
 func (t *Table) overdue(at int64, d *dialog) (n int) {
-	for ref := d.flows; ref != 0; ref = t.flows.at(ref).next {
-		if f := t.flows.at(ref); f.identity != Signalling && f.overdue(at) {
+	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+		if f := t.flows.at(ref); f.marks.identity() != Signalling && f.overdue(at) {
 			n++
 		}
 	}
@@ -142,8 +142,8 @@ func (t *Table) overdue(at int64, d *dialog) (n int) {
 func (t *Table) reclaim(at int64, session uint32, actions []Action) []Action {
 	for ref := t.sessions.at(session).flows; ref != 0; {
 		f := t.flows.at(ref)
-		next := f.next
-		if f.identity != Signalling && f.overdue(at) {
+		next := t.neighbours.at(ref).next
+		if f.marks.identity() != Signalling && f.overdue(at) {
 			actions = t.remove(ref, actions)
 			t.counters.Purged++
 		}

@@ -47,3 +47,15 @@ func (a *arena[T, P]) release(ref uint32) {
 	a.free = ref
 	a.used--
 }
+
+// beside keeps what belongs to records of an arena and is seldom looked at, by the same numbers.
+type beside []*[pageSize]siblings
+
+func (b beside) at(ref uint32) *siblings { return &b[ref>>pageBits][ref&(pageSize-1)] }
+
+// reach makes room for a number that the arena has just given out.
+func (b *beside) reach(ref uint32) {
+	for int(ref>>pageBits) >= len(*b) {
+		*b = append(*b, new([pageSize]siblings))
+	}
+}

@@ -15,18 +15,18 @@ func (d *duel) consistent() {
 		}
 		sessions++
 		signalling, media, previous := 0, 0, uint32(0)
-		for fr := s.flows; fr != 0; fr = t.flows.at(fr).next {
+		for fr := s.flows; fr != 0; fr = t.neighbours.at(fr).next {
 			f := t.flows.at(fr)
-			if f.session != ref || f.prev != previous {
-				d.fail("flow %d is of session %d after %d, want %d after %d", fr, f.session, f.prev, ref, previous)
+			if f.session != ref || t.neighbours.at(fr).prev != previous {
+				d.fail("flow %d is of session %d after %d, want %d after %d", fr, f.session, t.neighbours.at(fr).prev, ref, previous)
 			}
-			if found, dig := t.find(&f.tuple); found != fr || dig != f.digest {
+			if found, _ := t.find(&f.tuple); found != fr || f.server != s.server || f.generation != s.generation {
 				d.fail("flow %d is found as %d", fr, found)
 			}
-			if f.tuple.exact() == (f.identity == Announced && f.tuple.openings() != 0) {
+			if f.tuple.exact() == (f.marks.identity() == Announced && f.tuple.openings() != 0) {
 				d.fail("flow %d: open ports do not fit its identity", fr)
 			}
-			switch f.identity {
+			switch f.marks.identity() {
 			case Signalling:
 				signalling++
 			case Announced:
@@ -63,13 +63,16 @@ func (d *duel) consistent() {
 	}
 	d.same([3]int{t.flows.used, t.sessions.used, t.clients.used}, [3]int{flows, sessions, len(perClient)})
 	d.same(t.patterns, patterns)
-	for x, want := range map[*index]int{&t.byTuple: flows, &t.byClient: len(perClient), &t.byName: t.names.used} {
+	for _, c := range []struct {
+		index index
+		want  int
+	}{{t.byTuple, flows}, {t.byClient, len(perClient)}, {t.byName, t.names.used}} {
 		filled := 0
-		for _, s := range x.slots {
+		for _, s := range c.index {
 			if s.ref != 0 {
 				filled++
 			}
 		}
-		d.same(filled, want)
+		d.same(filled, c.want)
 	}
 }

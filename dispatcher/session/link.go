@@ -7,7 +7,8 @@ package session
 // insert adds a flow with that tuple to a session, and has it installed. There must be room, and no such flow.
 func (t *Table) insert(at int64, session uint32, i Identity, tuple tuple, dig uint32, actions []Action) (*flow, []Action) {
 	ref, f := t.flows.alloc()
-	f.tuple, f.digest, f.identity, f.seen = tuple, dig, i, at
+	t.neighbours.reach(ref)
+	f.tuple, f.marks, f.seen = tuple, marks(i), at
 	t.byTuple.add(dig, ref)
 	if i == Announced {
 		t.patterns[tuple.openings()]++
@@ -20,14 +21,15 @@ func (t *Table) insert(at int64, session uint32, i Identity, tuple tuple, dig ui
 // attach puts a flow into a session's list. Its timeout is then the session's.
 func (t *Table) attach(ref, session uint32) {
 	f, d := t.flows.at(ref), t.sessions.at(session)
-	f.session, f.next, f.prev = session, d.flows, 0
+	f.session, f.generation, f.server = session, d.generation, d.server
+	*t.neighbours.at(ref) = siblings{next: d.flows}
 	if d.flows != 0 {
-		t.flows.at(d.flows).prev = ref
+		t.neighbours.at(d.flows).prev = ref
 	}
 	d.flows = ref
-	d.count(f.identity, 1)
+	d.count(f.marks.identity(), 1)
 	t.clients.at(d.client).flows++
-	f.timeout = d.timeout(f.identity)
+	f.timeout = d.timeout(f.marks.identity())
 	d.until = max(d.until, f.expires())
 }
 
@@ -35,15 +37,16 @@ func (t *Table) attach(ref, session uint32) {
 func (t *Table) detach(ref uint32) {
 	f := t.flows.at(ref)
 	d := t.sessions.at(f.session)
-	if f.prev != 0 {
-		t.flows.at(f.prev).next = f.next
+	beside := *t.neighbours.at(ref)
+	if beside.prev != 0 {
+		t.neighbours.at(beside.prev).next = beside.next
 	} else {
-		d.flows = f.next
+		d.flows = beside.next
 	}
-	if f.next != 0 {
-		t.flows.at(f.next).prev = f.prev
+	if beside.next != 0 {
+		t.neighbours.at(beside.next).prev = beside.prev
 	}
-	d.count(f.identity, -1)
+	d.count(f.marks.identity(), -1)
 	t.clients.at(d.client).flows--
 }
 
@@ -52,8 +55,8 @@ func (t *Table) remove(ref uint32, actions []Action) []Action {
 	f := t.flows.at(ref)
 	actions = append(actions, t.action(Remove, f))
 	t.detach(ref)
-	t.byTuple.remove(f.digest, ref)
-	if f.identity == Announced {
+	t.byTuple.remove(digest(t.hasher, f.tuple), ref)
+	if f.marks.identity() == Announced {
 		t.patterns[f.tuple.openings()]--
 		t.counters.Waiting--
 	}
@@ -119,8 +122,5 @@ func (d *dialog) count(i Identity, n int) {
 }
 
 func (t *Table) action(kind ActionKind, f *flow) Action {
-	return Action{
-		Kind: kind, Key: f.tuple.key(), Session: t.id(f.session),
-		Server: t.sessions.at(f.session).server, Identity: f.identity,
-	}
+	return Action{Kind: kind, Key: f.tuple.key(), Session: f.id(), Server: f.server, Identity: f.marks.identity()}
 }

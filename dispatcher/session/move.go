@@ -18,8 +18,10 @@ func (t *Table) Move(id ID, server Server, actions []Action) ([]Action, error) {
 	d.server = server
 	t.leave(session)
 	t.enter(session) // in front: the client's next session follows
-	for ref := d.flows; ref != 0; ref = t.flows.at(ref).next {
-		actions = append(actions, t.action(Install, t.flows.at(ref)))
+	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+		f := t.flows.at(ref)
+		f.server = server
+		actions = append(actions, t.action(Install, f))
 	}
 	t.counters.Moved++
 	return actions, nil
@@ -31,7 +33,7 @@ func (t *Table) Flows(now time.Time, id ID, flows []Flow) []Flow {
 	if d == nil {
 		return flows
 	}
-	for ref := d.flows; ref != 0; ref = t.flows.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
 		flows = append(flows, t.view(t.at(now), ref))
 	}
 	return flows

@@ -31,6 +31,9 @@ func (t *Table) Name(id ID, text string) error {
 	case t.names.used >= t.config.MaxFlows:
 		return t.refuse("name", Key{}, ErrFull)
 	}
+	if t.byName == nil {
+		t.byName = newIndex(t.config.MaxFlows) // many services name nothing
+	}
 	ref, n := t.names.alloc()
 	n.sum, n.digest, n.session, n.next = sum, dig, session, d.names
 	d.names = ref

@@ -71,9 +71,9 @@ func (t *Table) SetTimeouts(id ID, timeouts Timeouts) error {
 	}
 	d.setTimeouts(timeouts.or(d.timeouts()))
 	d.until = 0
-	for ref := d.flows; ref != 0; ref = t.flows.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
 		f := t.flows.at(ref)
-		f.timeout = d.timeout(f.identity)
+		f.timeout = d.timeout(f.marks.identity())
 		d.until = max(d.until, f.expires())
 	}
 	return nil

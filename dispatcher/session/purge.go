@@ -24,7 +24,7 @@ func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 		switch {
 		case at >= d.until:
 			actions = t.expire(f.session, &budget, actions)
-		case d.apart && f.identity != Signalling && f.overdue(at):
+		case d.apart && f.marks.identity() != Signalling && f.overdue(at):
 			session := f.session
 			actions = t.remove(ref, actions)
 			t.counters.Purged++

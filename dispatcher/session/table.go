@@ -15,10 +15,11 @@ type Table struct {
 	base   time.Time // zero of the records' times
 	hasher hasher
 
-	flows    arena[flow, *flow]
-	sessions arena[dialog, *dialog]
-	clients  arena[client, *client]
-	names    arena[name, *name]
+	flows      arena[flow, *flow]
+	neighbours beside // of flows
+	sessions   arena[dialog, *dialog]
+	clients    arena[client, *client]
+	names      arena[name, *name]
 
 	// Each has the records above by what they are looked up by; sessions are found by their flows and names.
 	byTuple, byClient, byName index
@@ -44,7 +45,6 @@ func New(now time.Time, config Config) (*Table, error) {
 		config: config, base: now, hasher: newHasher(),
 		byTuple:  newIndex(config.MaxFlows),
 		byClient: newIndex(config.MaxFlows),
-		byName:   newIndex(config.MaxFlows),
 		cursor:   1,
 	}, nil
 }
@@ -115,7 +115,7 @@ func (t *Table) search(key Key) uint32 {
 // find returns the flow with exactly that tuple, and the digest in any case.
 func (t *Table) find(want *tuple) (ref, dig uint32) {
 	dig = digest(t.hasher, *want)
-	for ref, p := t.byTuple.next(dig, dig); ref != 0; ref, p = t.byTuple.next(dig, p) {
+	for ref, p := t.byTuple.next(dig, t.byTuple.home(dig)); ref != 0; ref, p = t.byTuple.next(dig, p) {
 		if t.flows.at(ref).tuple == *want {
 			return ref, dig
 		}
@@ -125,7 +125,7 @@ func (t *Table) find(want *tuple) (ref, dig uint32) {
 
 func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
 	dig = digest(t.hasher, address)
-	for ref, p := t.byClient.next(dig, dig); ref != 0; ref, p = t.byClient.next(dig, p) {
+	for ref, p := t.byClient.next(dig, t.byClient.home(dig)); ref != 0; ref, p = t.byClient.next(dig, p) {
 		if t.clients.at(ref).address == address {
 			return ref, dig
 		}
@@ -135,7 +135,10 @@ func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
 
 func (t *Table) findName(sum [32]byte) (ref, dig uint32) {
 	dig = digest(t.hasher, sum)
-	for ref, p := t.byName.next(dig, dig); ref != 0; ref, p = t.byName.next(dig, p) {
+	if t.byName == nil {
+		return 0, dig
+	}
+	for ref, p := t.byName.next(dig, t.byName.home(dig)); ref != 0; ref, p = t.byName.next(dig, p) {
 		if t.names.at(ref).sum == sum {
 			return ref, dig
 		}
@@ -163,8 +166,8 @@ func (t *Table) id(session uint32) ID {
 func (t *Table) view(at int64, ref uint32) Flow {
 	f := t.flows.at(ref)
 	return Flow{
-		Key: f.tuple.key(), Session: t.id(f.session), Server: t.sessions.at(f.session).server,
-		Identity: f.identity, Status: f.status(at), Media: t.media.text(f.media),
+		Key: f.tuple.key(), Session: f.id(), Server: f.server,
+		Identity: f.marks.identity(), Status: f.status(at), Media: t.media.text(f.media),
 		Seen: t.base.Add(time.Duration(f.seen)), Timeout: time.Duration(f.silence()),
 	}
 }

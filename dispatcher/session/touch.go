@@ -32,10 +32,11 @@ func (t *Table) hit(at int64, key Key, actions []Action) (uint32, []Action) {
 	if at < f.seen {
 		return ref, actions
 	}
-	f.seen, f.used = at, true
+	f.seen = at
+	f.marks |= usedMark
 	d := t.sessions.at(f.session)
 	d.until = max(d.until, f.expires())
-	if f.identity == Announced {
+	if f.marks.identity() == Announced {
 		actions = t.confirm(ref, key, actions)
 	}
 	return ref, actions
@@ -46,16 +47,16 @@ func (t *Table) hit(at int64, key Key, actions []Action) (uint32, []Action) {
 func (t *Table) confirm(ref uint32, key Key, actions []Action) []Action {
 	f := t.flows.at(ref)
 	pattern := t.action(Remove, f)
-	f.identity, f.origin = Secondary, f.tuple.openings()
-	t.patterns[f.origin]--
+	origin := f.tuple.openings()
+	f.marks = confirmed(origin)
+	t.patterns[origin]--
 	t.counters.Waiting--
 	t.counters.Confirmed++
-	if f.origin == 0 {
+	if origin == 0 {
 		return actions
 	}
-	t.byTuple.remove(f.digest, ref)
+	t.byTuple.remove(digest(t.hasher, f.tuple), ref)
 	f.tuple, _ = pack(key)
-	f.digest = digest(t.hasher, f.tuple)
-	t.byTuple.add(f.digest, ref)
+	t.byTuple.add(digest(t.hasher, f.tuple), ref)
 	return append(actions, t.action(Install, f), pattern)
 }

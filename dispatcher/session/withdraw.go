@@ -29,8 +29,8 @@ func (t *Table) withdraw(id ID, actions []Action, which func(*flow) bool) ([]Act
 	}
 	for ref := d.flows; ref != 0; {
 		f := t.flows.at(ref)
-		next := f.next
-		if f.identity != Signalling && which(f) {
+		next := t.neighbours.at(ref).next
+		if f.marks.identity() != Signalling && which(f) {
 			actions = t.remove(ref, actions)
 			t.counters.Withdrawn++
 		}
@@ -41,7 +41,7 @@ func (t *Table) withdraw(id ID, actions []Action, which func(*flow) bool) ([]Act
 
 // came reports whether a flow came of that promise.
 func (t *Table) came(f *flow, promised *tuple) bool {
-	pattern := f.tuple.with(f.origin)
+	pattern := f.tuple.with(f.marks.origin())
 	if pattern == *promised || f.tuple == *promised {
 		return true
 	}
