@@ -68,8 +68,8 @@ func (d *duel) consistent() {
 		want  int
 	}{{t.byTuple, flows}, {t.byClient, len(perClient)}, {t.byName, t.names.used}} {
 		filled := 0
-		for _, s := range c.index {
-			if s.ref != 0 {
+		for _, s := range c.index.slots {
+			if s != 0 {
 				filled++
 			}
 		}

@@ -74,13 +74,13 @@ func (t *Table) settle(session uint32, actions []Action) []Action {
 	for ref := d.names; ref != 0; {
 		n := t.names.at(ref)
 		next := n.next
-		t.byName.remove(n.digest, ref)
+		t.byName.remove(digest(t.hasher, n.sum), ref)
 		t.names.release(ref)
 		ref = next
 	}
 	t.leave(session)
 	if c := t.clients.at(d.client); c.sessions == 0 {
-		t.byClient.remove(c.digest, d.client)
+		t.byClient.remove(digest(t.hasher, c.address), d.client)
 		t.clients.release(d.client)
 	}
 	t.sessions.release(session)

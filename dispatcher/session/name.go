@@ -31,11 +31,11 @@ func (t *Table) Name(id ID, text string) error {
 	case t.names.used >= t.config.MaxFlows:
 		return t.refuse("name", Key{}, ErrFull)
 	}
-	if t.byName == nil {
-		t.byName = newIndex(t.config.MaxFlows) // many services name nothing
+	if t.byName.slots == nil { // many services name nothing
+		t.byName = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return digest(t.hasher, t.names.at(ref).sum) })
 	}
 	ref, n := t.names.alloc()
-	n.sum, n.digest, n.session, n.next = sum, dig, session, d.names
+	n.sum, n.session, n.next = sum, session, d.names
 	d.names = ref
 	d.named++
 	t.byName.add(dig, ref)

@@ -25,7 +25,7 @@ func (t *Table) Open(now time.Time, key Key, terms Terms, actions []Action) (ID,
 	if owner == 0 {
 		var c *client
 		owner, c = t.clients.alloc()
-		c.address, c.digest = address, ownerDigest
+		c.address = address
 		t.byClient.add(ownerDigest, owner)
 	}
 	session, d := t.sessions.alloc()

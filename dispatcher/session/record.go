@@ -84,7 +84,6 @@ type client struct {
 	address  [16]byte // see clientOf
 	sessions uint32   // the list's head: the last one opened or moved
 	flows    uint32
-	digest   uint32
 }
 
 func (c *client) link() *uint32 { return &c.sessions }
@@ -94,7 +93,6 @@ type name struct {
 	sum     [32]byte // SHA-256: nobody can make two texts that have the same
 	session uint32
 	next    uint32 // of its session
-	digest  uint32
 }
 
 func (n *name) link() *uint32 { return &n.next }

@@ -40,13 +40,10 @@ func New(now time.Time, config Config) (*Table, error) {
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("session: %w", err)
 	}
-	config = config.withDefaults()
-	return &Table{
-		config: config, base: now, hasher: newHasher(),
-		byTuple:  newIndex(config.MaxFlows),
-		byClient: newIndex(config.MaxFlows),
-		cursor:   1,
-	}, nil
+	t := &Table{config: config.withDefaults(), base: now, hasher: newHasher(), cursor: 1}
+	t.byTuple = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return digest(t.hasher, t.flows.at(ref).tuple) })
+	t.byClient = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return digest(t.hasher, t.clients.at(ref).address) })
+	return t, nil
 }
 
 func (t *Table) at(now time.Time) int64 { return int64(now.Sub(t.base)) }
@@ -135,7 +132,7 @@ func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
 
 func (t *Table) findName(sum [32]byte) (ref, dig uint32) {
 	dig = digest(t.hasher, sum)
-	if t.byName == nil {
+	if t.byName.slots == nil {
 		return 0, dig
 	}
 	for ref, p := t.byName.next(dig, t.byName.home(dig)); ref != 0; ref, p = t.byName.next(dig, p) {
