@@ -17,8 +17,11 @@ type index struct {
 // newIndex makes an index for records with the numbers 1 to n. Memory that is not written costs nothing yet: the kernel maps it
 // at the first write.
 func newIndex(n int, digest func(ref uint32) uint32) index {
-	return index{slots: make([]uint32, n+n/2+1), width: bits.Len(uint(n)), digest: digest}
+	return index{slots: make([]uint32, n+n/2+1), width: widthOf(n), digest: digest}
 }
+
+// widthOf returns how many bits the numbers up to n need; no table has so many records that none are left for the digest.
+func widthOf(n int) int { return bits.Len(uint(n)) }
 
 // home is where the search for a digest begins. The digest is taken as a fraction of the whole: no division, and any size will do.
 func (x *index) home(digest uint32) int { return int(uint64(digest) * uint64(len(x.slots)) >> 32) }

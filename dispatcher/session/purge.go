@@ -5,7 +5,7 @@ package session
 import "time"
 
 // Purge looks at the next budget places for flows, removes what is overdue and not held by its session (SARA 11), and stops at the end
-// of a round. It may look at one place twice for each flow that it removes. Call it often with a small budget: n flows are
+// of a round. A session that is over leaves as a whole, unless the budget ends within it. Call it often with a small budget: n flows are
 // looked through in n/budget calls, and one with 1024 stays far below a millisecond.
 func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 	at := t.at(now)
@@ -24,6 +24,9 @@ func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 		switch {
 		case at >= d.until:
 			actions = t.expire(f.session, &budget, actions)
+			if f.session != 0 {
+				t.cursor = ref // the budget ends within the session: go on here
+			}
 		case d.apart && f.marks.identity() != Signalling && f.overdue(at):
 			session := f.session
 			actions = t.remove(ref, actions)
@@ -36,7 +39,7 @@ func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 	return actions
 }
 
-// expire removes a session, or as many of its flows as the budget allows; the rest are found later.
+// expire removes a session, or as many of its flows as the budget allows.
 func (t *Table) expire(session uint32, budget *int, actions []Action) []Action {
 	d := t.sessions.at(session)
 	for ; d.flows != 0 && *budget > 0; *budget-- {
