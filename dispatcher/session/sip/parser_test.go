@@ -45,7 +45,7 @@ func TestPieces(t *testing.T) {
 	for name, text := range inspecttest.Transcripts(t) {
 		for _, stream := range inspecttest.Streams(t, text) {
 			for _, side := range []inspect.Side{inspect.Client, inspect.Server} {
-				inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random)
+				inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random, 1<<14)
 			}
 		}
 		if t.Failed() {
