@@ -369,7 +369,7 @@ func TestAgainstModel(t *testing.T) {
 				}
 				config := small()
 				if seed%3 == 0 {
-					config = Config{}
+					config = Config{MaxFlows: 1000}
 				}
 				d := newDuel(t, config, script)
 				d.table.hasher.keep = keep
@@ -390,7 +390,7 @@ func FuzzTable(f *testing.F) {
 		f.Add(script, true, uint32(3))
 	}
 	f.Fuzz(func(t *testing.T, script []byte, narrow bool, keep uint32) {
-		var config Config
+		config := Config{MaxFlows: 1000}
 		if narrow {
 			config = small()
 		}
