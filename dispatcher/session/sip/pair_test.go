@@ -160,6 +160,50 @@ func TestExchanges(t *testing.T) {
 	}
 }
 
+// TestStreams holds how many descriptions are remembered: what is complete goes without a word, what waits does not.
+func TestStreams(t *testing.T) {
+	p := newPair(t, Config{Limits: Limits{Streams: 2 * inspect.MaxStreams}})
+	large := func(h inspect.Half) inspect.Half {
+		for len(h.Streams) < inspect.MaxStreams {
+			h.Streams = append(h.Streams, inspect.Stream{})
+		}
+		return h
+	}
+	complete, waiting, last := call{"complete", 1}, call{"waiting", 2}, call{"last", 3}
+	p.Add(large(complete.invite()))
+	if o := p.Add(large(complete.answer(200, "b"))); len(o.Install) != 2 {
+		t.Errorf("%+v", o)
+	}
+	if o := p.Add(large(waiting.invite())); found(&o, inspect.Full) || len(o.Withdraw) != 0 {
+		t.Errorf("%+v", o)
+	}
+	if o := p.Add(large(last.invite())); found(&o, inspect.Full) {
+		t.Errorf("%+v", o)
+	}
+	if o := p.Add(large(last.answer(200, "b"))); len(o.Install) != 2 || !found(&o, inspect.Full) {
+		t.Errorf("%+v", o)
+	}
+	if o := p.Add(large(waiting.answer(200, "b"))); len(o.Install) != 0 {
+		t.Errorf("%+v", o)
+	}
+	for _, c := range []call{complete, last} {
+		if o := p.Add(c.bye("b")); len(o.Withdraw) != 2 {
+			t.Errorf("%s: %+v", c.id, o)
+		}
+	}
+}
+
+// TestAnotherPort has a server that answers to another port than the client sends from.
+func TestAnotherPort(t *testing.T) {
+	p := newPair(t, Config{})
+	request, answer := call{"a", 1}.invite(), call{"a", 1}.answer(200, "b")
+	answer.Flow.Client = netip.MustParseAddrPort("198.51.100.1:5070")
+	p.Add(answer)
+	if o := p.Add(request); len(o.Install) != 2 || o.Install[0].Client.Addr() != testFlow().Client.Addr() {
+		t.Errorf("%+v", o)
+	}
+}
+
 func TestFlows(t *testing.T) {
 	p := newPair(t, Config{Limits: Limits{Flows: 3}})
 	for n := range uint16(2) {
