@@ -151,6 +151,12 @@ func (d *duel) step() {
 			actions, got = d.table.Move(id, server, nil)
 		case 1:
 			timeouts := d.timeouts()
+			switch d.byte(4) {
+			case 0:
+				timeouts.Media = time.Second
+			case 1:
+				timeouts.Signalling = 1000 * time.Hour
+			}
 			d.say("timeouts %v %v", id, timeouts)
 			want = d.model.setTimeouts(id, timeouts)
 			got = d.table.SetTimeouts(id, timeouts)
@@ -165,7 +171,7 @@ func (d *duel) step() {
 		case 3:
 			d.say("withdraw all of %v", id)
 			if s := d.model.session(id); s != nil {
-				d.model.drop(s, func(f *modelFlow) bool { return f.identity != Signalling })
+				d.model.drop(s, (*modelFlow).withdrawable)
 			} else {
 				want = ErrNoSession
 			}
