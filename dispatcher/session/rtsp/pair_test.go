@@ -16,7 +16,8 @@ import (
 func TestAnyOrder(t *testing.T) {
 	random := rand.New(rand.NewPCG(5, 6))
 	for name, text := range inspecttest.Transcripts(t) {
-		if left := inspecttest.AnyOrder(t, inspector(), text, random); left != "" {
+		// What the end of the connection ends is no half.
+		if left := inspecttest.AnyOrder(t, inspector(), text, random); (left != "") != strings.Contains(name, "hangup") {
 			t.Errorf("%s leaves\n%s", name, left)
 		}
 		// Without its last request: what it tore down stays.
