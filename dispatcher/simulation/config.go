@@ -49,6 +49,9 @@ type Config struct {
 	Report time.Duration
 	// Admission refuses; see admission.Config for its zero value.
 	Admission admission.Config
+	// RefuseAll is a probability with which every request is refused, be it a session's first or last, in the place of what Admission
+	// decides by the load: admission control that knows no sessions, at a rate that somebody has found best. 0: Admission decides.
+	RefuseAll float64
 	// Forecast is how loads are forecast.
 	Forecast forecast.Config
 	// Unforecast shows the measured loads to admission and balance.
@@ -129,6 +132,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("simulation: offered: %v: want more than 0", c.Offered)
 	case c.NewRetries < 0:
 		return fmt.Errorf("simulation: new retries: %d: want no less than 0", c.NewRetries)
+	case !(c.RefuseAll >= 0 && c.RefuseAll <= 1):
+		return fmt.Errorf("simulation: refuse all: %v: want a probability", c.RefuseAll)
 	case c.Trace < 0:
 		return fmt.Errorf("simulation: trace: %v: want no less than 0", c.Trace)
 	}

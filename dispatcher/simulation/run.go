@@ -107,6 +107,9 @@ func (r *run) play() {
 			r.agenda.add(event{at: r.now + r.c.Report.Seconds(), kind: report})
 		case decision:
 			r.decision = r.admission.Update(admission.Loads{Nodes: r.loads})
+			if p := r.c.RefuseAll; p > 0 {
+				r.decision.New, r.decision.Established = p, p
+			}
 			r.agenda.add(event{at: r.now + r.decision.Next.Seconds(), kind: decision})
 		case change:
 			r.change()

@@ -107,6 +107,21 @@ func TestBound(t *testing.T) {
 	}
 }
 
+// TestRefuseAll has a number worked out by hand. Of all requests p = 0.4 are refused, and sent again after 1 s and 3 s, within the patience of
+// 4 s. A session of one request is let in with 0.6; one with two requests is then completed with 1 - 0.4^3 = 0.936.
+func TestRefuseAll(t *testing.T) {
+	r := resultOf(t, Config{Seed: 11, Sessions: 150_000, Offered: 0.3, Requests: 1, RefuseAll: 0.4})
+	if got := float64(r.Refused) / float64(r.Offered); math.Abs(got-0.4) > 0.005 || r.Lost != 0 {
+		t.Errorf("%.4f of sessions with one request were refused, want 0.4, and %d lost", got, r.Lost)
+	}
+	// Requests: 1.5 without memory: with 1/3 there is one more, each time. So n further requests come with (2/3)(1/3)^n, and success is
+	// 2/3 / (1 - 0.936/3) = 0.969.
+	r = resultOf(t, Config{Seed: 11, Sessions: 150_000, Offered: 0.3, Requests: 1.5, Memoryless: true, RefuseAll: 0.4})
+	if got, want := r.Success(), 2.0/3/(1-0.936/3); math.Abs(got-want) > 0.003 {
+		t.Errorf("%.4f of sessions were completed, want %.4f", got, want)
+	}
+}
+
 // TestChanges holds that servers can leave, join and slow down.
 func TestChanges(t *testing.T) {
 	c := Config{
@@ -155,6 +170,8 @@ func TestRunRefuses(t *testing.T) {
 		{Config{ServiceTime: -1}, "service time: -1ns"},
 		{Config{Report: -1}, "report: -1ns"},
 		{Config{NewRetries: -1}, "new retries: -1"},
+		{Config{RefuseAll: 1.5}, "refuse all: 1.5"},
+		{Config{RefuseAll: math.NaN()}, "refuse all: NaN"},
 		{Config{Trace: -1}, "trace: -1ns"},
 		{Config{Changes: []Change{{Server: 8}}}, "changes[0]: server: 8: want 0 to 7"},
 		{Config{Changes: []Change{{At: -1}}}, "changes[0]: at -1ns"},

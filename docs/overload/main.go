@@ -89,13 +89,20 @@ func variations(w io.Writer, sessions int) error {
 func settings(w io.Writer, sessions int) error {
 	v := simulation.Variations()[0]
 	fmt.Fprintf(w, "\nThe same share in the base with other settings\n\n")
-	line := func(name string, config admission.Config) error {
+	run := func(name string, v simulation.Variation, config admission.Config) error {
 		r, err := simulation.Compete(simulation.Contender{Admission: config}, v, sessions/2, seeds()...)
 		if err != nil {
 			return err
 		}
 		fmt.Fprintf(w, "%-48s %.3f, success %.3f\n", name, r.CompletedPerSecond()/v.Config.Capacity(), r.Success())
 		return nil
+	}
+	line := func(name string, config admission.Config) error { return run(name, v, config) }
+	for _, p := range []float64{0.1, 0.2, 0.25, 0.3, 0.35, 0.4, 0.5} {
+		constant := simulation.Variation{Config: simulation.Config{RefuseAll: p}}
+		if err := run(fmt.Sprintf("every request refused with p = %.2f", p), constant, admission.Config{}); err != nil {
+			return err
+		}
 	}
 	for _, bound := range []int{2, 5, 10, 20, 50, 100, 200, 400} {
 		if err := line(fmt.Sprintf("leastconn503, %d connections", bound), admission.Config{Kind: admission.LeastConnections503, Connections: bound}); err != nil {
