@@ -47,6 +47,10 @@ type Config struct {
 
 	// Report is the time between two reports of a server's load; 0 means 100 ms.
 	Report time.Duration
+	// LargestPart makes servers report the greater one of the share of time in which they were busy, times LargestPart, and the share of a
+	// client's patience that a new request would have to wait, as package load makes one number of many. 0: the sum that the package's
+	// documentation describes.
+	LargestPart float64
 	// Admission refuses; see admission.Config for its zero value.
 	Admission admission.Config
 	// RefuseAll is a probability with which every request is refused, be it a session's first or last, in the place of what Admission
@@ -132,6 +136,8 @@ func (c Config) validate() error {
 		return fmt.Errorf("simulation: offered: %v: want more than 0", c.Offered)
 	case c.NewRetries < 0:
 		return fmt.Errorf("simulation: new retries: %d: want no less than 0", c.NewRetries)
+	case !(c.LargestPart >= 0 && c.LargestPart <= 1):
+		return fmt.Errorf("simulation: largest part: %v: want a share", c.LargestPart)
 	case !(c.RefuseAll >= 0 && c.RefuseAll <= 1):
 		return fmt.Errorf("simulation: refuse all: %v: want a probability", c.RefuseAll)
 	case c.Trace < 0:

@@ -61,6 +61,8 @@ func Variations() []Variation {
 		{"servers at half speed, 30 s in 2 minutes", Config{Changes: slumps(0.5)}},
 		{"servers at 1/8 speed, 30 s in 2 minutes", Config{Changes: slumps(0.125)}},
 		{"a connection for each session", Config{KeptConnections: true}},
+		{"load: largest of 0.8 busy, backlog", Config{LargestPart: 0.8}},
+		{"load: largest of busy, backlog", Config{LargestPart: 1}},
 		{"loads not forecast", Config{Unforecast: true}},
 	}
 }

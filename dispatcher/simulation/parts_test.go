@@ -72,11 +72,12 @@ func TestStream(t *testing.T) {
 // TestServer holds the account of one server, by hand: a job of 1 s at 0 s, one of 2 s at 0.5 s; patience is 4 s.
 func TestServer(t *testing.T) {
 	s := server{speed: 1}
+	load := func(now, interval float64) float64 { return new(Config).load(s.parts(now, interval, 4)) }
 	if !s.push(0, job{session: 1, work: 1}) || s.push(0.5, job{session: 2, work: 2}) {
 		t.Error("the first job is served at once, and the second is not")
 	}
 	// Busy for all of the first second. No job has ended: 3 s of work wait, three quarters of the patience. 0.8 + 0.2*0.75.
-	if got := s.load(1, 1, 4); math.Abs(got-0.95) > 1e-9 {
+	if got := load(1, 1); math.Abs(got-0.95) > 1e-9 {
 		t.Errorf("load %v, want 0.95", got)
 	}
 	if j := s.pop(1); j.session != 1 || s.queued() != 1 {
@@ -86,16 +87,16 @@ func TestServer(t *testing.T) {
 		t.Errorf("%+v was second, %d wait", j, s.queued())
 	}
 	// From 1 s to 5 s it was busy for 2 s: 0.8*0.5.
-	if got := s.load(5, 4, 4); math.Abs(got-0.4) > 1e-9 {
+	if got := load(5, 4); math.Abs(got-0.4) > 1e-9 {
 		t.Errorf("load %v, want 0.4", got)
 	}
-	if got := s.load(6, 1, 4); got != 0 {
+	if got := load(6, 1); got != 0 {
 		t.Errorf("load %v of an idle server", got)
 	}
 	// At half its speed 3 s of work take 6 s, more than all patience.
 	s.speed = 0.5
 	s.push(6, job{work: 3})
-	if got := s.load(7, 1, 4); math.Abs(got-1) > 1e-9 {
+	if got := load(7, 1); math.Abs(got-1) > 1e-9 {
 		t.Errorf("load %v, want 1", got)
 	}
 	// A long queue keeps its order, and its memory in bounds.
@@ -113,5 +114,16 @@ func TestServer(t *testing.T) {
 	}
 	if len(s.jobs) > 3*s.queued()+4096 {
 		t.Errorf("%d places for %d jobs", len(s.jobs), s.queued())
+	}
+}
+
+func TestLargestPart(t *testing.T) {
+	for _, tt := range []struct{ part, busy, backlog, want float64 }{
+		{0, 1, 0.5, 0.9}, {0.8, 1, 0.5, 0.8}, {0.8, 1, 0.9, 0.9}, {1, 0.7, 0, 0.7}, {1, 1, 0.3, 1},
+	} {
+		c := Config{LargestPart: tt.part}
+		if got := c.load(tt.busy, tt.backlog); math.Abs(got-tt.want) > 1e-12 {
+			t.Errorf("%+v: load %v", tt, got)
+		}
 	}
 }

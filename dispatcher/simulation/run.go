@@ -305,7 +305,7 @@ func (r *run) report() {
 	r.reports++
 	interval, patience := r.c.Report.Seconds(), r.c.Patience.Seconds()
 	for i := range r.servers {
-		measured := r.servers[i].load(r.now, interval, patience)
+		measured := r.c.load(r.servers[i].parts(r.now, interval, patience))
 		r.loads[i] = measured
 		e, err := r.series[i].Observe(measured)
 		if err == nil && !r.c.Unforecast {

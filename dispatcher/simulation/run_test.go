@@ -172,6 +172,7 @@ func TestRunRefuses(t *testing.T) {
 		{Config{NewRetries: -1}, "new retries: -1"},
 		{Config{RefuseAll: 1.5}, "refuse all: 1.5"},
 		{Config{RefuseAll: math.NaN()}, "refuse all: NaN"},
+		{Config{LargestPart: 2}, "largest part: 2"},
 		{Config{Trace: -1}, "trace: -1ns"},
 		{Config{Changes: []Change{{Server: 8}}}, "changes[0]: server: 8: want 0 to 7"},
 		{Config{Changes: []Change{{At: -1}}}, "changes[0]: at -1ns"},

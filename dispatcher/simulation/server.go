@@ -59,10 +59,19 @@ const (
 	backlogPart = 0.2
 )
 
-// load returns what the server reports for the interval that ends now, and begins the next one.
-func (s *server) load(now, interval, patience float64) float64 {
+// parts returns the share of the interval that ends now in which the server was busy, and the share of a client's patience that its
+// queue takes, and begins the next interval.
+func (s *server) parts(now, interval, patience float64) (busy, backlog float64) {
 	s.account(now)
-	busy := min(1, s.busyTime/interval)
+	busy = min(1, s.busyTime/interval)
 	s.busyTime = 0
-	return busyPart*busy + backlogPart*min(1, s.waiting/s.speed/patience)
+	return busy, min(1, s.waiting/s.speed/patience)
+}
+
+// load makes one number of a server's parts.
+func (c *Config) load(busy, backlog float64) float64 {
+	if c.LargestPart > 0 {
+		return max(c.LargestPart*busy, backlog)
+	}
+	return busyPart*busy + backlogPart*backlog
 }

@@ -18,7 +18,7 @@ import (
 )
 
 func main() {
-	sessions := flag.Int("sessions", 300_000, "sessions of each run of the base, of which there are four for each policy; others have half")
+	sessions := flag.Int("sessions", 300_000, "sessions of each run of the base, of which there are four for each policy; others have a quarter")
 	flag.Parse()
 	if err := run(os.Stdout, *sessions); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -65,16 +65,16 @@ func base(w io.Writer, sessions int) error {
 // variations change the world.
 func variations(w io.Writer, sessions int) error {
 	contenders := simulation.Contenders()[:8]
-	fmt.Fprintf(w, "\nCompleted sessions as a share of those that the servers could complete in the base, each with one thing changed (%d x %d sessions)\n\n", len(seeds()), sessions/2)
-	fmt.Fprintf(w, "%-37s", "")
+	fmt.Fprintf(w, "\nCompleted sessions as a share of those that the servers could complete in the base, each with one thing changed (%d x %d sessions)\n\n", len(seeds()), sessions/4)
+	fmt.Fprintf(w, "%-41s", "")
 	for _, c := range contenders {
 		fmt.Fprintf(w, " %17s", c.Name)
 	}
 	fmt.Fprintln(w)
 	for _, v := range simulation.Variations() {
-		fmt.Fprintf(w, "%-37s", v.Name)
+		fmt.Fprintf(w, "%-41s", v.Name)
 		for _, c := range contenders {
-			r, err := simulation.Compete(c, v, sessions/2, seeds()...)
+			r, err := simulation.Compete(c, v, sessions/4, seeds()...)
 			if err != nil {
 				return err
 			}
@@ -90,7 +90,7 @@ func settings(w io.Writer, sessions int) error {
 	v := simulation.Variations()[0]
 	fmt.Fprintf(w, "\nThe same share in the base with other settings\n\n")
 	run := func(name string, v simulation.Variation, config admission.Config) error {
-		r, err := simulation.Compete(simulation.Contender{Admission: config}, v, sessions/2, seeds()...)
+		r, err := simulation.Compete(simulation.Contender{Admission: config}, v, sessions/4, seeds()...)
 		if err != nil {
 			return err
 		}
