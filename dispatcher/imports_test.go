@@ -13,9 +13,12 @@ import (
 func TestImportDirection(t *testing.T) {
 	const module = "github.com/rehome-net/rehome/"
 	for pkg, forbidden := range map[string][]string{
-		"dispatcher":     {"agent", "netns-lab", "cmd"},
-		"dispatcher/api": {"dispatcher", "handoff", "tcprepair", "agent"},
-		"agent":          {"dispatcher"},
+		"dispatcher":           {"agent", "netns-lab", "cmd", "dispatcher/simulation"},
+		"dispatcher/api":       {"dispatcher", "handoff", "tcprepair", "agent"},
+		"dispatcher/admission": {"dispatcher"},
+		"dispatcher/balance":   {"dispatcher"},
+		"dispatcher/forecast":  {"dispatcher"},
+		"agent":                {"dispatcher"},
 	} {
 		out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
 		if err != nil {

@@ -11,7 +11,7 @@ import (
 
 // TestChooseAllocates holds that a choice allocates nothing.
 func TestChooseAllocates(t *testing.T) {
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		p := policyOf(t, Config{Kind: kind, SlowStart: time.Minute})
 		backends := backendsOf(64, 1, 2)
 		p.Choose(epoch(), 0, backends)
@@ -23,7 +23,7 @@ func TestChooseAllocates(t *testing.T) {
 }
 
 func BenchmarkChoose(b *testing.B) {
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		for _, n := range []int{3, 64, 1000} {
 			b.Run(fmt.Sprintf("%s/%d", kind, n), func(b *testing.B) {
 				b.ReportAllocs()
@@ -41,7 +41,7 @@ func BenchmarkChoose(b *testing.B) {
 
 // BenchmarkChooseParallel is about workers that share a policy.
 func BenchmarkChooseParallel(b *testing.B) {
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		b.Run(fmt.Sprintf("%s/64", kind), func(b *testing.B) {
 			b.ReportAllocs()
 			p := policyOf(b, Config{Kind: kind})

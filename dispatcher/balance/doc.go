@@ -22,9 +22,14 @@
 //   - ConsistentHash takes the same backend for the same key, by weighted rendezvous hashing: when a backend leaves, its keys
 //     alone move, to the others by their weights, and they come back with it. Dispatchers that know the same backends
 //     agree without talking, because only names, weights and the key count.
+//   - PowerOfTwo draws two backends by weight and takes the one with fewer connections for its weight.
+//   - Shell takes the backend with the least load to come (Backend.Load, from package forecast by way of the caller), with the
+//     sessions counted that it got since it reported that load (SARA 17-22).
 //
-// All three leave out backends that are Drained, Down, Tried or of weight 0, and count a young backend for less than its weight
-// (Config.SlowStart). All are safe for concurrent use; ConsistentHash shares nothing that is written, the
+// Sticky stands before any of them and sends those who come again where they were, by session, cookie or client.
+//
+// All leave out backends that are Drained, Down, Tried or of weight 0, and count a young backend for less than its weight
+// (Config.SlowStart). All are safe for concurrent use; ConsistentHash and PowerOfTwo take no lock, the
 // others hold a mutex for one pass over the backends.
 //
 // The package has no clock, and starts no goroutine. It does not ask backends how they are: who does, sets Down.

@@ -48,3 +48,29 @@ func ExamplePolicy() {
 	// refused by b2
 	// none takes it
 }
+
+// Sessions go where load is least; those of a client that comes again go where it was.
+func ExampleNewSticky() {
+	policy, err := balance.New(balance.Config{Kind: balance.Shell, SessionLoad: 0.1})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	sticky, err := balance.NewSticky(policy, balance.StickyConfig{Time: 10 * time.Minute})
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	backends := []balance.Backend{
+		{Name: "b1", Weight: 1, Load: 0.55, Report: 1}, {Name: "b2", Weight: 1, Load: 0.35, Report: 1},
+	}
+	for _, cookie := range []string{"anna", "ben", "carl", "anna"} {
+		i := sticky.Choose(time.Now(), balance.Key(cookie), backends)
+		fmt.Println(cookie, backends[i].Name)
+	}
+	// Output:
+	// anna b2
+	// ben b2
+	// carl b1
+	// anna b2
+}

@@ -4,13 +4,14 @@ package balance
 
 import (
 	"fmt"
+	"math"
 	"time"
 )
 
 // Policy chooses backends. It is safe for concurrent use.
 type Policy interface {
 	// Choose returns the place among candidates of the backend that gets a connection with that key (see Key), or -1 when
-	// none can take it. Only ConsistentHash looks at the key.
+	// none can take it. Only ConsistentHash and Sticky look at the key.
 	Choose(now time.Time, key uint64, candidates []Backend) int
 }
 
@@ -32,7 +33,16 @@ type Backend struct {
 	Down bool
 	// Tried means that it has failed to take this very connection.
 	Tried bool
+	// Load is what the backend's load is taken to be, from 0 (idle) to 1 (all it can do) or more: the value of eq. 8. Only
+	// Shell looks at it.
+	Load float64
+	// Report numbers the report that Load is from: another number, another report. 0: it has not reported, or not for so long
+	// that Load means nothing.
+	Report uint64
 }
+
+// takes reports whether the backend takes connections at all.
+func (b *Backend) takes() bool { return !b.Drained && !b.Down && !b.Tried && b.Weight > 0 }
 
 // Kind names a policy, as it stands in the configuration.
 type Kind string
@@ -42,6 +52,8 @@ const (
 	RoundRobin       Kind = "round-robin"
 	LeastConnections Kind = "least-connections"
 	ConsistentHash   Kind = "consistent-hash"
+	PowerOfTwo       Kind = "power-of-two"
+	Shell            Kind = "shell"
 )
 
 // Config says which policy a pool has. The zero Config is round robin without slow start.
@@ -50,12 +62,24 @@ type Config struct {
 	Kind Kind
 	// SlowStart is how long it takes a backend to come to its full weight, in a straight line from nothing. 0: at once.
 	SlowStart time.Duration
+	// SessionLoad is what one session adds to the load of a backend, for Shell; 0: it is learned from loads and connections.
+	SessionLoad float64
+}
+
+func (c Config) validate() error {
+	if c.SlowStart < 0 {
+		return fmt.Errorf("slow start: %v: want no less than 0", c.SlowStart)
+	}
+	if c.SessionLoad < 0 || math.IsNaN(c.SessionLoad) || math.IsInf(c.SessionLoad, 0) {
+		return fmt.Errorf("session load: %v: want a share of a backend of no less than 0", c.SessionLoad)
+	}
+	return nil
 }
 
 // New returns the policy that config asks for, or an error that says which there are.
 func New(config Config) (Policy, error) {
-	if config.SlowStart < 0 {
-		return nil, fmt.Errorf("slow start: %v: want no less than 0", config.SlowStart)
+	if err := config.validate(); err != nil {
+		return nil, err
 	}
 	ramp := ramp{config.SlowStart}
 	switch config.Kind {
@@ -65,6 +89,10 @@ func New(config Config) (Policy, error) {
 		return &leastConnections{turns: turns{ramp: ramp}}, nil
 	case ConsistentHash:
 		return &consistentHash{ramp: ramp}, nil
+	case PowerOfTwo:
+		return &powerOfTwo{ramp: ramp}, nil
+	case Shell:
+		return &shell{ramp: ramp, cost: config.SessionLoad}, nil
 	}
-	return nil, fmt.Errorf("policy %q: want %s, %s or %s", config.Kind, RoundRobin, LeastConnections, ConsistentHash)
+	return nil, fmt.Errorf("policy %q: want %s, %s, %s, %s or %s", config.Kind, RoundRobin, LeastConnections, ConsistentHash, PowerOfTwo, Shell)
 }

@@ -30,6 +30,9 @@ func backendsOf(n int, weights ...int) []Backend {
 	return backends
 }
 
+// kinds are all policies.
+func kinds() []Kind { return []Kind{RoundRobin, LeastConnections, ConsistentHash, PowerOfTwo, Shell} }
+
 func totalWeight(backends []Backend) (sum int) {
 	for _, b := range backends {
 		sum += b.Weight
@@ -42,8 +45,10 @@ func TestNewRefuses(t *testing.T) {
 		config Config
 		want   string
 	}{
-		{Config{Kind: "random"}, "want round-robin, least-connections or consistent-hash"},
+		{Config{Kind: "random"}, "want round-robin, least-connections, consistent-hash, power-of-two or shell"},
 		{Config{SlowStart: -1}, "slow start: -1ns"},
+		{Config{Kind: Shell, SessionLoad: -0.1}, "session load: -0.1"},
+		{Config{Kind: Shell, SessionLoad: math.NaN()}, "session load: NaN"},
 	} {
 		if p, err := New(tt.config); p != nil || err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%+v: %v, error %v, want one with %q", tt.config, p, err, tt.want)
@@ -60,7 +65,7 @@ func TestNobody(t *testing.T) {
 		{Name: "weight 0"},
 		{Name: "negative", Weight: -1},
 	}
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		p := policyOf(t, Config{Kind: kind})
 		if i := p.Choose(epoch(), 1, nil); i != -1 {
 			t.Errorf("%s: %d of no backend", kind, i)
@@ -76,7 +81,7 @@ func TestNobody(t *testing.T) {
 
 // TestTried holds that a connection that nobody takes is offered to each backend once.
 func TestTried(t *testing.T) {
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		p := policyOf(t, Config{Kind: kind})
 		backends := backendsOf(20, 1, 2, 3)
 		for n := range len(backends) {
@@ -302,7 +307,7 @@ func TestConcurrentChoices(t *testing.T) {
 
 // TestAbsurdNumbers holds that nothing overflows into a wrong choice.
 func TestAbsurdNumbers(t *testing.T) {
-	for _, kind := range []Kind{RoundRobin, LeastConnections, ConsistentHash} {
+	for _, kind := range kinds() {
 		p := policyOf(t, Config{Kind: kind, SlowStart: time.Duration(math.MaxInt64) / 1000})
 		heavy := []Backend{{Name: "a", Weight: math.MaxInt}, {Name: "b", Weight: 1, Active: math.MaxInt}}
 		young := []Backend{{Name: "a", Weight: math.MaxInt, Active: -1}, {Name: "b", Weight: math.MaxInt, Active: math.MaxInt, Since: epoch()}}

@@ -20,8 +20,9 @@ var update = flag.Bool("update", false, "write the golden files anew") //nolint:
 // TestTranscripts plays the conversations in testdata. A line is
 //
 //	# a comment
-//	policy round-robin [slow-start=10s]      a new policy and an empty pool, at time 0
-//	backend a [weight=1] [active=0] [since=T] [drained] [down] [tried]
+//	policy round-robin [slow-start=10s] [session-load=0.1]   a new policy and an empty pool, at time 0
+//	sticky 10s                               from here on keys stick for that time
+//	backend a [weight=1] [active=0] [since=T] [drained] [down] [tried] [load=0.5] [report=1]
 //	set a …                                  the same backend, with other marks; its connections stay
 //	@5s                                      the time is now 5 s
 //	choose 4                                 four connections that stay
@@ -102,12 +103,24 @@ func (p *pool) do(verb string, args []string) ([]string, error) {
 		c := Config{Kind: Kind(args[0])}
 		for _, a := range args[1:] {
 			var err error
-			if c.SlowStart, err = time.ParseDuration(strings.TrimPrefix(a, "slow-start=")); err != nil {
+			if load, ok := strings.CutPrefix(a, "session-load="); ok {
+				c.SessionLoad, err = strconv.ParseFloat(load, 64)
+			} else {
+				c.SlowStart, err = time.ParseDuration(strings.TrimPrefix(a, "slow-start="))
+			}
+			if err != nil {
 				return nil, err
 			}
 		}
 		policy, err := New(c)
 		*p = pool{policy: policy, now: epoch()}
+		return nil, err
+	case "sticky":
+		d, err := time.ParseDuration(args[0])
+		if err != nil {
+			return nil, err
+		}
+		p.policy, err = NewSticky(p.policy, StickyConfig{Time: d})
 		return nil, err
 	case "backend":
 		p.backends = append(p.backends, Backend{Name: args[0]})
@@ -155,6 +168,10 @@ func (p *pool) set(b *Backend, args []string) error {
 			var d time.Duration
 			d, err = time.ParseDuration(value)
 			b.Since = epoch().Add(d)
+		case "load":
+			b.Load, err = strconv.ParseFloat(value, 64)
+		case "report":
+			b.Report, err = strconv.ParseUint(value, 10, 64)
 		case "drained":
 			b.Drained = true
 		case "down":

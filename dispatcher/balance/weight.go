@@ -17,7 +17,7 @@ type ramp struct{ length time.Duration }
 
 // weight returns what a backend counts at now, in weightUnit; 0 means that it takes nothing.
 func (r ramp) weight(now time.Time, b *Backend) int64 {
-	if b.Drained || b.Down || b.Tried || b.Weight <= 0 {
+	if !b.takes() {
 		return 0
 	}
 	full := int64(min(b.Weight, maxWeight)) * weightUnit
