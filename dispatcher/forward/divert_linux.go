@@ -63,9 +63,6 @@ func (d Diverted) Clone() Diverted {
 	return d
 }
 
-// labelSize is the size of struct label, and of struct order, in bpf/divert.h.
-const labelSize = 12
-
 // decodeDiverted reads a frame of the tap: what the program wrote over its Ethernet addresses, and what it is.
 func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, ok bool) {
 	if len(frame) < ethernetHeader || frame[0] != 2 || frame[6] != 2 {

@@ -14,7 +14,6 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
-
 )
 
 // firstServiceSize and firstStatsSize are what the first layout had: a service without number and flags, ten counters.
