@@ -268,6 +268,35 @@ func TestUndecidedFragment(t *testing.T) {
 	}
 }
 
+// A flow that is assigned as signalling is so from its next packet on, although those before it are still on their way.
+func TestAssignInspected(t *testing.T) {
+	for _, mode := range []Mode{TCX, XDP} {
+		s := newStand(t, Config{Divert: true})
+		f := flow4()
+		if err := s.UDP().SetHandling(f.Local, Handling{Divert: true}); err != nil {
+			t.Fatal(err)
+		}
+		s.reading(t, time.Minute)
+		frame := packetOf(s.mac, f, protoUDP, 0, 5)
+		s.execute(t, mode, frame)
+		if _, err := s.UDP().Assign(f, node, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, last := range []bool{true, false} {
+			_, out := s.execute(t, mode, frame)
+			d, _, _, ok := decodeDiverted(bytes.Clone(out))
+			if !ok || d.Reason != Inspected || d.Node != node || d.last != last {
+				t.Errorf("%v: %+v, want one that may release the flow: %v", mode, d, last)
+			}
+			ops := []operation{s.UDP().operation(forwardCodeOP_RELEASE, f)}
+			ops[0].epoch = uint32(d.number)
+			if err := errors.Join(s.UDP().run(ops), ops[0].err()); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+}
+
 // Flows that nobody decides about leave as handshakes do.
 func TestUndecidedLapses(t *testing.T) {
 	s := newStand(t, Config{Divert: true})
