@@ -28,6 +28,9 @@ const (
 	Inspected
 )
 
+// reasonCounted is REASON_COUNTED.
+const reasonCounted = 128
+
 func (r Reason) String() string {
 	switch r {
 	case Undecided:
@@ -52,7 +55,7 @@ type Diverted struct {
 	frame  []byte
 	at     int    // of the payload in it
 	number uint16 // of the flow's diverted packets
-	whole  bool   // the last frame of a packet that the kernel has cut
+	last   bool   // the flow may be released after it
 	port   uint16
 }
 
@@ -63,16 +66,13 @@ func (d Diverted) Clone() Diverted {
 	return d
 }
 
-// labelSize is the size of struct label, and of struct order, in bpf/divert.h.
-const labelSize = 12
-
 // decodeDiverted reads a frame of the tap: what the program wrote over its Ethernet addresses, and what it is.
 func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, ok bool) {
 	if len(frame) < ethernetHeader || frame[0] != 2 || frame[6] != 2 {
 		return d, 0, 0, false
 	}
 	d = Diverted{
-		Reason: Reason(frame[1]), Node: gate.Node(binary.LittleEndian.Uint16(frame[2:])), frame: frame,
+		Reason: Reason(frame[1] &^ reasonCounted), last: frame[1]&reasonCounted != 0, Node: gate.Node(binary.LittleEndian.Uint16(frame[2:])), frame: frame,
 		number: binary.LittleEndian.Uint16(frame[4:]), port: binary.LittleEndian.Uint16(frame[10:]),
 	}
 	if d.Flow, d.Protocol, d.Payload, ok = parseFrame(frame); !ok {
@@ -101,7 +101,7 @@ func (f *Forwarder) Send(d Diverted, to gate.Node) error {
 	if err := f.tap.write(d.frame); err != nil {
 		return fail(err)
 	}
-	if d.Reason == Inspected || !d.whole {
+	if !d.last {
 		return nil
 	}
 	of := f.of(d.Protocol)
@@ -142,6 +142,10 @@ func (f *Forwarder) Divert(ctx context.Context, decide func(Diverted)) error {
 	if f.tap == nil {
 		return &OpError{Op: "divert", Err: ErrNotDiverted}
 	}
+	if !f.tap.reading.TryLock() {
+		return &OpError{Op: "divert", Err: errors.New("is running already")}
+	}
+	defer f.tap.reading.Unlock()
 	d := &diverter{f: f, decide: decide, read: make(map[uint16]uint32)}
 	if err := d.run(ctx); err != nil {
 		return &OpError{Op: "divert", Err: err}
@@ -164,32 +168,36 @@ func (d *diverter) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			break // the deadline may have replaced the one that ctx has set
 		}
-		var failed error
-		err := t.conn.Read(func(uintptr) bool {
-			var n int
-			n, failed = d.some()
-			return n > 0 || failed != nil
-		})
-		if failed != nil {
-			return failed
-		}
-		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+		if _, err := d.next(true); err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			return d.explain(err)
 		}
 	}
 	// From here on the kernel asks nobody; what waits is dealt with.
-	err := d.beat(0)
+	err := errors.Join(d.beat(0), t.file.SetReadDeadline(time.Time{}))
 	for n := 1; n > 0 && err == nil; {
-		n, err = d.some()
+		n, err = d.next(false)
 	}
-	return err
+	if err != nil {
+		return d.explain(err)
+	}
+	return nil
+}
+
+// next handles some frames. If there are none, it waits for them, or not.
+func (d *diverter) next(wait bool) (n int, err error) {
+	var failed error
+	err = d.f.tap.conn.Read(func(uintptr) bool {
+		n, failed = d.some()
+		return n > 0 || failed != nil || !wait
+	})
+	return n, errors.Join(failed, err)
 }
 
 func (d *diverter) explain(err error) error {
 	if errors.Is(err, os.ErrClosed) {
 		return ErrClosed
 	}
-	return fmt.Errorf("wait for the tap: %w", err)
+	return err
 }
 
 // some handles up to divertBatch frames and returns their number.
@@ -218,7 +226,7 @@ func (d *diverter) one(frame []byte) {
 		d.flow, d.number, d.frames = p.Flow, p.number, 0
 	}
 	d.frames++
-	p.whole = d.frames == segments
+	p.last = p.last && d.frames == segments // of a packet that the kernel has cut
 	d.decide(p)
 }
 

@@ -38,8 +38,8 @@ func label(t testing.TB, frame []byte) *Diverted {
 	if !ok {
 		return nil
 	}
-	if segments != 1 {
-		t.Errorf("a frame of %d segments", segments)
+	if segments != 1 || d.last != (d.Reason != Inspected) {
+		t.Errorf("a frame of %d segments, last %v", segments, d.last)
 	}
 	return &d
 }
@@ -67,7 +67,7 @@ func TestUndecided(t *testing.T) {
 					return
 				}
 				wanted := Diverted{Reason: reason, Flow: f, Protocol: protoUDP, Node: owner, Payload: make([]byte, payload), number: number}
-				if diff := cmp.Diff(&wanted, d, compareAddresses(), cmp.AllowUnexported(Diverted{}), cmpopts.IgnoreFields(Diverted{}, "frame", "at", "port")); diff != "" {
+				if diff := cmp.Diff(&wanted, d, compareAddresses(), cmp.AllowUnexported(Diverted{}), cmpopts.IgnoreFields(Diverted{}, "frame", "at", "port", "last")); diff != "" {
 					t.Fatalf("%v, %v, %s: %s", f.Local, mode, when, diff)
 				}
 			}
@@ -264,6 +264,35 @@ func TestUndecidedFragment(t *testing.T) {
 		}
 		if got := s.Stats().Split; got != 2 {
 			t.Errorf("%d counted", got)
+		}
+	}
+}
+
+// A flow that is assigned as signalling is so from its next packet on, although those before it are still on their way.
+func TestAssignInspected(t *testing.T) {
+	for _, mode := range []Mode{TCX, XDP} {
+		s := newStand(t, Config{Divert: true})
+		f := flow4()
+		if err := s.UDP().SetHandling(f.Local, Handling{Divert: true}); err != nil {
+			t.Fatal(err)
+		}
+		s.reading(t, time.Minute)
+		frame := packetOf(s.mac, f, protoUDP, 0, 5)
+		s.execute(t, mode, frame)
+		if _, err := s.UDP().Assign(f, node, true); err != nil {
+			t.Fatal(err)
+		}
+		for _, last := range []bool{true, false} {
+			_, out := s.execute(t, mode, frame)
+			d, _, _, ok := decodeDiverted(bytes.Clone(out))
+			if !ok || d.Reason != Inspected || d.Node != node || d.last != last {
+				t.Errorf("%v: %+v, want one that may release the flow: %v", mode, d, last)
+			}
+			ops := []operation{s.UDP().operation(forwardCodeOP_RELEASE, f)}
+			ops[0].epoch = uint32(d.number)
+			if err := errors.Join(s.UDP().run(ops), ops[0].err()); err != nil {
+				t.Error(err)
+			}
 		}
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -357,7 +356,7 @@ func TestTrafficAnnounced(t *testing.T) {
 			if server.Is6() {
 				client = netip.MustParseAddr("fd66::1")
 			}
-			any := netip.AddrPortFrom(client, 0)
+			anyPort := netip.AddrPortFrom(client, 0)
 			// Media: both ports are known.
 			media := netip.AddrPortFrom(server, 5004)
 			got := receiver(t, c.servers[1], media.String())
@@ -380,7 +379,7 @@ func TestTrafficAnnounced(t *testing.T) {
 			// Passive: the client connects, from any port.
 			data := netip.AddrPortFrom(server, 40000)
 			serve(t, c.servers[1], 2, data.String())
-			if err := f.Announce(Announcement{Client: any, Server: data, Protocol: unix.IPPROTO_TCP, Node: 2}); err != nil {
+			if err := f.Announce(Announcement{Client: anyPort, Server: data, Protocol: unix.IPPROTO_TCP, Node: 2}); err != nil {
 				t.Fatal(err)
 			}
 			if s := who(t, c.dial(t, "tcp", data.String())); s != "2" {
@@ -474,7 +473,7 @@ func TestDivertRestart(t *testing.T) {
 		}
 	}
 	stop()
-	if fmt.Sprint(reasons) != "[undecided]" {
+	if len(reasons) != 1 || reasons[0] != Undecided {
 		t.Errorf("%v: want one packet, of an undecided flow", reasons)
 	}
 	if err := f.Remove(); err != nil {

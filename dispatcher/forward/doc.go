@@ -41,6 +41,45 @@
 //	err = f.Forget(flow)                          // its server has reported the end
 //	err = f.UDP().SetService(vip, []gate.Node{1}) // datagrams go to the nodes at once
 //
+// # Announced flows
+//
+// Signalling promises flows (RTP, FTP's data connections) before their first packet: Announce says who gets them. A first packet
+// that no flow of the table fits is looked up among the announcements, with both ports, with any client port, with any server port, and
+// only then among the services. First packets are datagrams, SYNs, and, for connections that a server has opened, SYN-ACKs. The flow that
+// begins so is marked (Known.Secondary), counts as established for admission, and is told to Watch; nothing waits for that. Without
+// announcements the look-up costs one load.
+//
+// # Packets that come by user space
+//
+// With Config.Divert there is a tap (rhfwd0) through which packets go before their servers get them: not copies, the packets.
+//
+//	               first datagram            Assign                 Send of the last
+//	UDP service ────────────────► undecided ────────► waiting ────────────────────────► the short way
+//	(Handling.Divert)              │  ▲                │  ▲
+//	                               └──┘ datagrams      └──┘ datagrams: they come by the tap as well
+//
+// So no datagram overtakes another. The kernel numbers what it diverts, and Send of packet n ends the diversion in one step with the
+// comparison that n was the last. The other kind are flows that are signalling (Handling.Inspect, Inspect, Announcement.Inspect, Assign):
+// all that their clients say comes by the tap, for as long as they live, so that user space may announce flows before it sends the
+// packet on. Of TCP, bare acknowledgements go straight.
+//
+// Divert renews a deadline in the kernel while it waits and between packets. When that lapses (the process is dead, or stuck), signalling
+// goes straight to its servers, and datagrams of undecided flows are dropped and counted (Stats.Unread). What is in the tap at
+// that moment is lost with the process. Handling.MaxWaiting bounds each service's frames in the tap, Config.DivertQueue all of them.
+//
+// Fragments have no place there: the first fragment of an undecided flow is dropped, of signalling sent straight, both counted
+// (Stats.Split).
+//
+//	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}, Divert: true})
+//	err = f.UDP().SetHandling(vip, forward.Handling{Divert: true})
+//	go f.Divert(ctx, func(d forward.Diverted) { ... f.UDP().Assign(d.Flow, node, false) ... f.Send(d, node) })
+//
+// # Admission
+//
+// SetAdmission has the kernel refuse a share of a service's new flows (SYNs and first datagrams), and of the datagrams of its
+// established ones (SARA S13): both probabilities change in one write. A flow's service is in its entry, so this costs an established
+// flow one load. A refused SYN that is repeated is decided about anew.
+//
 // # The table
 //
 // A plain BPF hash costs two to four cache misses on a random flow. This table is two arrays: 16 tags of flows to a cache
@@ -70,11 +109,12 @@
 // # Death and restart
 //
 // With Config.PinPath tables and programs stay when the process dies, and go on. The next Open replaces the programs one by
-// one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over.
+// one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over. The tables carry the version of
+// their layout: those of the first are taken over with their flows and services; of one that is not known, Open returns ErrLayout and touches nothing.
 //
 // # What it does not do
 //
-// It knows nothing of sockets, chooses servers only by taking turns, and tracks no connection: a flow ends when an agent
+// It knows nothing of sockets, chooses servers only by taking turns (or leaves that to user space), and tracks no connection: a flow ends when an agent
 // reports it (Forget), or by silence. It translates no address and builds no tunnel: servers must be on a link of this
 // host's. It does not defragment. Forwarding by nftables, for kernels without BPF, is not built.
 package forward

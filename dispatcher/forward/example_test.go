@@ -57,6 +57,96 @@ func ExampleForwarder_UDP() {
 	}
 }
 
+// A SIP service over UDP: the first datagram of each client comes by user space, and so do all later ones, which are signalling.
+func ExampleForwarder_Divert() {
+	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}, Divert: true})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	vip := netip.MustParseAddrPort("198.51.100.1:5060")
+	if err := f.UDP().SetHandling(vip, forward.Handling{Divert: true}); err != nil {
+		log.Fatal(err)
+	}
+	choose := func(forward.Diverted) gate.Node { return 1 }
+	promised := func([]byte) []forward.Announcement { return nil }
+	log.Fatal(f.Divert(context.Background(), func(d forward.Diverted) {
+		node := d.Node
+		if d.Reason == forward.Undecided {
+			route, err := f.UDP().Assign(d.Flow, choose(d), true)
+			if err != nil && !errors.Is(err, gate.ErrExists) {
+				return // over meanwhile; its next datagram begins anew
+			}
+			node = route.Node
+		}
+		// The server will not see the packet before its media has a way.
+		if err := f.Announce(promised(d.Payload)...); err != nil {
+			log.Print(err)
+		}
+		if err := f.Send(d, node); err != nil {
+			log.Print(err)
+		}
+	}))
+}
+
+// The data connection of an FTP session in passive mode: the client may come from any port.
+func ExampleForwarder_Announce() {
+	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	ftp := netip.MustParseAddrPort("198.51.100.1:21")
+	if err := f.Announce(forward.Announcement{
+		Client: netip.MustParseAddrPort("192.0.2.7:0"), Server: netip.MustParseAddrPort("198.51.100.1:40123"), Protocol: 6,
+		Node: 1, Service: forward.Service{Address: ftp, Protocol: 6}, Tag: 17,
+	}); err != nil {
+		log.Fatal(err)
+	}
+	log.Fatal(f.Watch(context.Background(), func(e forward.Event) {
+		fmt.Printf("session %d: %v has begun at node %d\n", e.Tag, e.Flow, e.Node)
+	}))
+}
+
+// Half of the new sessions are refused, and none of what is established.
+func ExampleFlows_SetAdmission() {
+	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	vip := netip.MustParseAddrPort("198.51.100.1:443")
+	if err := f.SetService(vip, []gate.Node{0}); err != nil {
+		log.Fatal(err)
+	}
+	if err := f.SetAdmission(vip, forward.Admission{New: 0.5}); err != nil {
+		log.Fatal(err)
+	}
+}
+
+// Who keeps sessions learns from time to time which of their flows are alive.
+func ExampleForwarder_Scan() {
+	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer f.Close()
+	flows := make([]forward.Known, 4096)
+	for at := forward.Cursor(0); ; {
+		n, next, err := f.Scan(at, flows)
+		if err != nil {
+			log.Fatal(err)
+		}
+		for _, k := range flows[:n] {
+			fmt.Println(k.Protocol, k.Flow, k.Node, k.Idle)
+		}
+		if next == 0 {
+			return
+		}
+		at = next
+	}
+}
+
 // Operators see the table fill before it refuses anything.
 func ExampleForwarder_Stats() {
 	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}, MaxFlows: 1 << 22})

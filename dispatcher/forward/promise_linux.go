@@ -287,9 +287,11 @@ func (f *Forwarder) Watch(ctx context.Context, began func(Event)) error {
 	if err != nil {
 		return &OpError{Op: "watch", Err: err}
 	}
-	defer reader.Close()
 	stop := context.AfterFunc(ctx, func() { _ = reader.Close() })
-	defer stop()
+	defer func() {
+		stop()
+		_ = reader.Close()
+	}()
 	var record ringbuf.Record
 	for {
 		err := reader.ReadInto(&record)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"sync"
 	"syscall"
 
 	"github.com/cilium/ebpf"
@@ -26,6 +27,7 @@ type tap struct {
 	ifindex int
 	back    link.Link
 	scratch []byte
+	reading sync.Mutex // somebody is in Divert
 }
 
 // openTap makes the tap, in the calling thread's network namespace, and tells the programs of it.

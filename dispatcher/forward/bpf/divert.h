@@ -12,11 +12,11 @@
 #define MARK_DECIDED 0x72656866u
 
 // A frame at the tap tells about itself where it had its Ethernet addresses, which user space needs no more.
-enum reason { REASON_UNDECIDED = 1, REASON_WAITING = 2, REASON_INSPECT = 3 };
+enum reason { REASON_UNDECIDED = 1, REASON_WAITING = 2, REASON_INSPECT = 3, REASON_COUNTED = 128 };
 
 struct label {
 	__u8 local; // 2: a locally administered address
-	__u8 reason;
+	__u8 reason; // REASON_COUNTED: who sends the last one on, releases the flow
 	__u16 node;
 	__u16 number; // diverted
 	__u8 local_too;
@@ -68,7 +68,7 @@ static __always_inline int to_tap(int xdp, struct frame *f, struct control *c, _
 	}
 	__sync_fetch_and_add(&policy->diverted, segments);
 	l->local = 2;
-	l->reason = reason;
+	l->reason = reason | (meta & META_DIVERT ? REASON_COUNTED : 0);
 	l->node = node;
 	l->number = meta_count(meta);
 	l->local_too = 2;

@@ -141,10 +141,12 @@ static __always_inline int divert(int xdp, struct frame *f, struct packet *p, st
 		return undecided ? drop(xdp) : -1;
 	}
 	meta = number(flow);
-	if (meta & META_DIVERT)
-		reason = route_node(route) ? REASON_WAITING : REASON_UNDECIDED;
+	if (meta & META_DIVERT && !route_node(route))
+		reason = REASON_UNDECIDED;
 	else if (route & ROUTE_INSPECT)
 		reason = REASON_INSPECT;
+	else if (meta & META_DIVERT)
+		reason = REASON_WAITING;
 	else
 		return -1;
 	act = to_tap(xdp, f, c, meta, reason, route_node(route));
