@@ -90,6 +90,10 @@ func frameCases() []frameCase {
 		{"import late", Frame{36, &Import{Flow: flow6(), Epoch: 1, Service: "files", Late: true}}},
 		{"list one", Frame{36, &List{Flow: flow6()}}},
 		{"presence", Frame{37, &Presence{Draining: true}}},
+		{"gateway hello", Frame{0, &GatewayHello{Hold: 50 * time.Millisecond}}},
+		{"halves", Frame{45, &Halves{Flow: flow4(), Protocol: 6, Halves: [][]byte{[]byte("one"), []byte("two")}}}},
+		{"halves 6", Frame{46, &Halves{Flow: flow6(), Protocol: 17, Halves: [][]byte{[]byte("one")}}}},
+		{"installed", Frame{46, &Installed{}}},
 		{"lease refused", Frame{38, &LeaseRefused{Code: CodeEpoch, Reason: "stale"}}},
 	}
 }
