@@ -17,7 +17,6 @@ import (
 	"github.com/bluenviron/gortsplib/v4/pkg/description"
 	"github.com/bluenviron/gortsplib/v4/pkg/format"
 	"github.com/pion/rtp"
-
 )
 
 // What an RTSP server of the laboratory sends: 20 ms of G.711 in each packet.
@@ -47,8 +46,10 @@ func (m *Media) ServeRTSP(ctx context.Context, server string) (*RTSPServer, erro
 	s := &RTSPServer{stop: make(chan struct{}), ended: make(chan struct{})}
 	s.server = gortsplib.Server{
 		Handler: s, RTSPAddress: at(RTSPPort), UDPRTPAddress: at(media), UDPRTCPAddress: at(media + 1),
-		Listen:       func(network, address string) (net.Listener, error) { return h.Listen(ctx, tcpOf(network), address) },
-		ListenPacket: func(network, address string) (net.PacketConn, error) { return h.ListenPacket(ctx, udpOf(network), address) },
+		Listen: func(network, address string) (net.Listener, error) { return h.Listen(ctx, tcpOf(network), address) },
+		ListenPacket: func(network, address string) (net.PacketConn, error) {
+			return h.ListenPacket(ctx, udpOf(network), address)
+		},
 	}
 	if err := s.server.Start(); err != nil {
 		return nil, fmt.Errorf("rtsp server on %s: %w", server, err)
@@ -162,4 +163,3 @@ func (m *Media) rtspURL(path string) string {
 }
 
 func seconds(d time.Duration) string { return strconv.FormatFloat(d.Seconds(), 'f', 3, 64) }
-

@@ -75,6 +75,12 @@ const (
 	callTime   = 1500 * time.Millisecond
 )
 
+// The client's ports: of signalling one for each call, of media four.
+const (
+	firstCaller = 10000
+	firstSpeech = 30000
+)
+
 // SIPTransport is what SIP goes over.
 type SIPTransport string
 
@@ -100,11 +106,12 @@ func (m *Media) ServeSIP(ctx context.Context, server string, over SIPTransport) 
 	return m.listening(ctx, p, server, string(over), netip.AddrPortFrom(m.VIP(), SIPPort))
 }
 
-// CallSIP makes calls, so many a second, each with a second of media, and returns how many were completed.
-func (m *Media) CallSIP(ctx context.Context, over SIPTransport, calls, perSecond int) (int, error) {
+// CallSIP makes a call with a second of media. It has ports of its own, which number chooses: calls with different numbers may go on at the same time. (All calls of one
+// sipp share one port for media.)
+func (m *Media) CallSIP(ctx context.Context, over SIPTransport, number int) error {
 	dir, err := os.MkdirTemp(m.path(ClientHost, "."), "sipp-")
 	if err != nil {
-		return 0, err
+		return err
 	}
 	speech, script, stat := filepath.Join(dir, "speech.ulaw"), filepath.Join(dir, "caller.xml"), filepath.Join(dir, "stat.csv")
 	err = errors.Join(
@@ -112,19 +119,21 @@ func (m *Media) CallSIP(ctx context.Context, over SIPTransport, calls, perSecond
 		writeTemplate(script, sipCaller, map[string]any{"User": "service", "Speech": speech, "Milliseconds": callTime.Milliseconds()}),
 	)
 	if err != nil {
-		return 0, err
+		return err
 	}
 	kind := "u1"
 	if over == SIPOverTCP {
-		kind = "tn" // a connection for each call
+		kind = "t1"
 	}
 	own := m.host(ClientHost).Addr4().String()
-	limit := startTimeout + time.Duration(calls/perSecond)*time.Second + callTime
-	_, failed := m.run(ctx, limit, dir, "sipp", netip.AddrPortFrom(m.VIP(), SIPPort).String(), "-sf", script, "-t", kind, "-i", own, "-mi", own,
-		"-m", strconv.Itoa(calls), "-r", strconv.Itoa(perSecond), "-l", "1000", "-max_socket", "2000",
-		"-nostdin", "-trace_stat", "-stf", stat, "-trace_err", "-timeout", fmt.Sprintf("%ds", int(limit/time.Second)))
+	_, failed := m.run(ctx, startTimeout, dir, "sipp", netip.AddrPortFrom(m.VIP(), SIPPort).String(), "-sf", script, "-t", kind, "-i", own,
+		"-p", strconv.Itoa(firstCaller+number), "-mi", own, "-mp", strconv.Itoa(firstSpeech+4*number), "-m", "1",
+		"-nostdin", "-trace_stat", "-stf", stat, "-trace_err", "-timeout", fmt.Sprintf("%ds", int(startTimeout/time.Second)))
 	done, err := sippStat(stat, "SuccessfulCall(C)")
-	return done, errors.Join(failed, err)
+	if err == nil && done != 1 {
+		err = fmt.Errorf("SIP over %s, call %d: not completed", over, number)
+	}
+	return errors.Join(failed, err)
 }
 
 // sippStat returns a number from the last line of sipp's statistics.

@@ -49,15 +49,14 @@ func TestMediaPeers(t *testing.T) {
 	if err := m.ServeFTP(ctx, server); err != nil {
 		t.Fatal(err)
 	}
+	capture, err := m.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
 	var g errgroup.Group
-	for _, over := range []scenario.SIPTransport{scenario.SIPOverUDP, scenario.SIPOverTCP} {
-		g.Go(func() error {
-			n, err := m.CallSIP(ctx, over, 3, 3)
-			if n != 3 {
-				t.Errorf("SIP over %s: %d calls of 3", over, n)
-			}
-			return err
-		})
+	for i := range 6 {
+		over := []scenario.SIPTransport{scenario.SIPOverUDP, scenario.SIPOverTCP}[i%2]
+		g.Go(func() error { return m.CallSIP(ctx, over, i) })
 	}
 	g.Go(func() error { return m.PlayRTSP(ctx, time.Second) })
 	g.Go(func() error { return m.RecordRTSP(ctx, "one", time.Second) })
@@ -72,6 +71,15 @@ func TestMediaPeers(t *testing.T) {
 	}
 	if err := g.Wait(); err != nil {
 		t.Error(err)
+	}
+	traffic, err := capture.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	// 6 calls with a flow, a player and a recorder with two each, 7 transfers.
+	tally := traffic.Tally()
+	if tally.Announced != 6+2+2+7 || tally.Misrouted != 0 || tally.Lost != 0 || tally.Packets < 6*100 || traffic.Missed != 0 {
+		t.Errorf("%+v, %d missed", tally, traffic.Missed)
 	}
 	if packets, recordings := rtsp.Received(); recordings != 1 || packets < 6 {
 		t.Errorf("%d packets in %d recordings", packets, recordings)
