@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package session knows which flows belong to one user's session, so that all of them reach the same server (SARA 3-11).
 package session
 
 import "net/netip"
