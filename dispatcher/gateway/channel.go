@@ -9,8 +9,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -161,5 +159,5 @@ func (r report) message() *wire.Halves {
 
 // isSignalling says whether a protocol can carry signalling.
 func isSignalling(protocol uint8) bool {
-	return protocol == unix.IPPROTO_TCP || protocol == unix.IPPROTO_UDP
+	return protocol == protocolTCP || protocol == protocolUDP
 }

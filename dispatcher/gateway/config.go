@@ -18,6 +18,12 @@ import (
 	"github.com/rehome-net/rehome/handoff/peer"
 )
 
+// IP's numbers, which session.Key has.
+const (
+	protocolTCP = 6
+	protocolUDP = 17
+)
+
 // Bounds of a configuration.
 const (
 	maxConfig   = 1 << 20 // bytes
@@ -269,11 +275,10 @@ func (s ServiceConfig) serves(name string) bool {
 
 // protocols returns the transports of the service's signalling.
 func (s ServiceConfig) protocols() []uint8 {
-	const tcp, udp = 6, 17 // IPPROTO_TCP, IPPROTO_UDP
 	if s.Mode == ModeSIP {
-		return []uint8{tcp, udp}
+		return []uint8{protocolTCP, protocolUDP}
 	}
-	return []uint8{tcp}
+	return []uint8{protocolTCP}
 }
 
 // limits returns what the configuration says to a watch.

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/dispatcher/session"
+	"github.com/rehome-net/rehome/dispatcher/session/inspect"
 )
 
 // What servers and clients are called in these tests.
@@ -89,14 +90,15 @@ func frameOf(t testing.TB, k session.Key, p part) []byte {
 	return bytes.Clone(b.Bytes())
 }
 
-// lineParser is a signalling protocol for tests: each line that begins with "say " is a half, "secret" makes the rest opaque.
+// lineParser is a signalling protocol for tests: what stands behind "say " on a line is a half's Session, "secret" makes the rest opaque.
 type lineParser struct {
+	flow   session.Key
 	rest   []byte
 	gaps   int
 	opaque bool
 }
 
-func newLineParser(Mode, session.Key, bool) Parser { return &lineParser{} }
+func newLineParser(_ Mode, flow session.Key, _ bool) Parser { return &lineParser{flow: flow} }
 
 func (p *lineParser) Parse(b []byte) (halves [][]byte) {
 	p.rest = append(p.rest, b...)
@@ -106,8 +108,8 @@ func (p *lineParser) Parse(b []byte) (halves [][]byte) {
 			return halves
 		}
 		p.rest = bytes.Clone(rest)
-		if half, ok := bytes.CutPrefix(line, []byte("say ")); ok {
-			halves = append(halves, bytes.Clone(half))
+		if text, ok := bytes.CutPrefix(line, []byte("say ")); ok {
+			halves = append(halves, encodeHalf(p.flow, string(text)))
 		}
 		p.opaque = p.opaque || string(line) == "secret"
 	}
@@ -115,6 +117,29 @@ func (p *lineParser) Parse(b []byte) (halves [][]byte) {
 
 func (p *lineParser) Gap()         { p.rest, p.gaps = nil, p.gaps+1 }
 func (p *lineParser) Opaque() bool { return p.opaque }
+
+// halfOf is a server's half for tests.
+func halfOf(flow session.Key, text string) inspect.Half {
+	return inspect.Half{Protocol: inspect.RTSP, Side: inspect.Server, Flow: flow, Session: text}
+}
+
+func encodeHalf(flow session.Key, text string) []byte {
+	h := halfOf(flow, text)
+	b, err := h.Append(nil)
+	if err != nil {
+		return []byte(err.Error())
+	}
+	return b
+}
+
+// textOf is what encodeHalf was given.
+func textOf(encoded []byte) string {
+	h, err := inspect.Decode(encoded)
+	if err != nil {
+		return err.Error()
+	}
+	return h.Session
+}
 
 func TestReadFrame(t *testing.T) {
 	udp4, udp6 := over(unix.IPPROTO_UDP, datagrams, flow4()), over(unix.IPPROTO_UDP, datagrams, flow6())

@@ -7,7 +7,6 @@ import (
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
-	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/dispatcher/session"
 )
@@ -69,13 +68,13 @@ func (r *frameReader) read(frame []byte) (packet, bool) {
 		case layers.LayerTypeTCP:
 			p.flow = session.Key{
 				Client: netip.AddrPortFrom(client, uint16(r.tcp.DstPort)), Server: netip.AddrPortFrom(server, uint16(r.tcp.SrcPort)),
-				Protocol: unix.IPPROTO_TCP,
+				Protocol: protocolTCP,
 			}
 			p.tcp, p.payload = &r.tcp, r.tcp.Payload
 		case layers.LayerTypeUDP:
 			p.flow = session.Key{
 				Client: netip.AddrPortFrom(client, uint16(r.udp.DstPort)), Server: netip.AddrPortFrom(server, uint16(r.udp.SrcPort)),
-				Protocol: unix.IPPROTO_UDP,
+				Protocol: protocolUDP,
 			}
 			p.payload = r.udp.Payload
 		}

@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 
 	"github.com/rehome-net/rehome/dispatcher/session"
+	"github.com/rehome-net/rehome/dispatcher/session/inspect"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/wire"
 )
@@ -28,8 +29,9 @@ type Said struct {
 	Gateway string
 	// Flow carried the signalling; Server is the virtual address.
 	Flow session.Key
-	// Halves are encoded by the package of the flow's protocol. They come again when a connection breaks before they are confirmed.
-	Halves [][]byte
+	// Halves are what the server has said, in its order; they are all of the server's side and of this flow. They come again when a
+	// connection breaks before they are confirmed.
+	Halves []inspect.Half
 }
 
 // ServerConfig says how a dispatcher serves gateways. Gateways and Install are needed.
@@ -135,13 +137,16 @@ func (s *Server) answer(ctx context.Context, name string, link *wire.Link, f wir
 			return fmt.Errorf("%w: %v before GatewayHello", wire.ErrMalformed, f.Message.Kind())
 		}
 		said, err := read(name, f.ID, m)
-		if err != nil {
+		code := wire.CodeVersion
+		if err == nil {
+			code, err = wire.CodeFailed, s.cfg.Install(ctx, said)
+		} else if !errors.Is(err, inspect.ErrVersion) {
 			return err
 		}
-		if err := s.cfg.Install(ctx, said); err != nil {
+		if err != nil {
 			s.rejected.Add(1)
-			s.cfg.Logger.Debug("a gateway's report was not wanted", "gateway", name, "flow", said.Flow, "error", err)
-			return link.Queue(f.ID, &wire.Refuse{Code: wire.CodeFailed, Reason: err.Error()}, -1)
+			s.cfg.Logger.Debug("a gateway's report was not wanted", "gateway", name, "flow", m.Flow, "error", err)
+			return link.Queue(f.ID, &wire.Refuse{Code: code, Reason: err.Error()}, -1)
 		}
 		s.reports.Add(1)
 		return link.Queue(f.ID, &wire.Installed{}, -1)
@@ -161,10 +166,20 @@ func read(name string, id uint64, m *wire.Halves) (Said, error) {
 	case len(m.Halves) == 0 || len(m.Halves) > maxHalves || bytes > maxHalfBytes:
 		return Said{}, fmt.Errorf("%w: report of %d halves, %d bytes", wire.ErrMalformed, len(m.Halves), bytes)
 	}
-	return Said{
-		Gateway: name, Halves: m.Halves,
-		Flow: session.Key{Client: m.Flow.Remote, Server: m.Flow.Local, Protocol: m.Protocol},
-	}, nil
+	said := Said{Gateway: name, Flow: session.Key{Client: m.Flow.Remote, Server: m.Flow.Local, Protocol: m.Protocol}}
+	for _, encoded := range m.Halves {
+		h, err := inspect.Decode(encoded)
+		switch {
+		case errors.Is(err, inspect.ErrVersion):
+			return Said{}, err
+		case err != nil:
+			return Said{}, fmt.Errorf("%w: %w", wire.ErrMalformed, err)
+		case h.Side != inspect.Server || h.Flow != said.Flow:
+			return Said{}, fmt.Errorf("%w: a half of the %v's on %v in a report on %v", wire.ErrMalformed, h.Side, h.Flow, said.Flow)
+		}
+		said.Halves = append(said.Halves, h)
+	}
+	return said, nil
 }
 
 // Stats returns what was counted so far.

@@ -20,6 +20,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/rehome-net/rehome/dispatcher/session"
+	"github.com/rehome-net/rehome/dispatcher/session/inspect"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -152,7 +153,7 @@ func ask(t testing.TB, link *wire.Link, id uint64, m wire.Message) wire.Message 
 func halves(k session.Key, texts ...string) *wire.Halves {
 	m := &wire.Halves{Flow: tcprepair.NewFlow(k.Server, k.Client), Protocol: k.Protocol}
 	for _, s := range texts {
-		m.Halves = append(m.Halves, []byte(s))
+		m.Halves = append(m.Halves, encodeHalf(k, s))
 	}
 	return m
 }
@@ -178,8 +179,8 @@ func TestServerInstalls(t *testing.T) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	want := []Said{
-		{Gateway: "gw", Flow: flow4(), Halves: [][]byte{[]byte("one"), []byte("two")}},
-		{Gateway: "gw", Flow: flow6(), Halves: [][]byte{[]byte("one"), []byte("two")}},
+		{Gateway: "gw", Flow: flow4(), Halves: []inspect.Half{halfOf(flow4(), "one"), halfOf(flow4(), "two")}},
+		{Gateway: "gw", Flow: flow6(), Halves: []inspect.Half{halfOf(flow6(), "one"), halfOf(flow6(), "two")}},
 	}
 	if diff := cmp.Diff(want, d.said, cmp.Comparer(func(a, b session.Key) bool { return a == b })); diff != "" {
 		t.Errorf("said (-want +got):\n%s", diff)
@@ -200,7 +201,12 @@ func TestServerRejects(t *testing.T) {
 	if m, ok := ask(t, link, 1, halves(flow4(), "one")).(*wire.Refuse); !ok || m.Reason != "no such service" {
 		t.Errorf("answer %+v", m)
 	}
-	if s := d.Stats(); s.Rejected != 1 || s.Reports != 0 || s.Refused != 0 {
+	other := halves(flow4())
+	other.Halves = [][]byte{{inspect.Version + 1}}
+	if m, ok := ask(t, link, 2, other).(*wire.Refuse); !ok || m.Code != wire.CodeVersion {
+		t.Errorf("answer to another version: %+v", m)
+	}
+	if s := d.Stats(); s.Rejected != 2 || s.Reports != 0 || s.Refused != 0 {
 		t.Errorf("%+v", s)
 	}
 }
@@ -241,6 +247,17 @@ func TestServerRefusesStrangers(t *testing.T) {
 func TestServerRefusesMessages(t *testing.T) {
 	a := newTestAuthority(t)
 	many := make([]string, maxHalves+1)
+	clients := halfOf(flow4(), "one")
+	clients.Side = inspect.Client
+	client, err := clients.Append(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	with := func(encoded ...[]byte) *wire.Halves {
+		m := halves(flow4())
+		m.Halves = encoded
+		return m
+	}
 	for _, tt := range []struct {
 		name    string
 		ungreet bool
@@ -253,7 +270,10 @@ func TestServerRefusesMessages(t *testing.T) {
 		{name: "report on another protocol", id: 1, message: halves(over(47, 554, flow4()), "one")},
 		{name: "empty report", id: 1, message: halves(flow4())},
 		{name: "too many halves", id: 1, message: halves(flow4(), many...)},
-		{name: "too many bytes", id: 1, message: halves(flow4(), string(make([]byte, maxHalfBytes+1)))},
+		{name: "too many bytes", id: 1, message: with(make([]byte, maxHalfBytes+1))},
+		{name: "a half that cannot be read", id: 1, message: with([]byte{inspect.Version, 99})},
+		{name: "a half of another flow", id: 1, message: with(encodeHalf(flow6(), "one"))},
+		{name: "a half of the client's", id: 1, message: with(client)},
 		{name: "an agent's message", id: 1, message: &wire.Ended{Flow: tcprepair.NewFlow(flow4().Server, flow4().Client)}},
 		{name: "a dispatcher's message", id: 1, message: &wire.Installed{}},
 	} {

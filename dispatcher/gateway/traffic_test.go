@@ -75,7 +75,7 @@ func TestReplyWaitsForInstalled(t *testing.T) {
 				t.Fatal(err)
 			}
 			said := <-asked
-			if string(said.Halves[0]) != "port 6000" || said.Flow.Server.Addr() != vip || said.Flow.Client != client.LocalAddr().(*net.TCPAddr).AddrPort() {
+			if said.Halves[0].Session != "port 6000" || said.Flow.Server.Addr() != vip || said.Flow.Client != client.LocalAddr().(*net.TCPAddr).AddrPort() {
 				t.Errorf("said %+v", said)
 			}
 			b := make([]byte, 100)

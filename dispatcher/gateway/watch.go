@@ -5,8 +5,6 @@ package gateway
 import (
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/rehome-net/rehome/dispatcher/session"
 )
 
@@ -160,7 +158,7 @@ func (w *watch) line(now time.Time, p packet) *line {
 
 // parse reads the packet and fills in what the frame waits for.
 func (w *watch) parse(now time.Time, l *line, p packet, h *held) [][]byte {
-	if l.flow.Protocol == unix.IPPROTO_UDP {
+	if l.flow.Protocol == protocolUDP {
 		return l.parser.Parse(p.payload)
 	}
 	h.end, h.last = p.end(), p.tcp.FIN || p.tcp.RST

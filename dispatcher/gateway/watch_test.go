@@ -78,7 +78,7 @@ func (b *bench) reports() string {
 	for _, r := range b.w.reports {
 		all = append(all, fmt.Sprintf("%d: %s", r.id, slices.Collect(func(yield func(string) bool) {
 			for _, h := range r.halves {
-				if !yield(string(h)) {
+				if !yield(textOf(h)) {
 					return
 				}
 			}
@@ -303,7 +303,7 @@ func TestWatchAnyDivision(t *testing.T) {
 			released += len(b.w.released)
 			for _, r := range b.w.reports {
 				for _, h := range r.halves {
-					got = append(got, string(h))
+					got = append(got, textOf(h))
 				}
 				b.w.confirmed(b.now, r.id)
 			}
