@@ -3,11 +3,14 @@
 package scenario_test
 
 import (
+	"errors"
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehome-net/rehome/dispatcher/session/inspect"
 	"github.com/rehome-net/rehome/netns-lab/scenario"
 )
 
@@ -86,5 +89,63 @@ func TestMediaPeers(t *testing.T) {
 	}
 	if t.Failed() {
 		t.Log(m.Logs(server))
+	}
+}
+
+// TestMediaGateway has the gateway read what a server answers: every announced flow is told to the dispatcher before the client hears of it, no answer is late,
+// and when the gateway is killed, sessions go on without it.
+func TestMediaGateway(t *testing.T) {
+	m := media(t, "gateway", scenario.MediaFarmConfig{})
+	const server = scenario.MediaHost2
+	ctx := testContext(t, time.Minute)
+	if err := m.Point(server); err != nil {
+		t.Fatal(err)
+	}
+	listener, err := m.ListenAsDispatcher(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw, err := m.StartGateway(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ServeAll(ctx, server); err != nil {
+		t.Fatal(err)
+	}
+	work := scenario.MediaWork{Calls: 4, Plays: 2, Records: 2, Transfers: 1}
+	sessions, err := m.Work(ctx, work, nil)
+	if err != nil {
+		t.Error(err)
+	}
+	if sessions != work.Sessions() {
+		t.Errorf("%d sessions of %d", sessions, work.Sessions())
+	}
+	streams := map[inspect.Protocol]int{}
+	for _, said := range listener.Said() {
+		for _, h := range said.Halves {
+			streams[h.Protocol] += len(h.Streams)
+		}
+	}
+	// Of FTP only the passive modes (4 of 7) have a server that names a port.
+	want := map[inspect.Protocol]int{inspect.SIP: work.Calls, inspect.RTSP: work.Plays + work.Records, inspect.FTP: 4 * work.Transfers}
+	if diff := cmp.Diff(want, streams); diff != "" {
+		t.Errorf("announced streams (-want +got):\n%s", diff)
+	}
+	for name, want := range map[string]float64{
+		"late_packets": 0, "refused_packets": 0, "rejected_reports": 0, "lost_packets": 0, "failed_streams": 0,
+		"confirmed_reports": float64(len(listener.Said())),
+	} {
+		if got, err := gw.Counter(ctx, "rehome_gateway_"+name+"_total"); err != nil || got != want {
+			t.Errorf("%s: %v, want %v, %v", name, got, want, err)
+		}
+	}
+	before := len(listener.Said())
+	killed := make(chan error, 1)
+	sessions, err = m.Work(ctx, work, func() { killed <- gw.Kill() })
+	if err := errors.Join(err, <-killed); err != nil || sessions != work.Sessions() {
+		t.Errorf("%d sessions of %d while the gateway was killed: %v", sessions, work.Sessions(), err)
+	}
+	if n := len(listener.Said()); n == before {
+		t.Error("it was killed before it had anything to read")
 	}
 }
