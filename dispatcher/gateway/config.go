@@ -288,5 +288,6 @@ func (c *Config) limits() limits {
 	}
 }
 
-// gapTime is after how long bytes that are missing are not waited for any more: the server has repeated them some times by then.
-const gapTime = 2 * time.Second
+// gapTime is after how long bytes that are missing are not waited for any more: what was lost before the gateway, the server has repeated by then; what
+// passed while nobody read does not come again.
+const gapTime = 500 * time.Millisecond

@@ -28,7 +28,7 @@ const (
 
 // beatLimit is for how long after a heartbeat packets are diverted. Nothing is pinned: a process that ends takes the programs along; this is for one
 // that hangs.
-const beatLimit = 250 * time.Millisecond
+const beatLimit = time.Second
 
 // diverter owns the programs and the taps.
 type diverter struct {

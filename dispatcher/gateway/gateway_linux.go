@@ -278,7 +278,8 @@ func (g *Gateway) act(now time.Time, link *wire.Link) {
 	w.reports, w.resume, w.released, w.exempt = w.reports[:0], w.resume[:0], w.released[:0], w.exempt[:0]
 	g.count(func(s *Stats) {
 		c := w.counts
-		s.Late, s.Unread, s.Overflow, s.Reports, s.Halves, s.Failed = c.Late, c.Unread, c.Overflow, c.Reports, c.Halves, c.Failed
+		s.Late, s.Behind, s.Unread, s.Overflow = c.Late, c.Behind, c.Unread, c.Overflow
+		s.Reports, s.Halves, s.Failed = c.Reports, c.Halves, c.Failed
 		s.Expired, s.Dropped = g.outbox.expired, g.outbox.dropped
 		s.Lost += lost
 	})

@@ -8,8 +8,8 @@ import "github.com/prometheus/client_golang/prometheus"
 type Stats struct {
 	// Diverted packets came to user space, Released ones went on their way again.
 	Diverted, Released uint64
-	// Late packets were released because their time was over, with bytes not parsed or a report not confirmed.
-	Late uint64
+	// Late packets were released because their time was over, with a report not confirmed; Behind ones, with bytes before them missing.
+	Late, Behind uint64
 	// Unread packets were diverted and are of no flow that is read.
 	Unread uint64
 	// Overflow counts packets beyond a bound of Limits.
@@ -52,6 +52,7 @@ func newCollector(stats func() Stats) *collector {
 	}
 	add("diverted_packets", "Signalling packets that were led through user space.", func(s Stats) uint64 { return s.Diverted })
 	add("late_packets", "Packets that were released before their report was confirmed.", func(s Stats) uint64 { return s.Late })
+	add("behind_packets", "Packets that were released while bytes before them were missing.", func(s Stats) uint64 { return s.Behind })
 	add("overflow_packets", "Packets beyond a limit, released at once.", func(s Stats) uint64 { return s.Overflow })
 	add("unread_packets", "Diverted packets of no flow that is read.", func(s Stats) uint64 { return s.Unread })
 	add("reports", "Reports for the dispatcher.", func(s Stats) uint64 { return s.Reports })

@@ -52,7 +52,7 @@ const maxExempt = 16384
 
 // counts are what a watch counts. Prometheus and Stats have the names.
 type counts struct {
-	Packets, Released, Late, Unread, Overflow, Reports, Halves, Failed uint64
+	Packets, Released, Late, Behind, Unread, Overflow, Reports, Halves, Failed uint64
 }
 
 // watch decides when each diverted frame may go on. It is pure: frames, confirmations and the time come in; what is to be done is in
@@ -233,7 +233,7 @@ func (w *watch) advance(now time.Time, l *line) {
 			if now.Before(h.deadline) {
 				return
 			}
-			w.counts.Late++
+			w.late(h)
 		}
 		w.pop(l)
 	}
@@ -251,6 +251,15 @@ func (w *watch) ready(l *line, h held) bool {
 	}
 	s := l.stream
 	return s == nil || s.failed != nil || s.read(h.end) || s.parser.Opaque()
+}
+
+// late counts a frame whose time is over.
+func (w *watch) late(h held) {
+	if _, pending := w.pending[h.report]; pending {
+		w.counts.Late++
+	} else {
+		w.counts.Behind++
+	}
 }
 
 // pop releases the first frame of a line.
@@ -282,7 +291,7 @@ func (w *watch) pass(h held) {
 // flush releases all that a line holds.
 func (w *watch) flush(l *line) {
 	for len(l.queue) > 0 {
-		w.counts.Late++
+		w.late(l.queue[0])
 		w.pop(l)
 	}
 }

@@ -41,6 +41,8 @@ type MediaFarmConfig struct {
 	Lab string
 	// Agents starts an agent on each server.
 	Agents bool
+	// Hold is how long the gateway holds an answer at most; its default when zero.
+	Hold time.Duration
 	// LogLevel is that of rehome's processes; "info" when empty.
 	LogLevel string
 }

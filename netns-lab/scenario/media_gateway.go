@@ -31,7 +31,7 @@ func (m *Media) StartGateway(ctx context.Context) (*MediaGateway, error) {
 		return nil, err
 	}
 	cfg := gateway.Config{
-		Host: GatewayHost, Interfaces: []string{netnslab.Interface}, Metrics: gatewayMetrics,
+		Host: GatewayHost, Interfaces: []string{netnslab.Interface}, Metrics: gatewayMetrics, Hold: m.cfg.Hold,
 		Dispatcher: gateway.HostConfig{Name: FrontHost, Address: own.Listen},
 	}
 	for _, s := range []gateway.ServiceConfig{
