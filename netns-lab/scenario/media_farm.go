@@ -193,11 +193,10 @@ func (m *Media) listening(ctx context.Context, p *program, host, table string, a
 func mediaAgents(vips []netip.Addr) func(*agent.Config) {
 	return func(c *agent.Config) {
 		c.Services = nil
-		for name, port := range map[string]uint16{"rtsp": RTSPPort, "sip": SIPPort, "ftp": FTPPort} {
+		for _, s := range mediaServices() {
 			c.Services = append(c.Services, agent.ServiceConfig{
-				Name: name, Addresses: at(vips, port), Entry: FrontHost, Servers: []string{MediaHost1, MediaHost2, MediaHost3},
+				Name: s.name, Addresses: at(vips, s.port), Entry: FrontHost, Servers: []string{MediaHost1, MediaHost2, MediaHost3},
 			})
 		}
-		slices.SortFunc(c.Services, func(a, b agent.ServiceConfig) int { return strings.Compare(a.Name, b.Name) })
 	}
 }

@@ -29,6 +29,11 @@ func (w MediaWork) Sessions() int {
 	return w.Calls + w.Plays + w.Records + w.Transfers*len(FTPModes())
 }
 
+// Flows returns on how many flows the clients send media, at least: one of a call, RTP and RTCP of RTSP, one of a transfer.
+func (w MediaWork) Flows() int {
+	return w.Calls + 2*(w.Plays+w.Records) + w.Transfers*len(FTPModes())
+}
+
 // ServeAll starts all servers of Media on a host.
 func (m *Media) ServeAll(ctx context.Context, server string) error {
 	for _, over := range []SIPTransport{SIPOverUDP, SIPOverTCP} {
