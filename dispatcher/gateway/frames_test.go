@@ -98,7 +98,7 @@ type lineParser struct {
 	opaque bool
 }
 
-func newLineParser(_ Mode, flow session.Key, _ bool) Parser { return &lineParser{flow: flow} }
+func newLineParser(_ Mode, flow session.Key) Parser { return &lineParser{flow: flow} }
 
 func (p *lineParser) Parse(b []byte) (halves [][]byte) {
 	p.rest = append(p.rest, b...)

@@ -25,5 +25,6 @@ type Parser interface {
 	Opaque() bool
 }
 
-// Protocols returns a parser for a new flow of a service, or nil when there is none for the mode. middle says that the flow began before the gateway saw it.
-type Protocols func(mode Mode, flow session.Key, middle bool) Parser
+// Protocols returns a parser for a flow of a service, or nil when there is none for the mode. The flow may have begun before; its next bytes are the
+// beginning of a segment, which as a rule is that of a message.
+type Protocols func(mode Mode, flow session.Key) Parser

@@ -13,13 +13,10 @@ import (
 )
 
 // Signalling is the Protocols of every mode: the servers' side of RTSP, SIP and FTP.
-func Signalling(mode Mode, flow session.Key, middle bool) Parser {
+func Signalling(mode Mode, flow session.Key) Parser {
 	p, err := newInspector(mode, flow)
 	if err != nil {
 		return nil
-	}
-	if middle {
-		p.Lost()
 	}
 	return &inspector{parser: p, datagrams: flow.Protocol == protocolUDP}
 }

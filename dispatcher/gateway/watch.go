@@ -142,7 +142,7 @@ func (w *watch) line(now time.Time, p packet) *line {
 		w.counts.Overflow++
 		return nil
 	}
-	parser := w.parsers(mode, p.flow, p.tcp != nil && !p.tcp.SYN)
+	parser := w.parsers(mode, p.flow)
 	if parser == nil {
 		return nil
 	}
@@ -183,9 +183,9 @@ func (w *watch) parse(now time.Time, l *line, p packet, h *held) [][]byte {
 	case l.behind.IsZero():
 		l.behind = now
 	case now.Sub(l.behind) > w.limits.gap:
-		// Who released what is missing was not this gateway, or it was released late. Begin again with the next packet.
-		parser := l.stream.parser
-		parser.Gap()
+		// What is missing passed while nobody read, or was lost for good. Begin again with this packet.
+		mode, _ := w.service(l.flow)
+		parser := w.parsers(mode, l.flow)
 		w.assembly.end(l.stream, now)
 		l.stream, l.behind = w.assembly.open(p, parser), time.Time{}
 		halves = append(halves, w.assembly.add(l.stream, p, now)...)
