@@ -23,13 +23,14 @@ build: ## the one static binary, bin/rehome
 demo: deps-demo build ## the main job on real traffic, in network namespaces
 	$(BIN)/rehome lab run live-migration --migrations 20
 	$(BIN)/rehome lab run dispatch
+	$(BIN)/rehome lab run media
 
 .PHONY: deps-demo deps-test deps-generate
 deps-demo:
-	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl
+	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp
 
 deps-test:
-	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl
+	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp
 
 deps-generate:
 	@.ci/apt clang llvm libbpf-dev protobuf-compiler

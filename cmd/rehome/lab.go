@@ -145,6 +145,16 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "media",
+		about: "RTSP, SIP and FTP sessions of unmodified programs, whose media follow their signalling to one of three servers",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.PlayMedia(ctx, scenario.PlayMediaConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -156,7 +166,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

@@ -96,6 +96,10 @@ func frameCases() []frameCase {
 		}}},
 		{"cookies taken", Frame{39, &CookiesTaken{}}},
 		{"unmade", Frame{40, &Unmade{Flow: flow4(), Reason: "no listening socket"}}},
+		{"gateway hello", Frame{0, &GatewayHello{Hold: 50 * time.Millisecond}}},
+		{"halves", Frame{45, &Halves{Flow: flow4(), Protocol: 6, Halves: [][]byte{[]byte("one"), []byte("two")}}}},
+		{"halves 6", Frame{46, &Halves{Flow: flow6(), Protocol: 17, Halves: [][]byte{[]byte("one")}}}},
+		{"installed", Frame{46, &Installed{}}},
 		{"lease refused", Frame{38, &LeaseRefused{Code: CodeEpoch, Reason: "stale"}}},
 	}
 }

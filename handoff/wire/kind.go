@@ -7,8 +7,8 @@ import "fmt"
 // Kind is the number of a message on the wire. Append-only.
 type Kind uint8
 
-// Kinds of frames: 1-15 everywhere, 16-31 between source and target, 32-47 with the entry, 64 and above between agent
-// and application.
+// Kinds of frames: 1-15 everywhere, 16-31 between source and target, 32-47 with the entry, 48-63 between gateway and
+// dispatcher, 64 and above between agent and application.
 const (
 	KindHello        Kind = 1
 	KindPing         Kind = 2
@@ -38,6 +38,9 @@ const (
 	KindCookies      Kind = 44
 	KindCookiesTaken Kind = 45
 	KindUnmade       Kind = 46
+	KindGatewayHello Kind = 48
+	KindHalves       Kind = 49
+	KindInstalled    Kind = 50
 	KindRegister     Kind = 64
 	KindRegistered   Kind = 65
 	KindList         Kind = 66
@@ -127,6 +130,12 @@ func newMessage(k Kind) Message {
 		return &CookiesTaken{}
 	case KindUnmade:
 		return &Unmade{}
+	case KindGatewayHello:
+		return &GatewayHello{}
+	case KindHalves:
+		return &Halves{}
+	case KindInstalled:
+		return &Installed{}
 	case KindRegister:
 		return &Register{}
 	case KindRegistered:
@@ -190,6 +199,9 @@ func (*Presence) Kind() Kind     { return KindPresence }
 func (*Cookies) Kind() Kind      { return KindCookies }
 func (*CookiesTaken) Kind() Kind { return KindCookiesTaken }
 func (*Unmade) Kind() Kind       { return KindUnmade }
+func (*GatewayHello) Kind() Kind { return KindGatewayHello }
+func (*Halves) Kind() Kind       { return KindHalves }
+func (*Installed) Kind() Kind    { return KindInstalled }
 func (*Register) Kind() Kind     { return KindRegister }
 func (*Registered) Kind() Kind   { return KindRegistered }
 func (*List) Kind() Kind         { return KindList }

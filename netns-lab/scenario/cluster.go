@@ -59,6 +59,7 @@ type Cluster struct {
 	Lab     *netnslab.Lab
 	cfg     ClusterConfig
 	dir     string
+	ca      *authority // signs the hosts' certificates
 	agents  map[string]*daemon
 	servers map[string]*daemon
 
@@ -153,8 +154,8 @@ func (c *Cluster) writeConfigs() error {
 	if err := mountPinDir(c.Lab.Topology().Name); err != nil {
 		return err
 	}
-	ca, err := newAuthority(c.dir)
-	if err != nil {
+	var err error
+	if c.ca, err = newAuthority(c.dir); err != nil {
 		return err
 	}
 	for i, h := range c.hosts("") {
@@ -162,7 +163,7 @@ func (c *Cluster) writeConfigs() error {
 			return err
 		}
 		cfg := c.agentConfig(h)
-		if cfg.TLS, err = ca.issue(h.Name(), int64(i)+2); err != nil {
+		if cfg.TLS, err = c.ca.issue(h.Name(), int64(i)+2); err != nil {
 			return err
 		}
 		if c.cfg.Adjust != nil {

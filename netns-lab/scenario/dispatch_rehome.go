@@ -8,15 +8,11 @@ import (
 	"fmt"
 	"maps"
 	"math"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"slices"
 
 	dto "github.com/prometheus/client_model/go"
-	"github.com/prometheus/common/expfmt"
-	"github.com/prometheus/common/model"
 	"go.yaml.in/yaml/v3"
 	"golang.org/x/sys/unix"
 
@@ -228,25 +224,9 @@ func (r *rehome) Undrain(ctx context.Context, f *Farm, host string) error {
 
 // Handoffs reads the dispatcher's metrics.
 func (r *rehome) Handoffs(ctx context.Context, f *Farm) (Handoffs, error) {
-	var families map[string]*dto.MetricFamily
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return f.host(FrontHost).Dial(ctx, "tcp", addr)
-		},
-	}}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+frontMetrics+"/metrics", nil)
+	families, err := scrape(ctx, f.host(FrontHost), frontMetrics)
 	if err != nil {
 		return Handoffs{}, err
-	}
-	resp, err := client.Do(req)
-	if err != nil {
-		return Handoffs{}, err
-	}
-	defer resp.Body.Close() //nolint:errcheck // read to its end
-	parser := expfmt.NewTextParser(model.UTF8Validation)
-	if families, err = parser.TextToMetricFamilies(resp.Body); err != nil {
-		return Handoffs{}, fmt.Errorf("metrics: %w", err)
 	}
 	h := Handoffs{Delivered: make(map[string]int64)}
 	for _, m := range families["rehome_dispatcher_handoffs_total"].GetMetric() {

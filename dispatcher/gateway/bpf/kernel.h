@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
+//
+// The few kernel declarations the gateway needs, so that regenerating the object depends on no distribution's headers.
+// Everything here is stable kernel interface: struct __sk_buff, helper numbers, map and return-code constants.
+#ifndef REHOME_GATEWAY_KERNEL_H
+#define REHOME_GATEWAY_KERNEL_H
+
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+
+#define SEC(name) __attribute__((section(name), used))
+#define __uint(name, val) int(*name)[val]
+#define __type(name, val) typeof(val) *name
+#define __always_inline inline __attribute__((always_inline))
+#define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
+
+// The object is little-endian (bpf2go -target bpfel).
+#define bpf_htons(x) __builtin_bswap16(x)
+#define bpf_ntohs(x) __builtin_bswap16(x)
+
+enum {
+	BPF_MAP_TYPE_HASH = 1,
+	BPF_MAP_TYPE_ARRAY = 2,
+	BPF_MAP_TYPE_PERCPU_ARRAY = 6,
+	BPF_MAP_TYPE_LRU_HASH = 9,
+};
+
+enum { BPF_F_NO_PREALLOC = 1 };
+enum { BPF_F_INGRESS = 1 };
+
+// TCX_NEXT is TC_ACT_UNSPEC: the next program decides. TC_ACT_OK would end the chain.
+enum { TCX_NEXT = -1, TCX_DROP = 2 };
+
+enum { PACKET_HOST = 0 };
+
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+	__u32 vlan_tci;
+	__u32 vlan_proto;
+	__u32 priority;
+	__u32 ingress_ifindex;
+	__u32 ifindex;
+	__u32 tc_index;
+	__u32 cb[5];
+	__u32 hash;
+	__u32 tc_classid;
+	__u32 data;
+	__u32 data_end;
+	__u32 napi_id;
+	__u32 family;
+	__u32 remote_ip4;
+	__u32 local_ip4;
+	__u32 remote_ip6[4];
+	__u32 local_ip6[4];
+	__u32 remote_port;
+	__u32 local_port;
+	__u32 data_meta;
+	__u64 flow_keys;
+	__u64 tstamp;
+	__u32 wire_len;
+	__u32 gso_segs;
+	__u64 sk;
+	__u32 gso_size;
+};
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*bpf_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
+static long (*bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
+// CLOCK_MONOTONIC, late by up to a tick.
+static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
+
+struct ethernet {
+	__u8 dst[6], src[6];
+	__u16 type;
+};
+
+struct ipv4 {
+	__u8 version_ihl, tos;
+	__u16 length, id, fragment;
+	__u8 ttl, protocol;
+	__u16 checksum;
+	__u32 src, dst;
+};
+
+struct ipv6 {
+	__u8 version_class, class_label, label[2];
+	__u16 length;
+	__u8 next, hops;
+	__u32 src[4], dst[4];
+};
+
+// The first 14 bytes of a TCP header; UDP's begins with the same ports.
+struct tcp {
+	__u16 src, dst;
+	__u32 seq, ack;
+	__u8 offset, flags;
+} __attribute__((packed, aligned(2)));
+
+enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4 };
+enum { ETH_IPV4 = 0x0800, ETH_IPV6 = 0x86dd };
+enum { PROTO_TCP = 6, PROTO_UDP = 17 };
+enum { UDP_HEADER = 8 };
+
+#endif

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"context"
+	"net/netip"
+	"os"
+	"slices"
+
+	"go.yaml.in/yaml/v3"
+
+	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/dispatcher"
+	netnslab "github.com/rehome-net/rehome/netns-lab"
+)
+
+// mediaDispatcherConfig is a dispatcher's configuration with gateways.
+type mediaDispatcherConfig struct {
+	dispatcher.Config `yaml:",inline"`
+	// Gateways are the hosts that may report what servers say.
+	Gateways []string `yaml:"gateways"`
+}
+
+// mediaServices are the services of Media by the dispatcher's name of their mode.
+func mediaServices() []struct {
+	name string
+	port uint16
+} {
+	return []struct {
+		name string
+		port uint16
+	}{{"rtsp", RTSPPort}, {"sip", SIPPort}, {"ftp", FTPPort}}
+}
+
+// StartDispatcher starts `rehome dispatcher` on the front, in front of all servers.
+func (m *Media) StartDispatcher(ctx context.Context) error {
+	own, err := agent.LoadConfig(m.configPath(FrontHost))
+	if err != nil {
+		return err
+	}
+	topo := m.Lab.Topology()
+	cfg := mediaDispatcherConfig{Gateways: []string{GatewayHost}, Config: dispatcher.Config{
+		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
+		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/dispatcher", Metrics: frontMetrics,
+		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+	}}
+	for _, p := range own.Peers {
+		if slices.Contains(m.Servers(), p.Name) {
+			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})
+		}
+	}
+	for _, s := range mediaServices() {
+		pool := dispatcher.PoolConfig{Name: s.name, Delivery: dispatcher.DeliveryUnmodified, Service: s.name}
+		for _, host := range m.Servers() {
+			pool.Backends = append(pool.Backends, dispatcher.BackendConfig{Host: host})
+		}
+		cfg.Pools = append(cfg.Pools, pool)
+		cfg.Services = append(cfg.Services, dispatcher.ServiceConfig{
+			Name: s.name, Mode: dispatcher.Mode(s.name), Addresses: []netip.AddrPort{netip.AddrPortFrom(m.VIP(), s.port)}, Default: s.name,
+		})
+	}
+	raw, err := yaml.Marshal(cfg)
+	if err != nil {
+		return err
+	}
+	path := m.path(FrontHost, "dispatcher.yaml")
+	if err := os.WriteFile(path, raw, 0o644); err != nil {
+		return err
+	}
+	level := m.cfg.LogLevel
+	if level == "" {
+		level = "info"
+	}
+	p, err := m.launch(ctx, FrontHost, "dispatcher", append(slices.Clone(m.cfg.Command), "dispatcher", "--config", path, "--log-level", level)...)
+	if err != nil {
+		return err
+	}
+	return m.await(ctx, p.daemon, func(ctx context.Context) error {
+		_, err := scrape(ctx, m.host(FrontHost), frontMetrics)
+		return err
+	})
+}
