@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
 )
 
@@ -60,6 +61,10 @@ type Config struct {
 	Peers []PeerConfig `yaml:"peers"`
 	// Services are the virtual addresses, and what happens to the connections that come in there.
 	Services []ServiceConfig `yaml:"services"`
+	// Gateways are the names of the hosts, as in their certificates, that may report what servers say in signalling (rehome gateway).
+	Gateways []string `yaml:"gateways,omitempty"`
+	// Sessions bounds the sessions of the modes rtsp, sip, ftp and udp.
+	Sessions SessionsConfig `yaml:"sessions"`
 	// Pools are the groups of backends that routes lead to.
 	Pools []PoolConfig `yaml:"pools"`
 }
@@ -82,6 +87,22 @@ type PeerConfig struct {
 	// ID numbers the host in the pinned flow table (1-4095); its place in the list when 0. A number must go on meaning
 	// the same host as long as the table lives: append new hosts at the end, or give IDs.
 	ID uint16 `yaml:"id"`
+}
+
+// SessionsConfig bounds the session table (package session); zero values are its defaults.
+type SessionsConfig struct {
+	// MaxFlows is how many flows all sessions together may have, PerClient those of one client.
+	MaxFlows  int `yaml:"max_flows"`
+	PerClient int `yaml:"per_client"`
+	// Signalling and Media are after which silence flows are inactive; after twice that a session is forgotten.
+	Signalling time.Duration `yaml:"signalling"`
+	Media      time.Duration `yaml:"media"`
+}
+
+func (c SessionsConfig) table() session.Config {
+	return session.Config{
+		MaxFlows: c.MaxFlows, MaxPerClient: c.PerClient, Timeouts: session.Timeouts{Signalling: c.Signalling, Media: c.Media},
+	}
 }
 
 // ForwardMode is where in the kernel packets are forwarded.

@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rehome-net/rehome/dispatcher/route"
 )
 
@@ -21,8 +23,38 @@ const (
 	ModeTLS  Mode = "tls"  // TLS, which is not ended here: the ClientHello decides
 	ModeH2   Mode = "h2"   // HTTP/2 with prior knowledge
 	ModeTCP  Mode = "tcp"  // anything; the first bytes are not looked at
-	ModeUDP  Mode = "udp"  // datagrams
+	ModeUDP  Mode = "udp"  // datagrams: a session is a flow
+	ModeRTSP Mode = "rtsp" // RTSP over TCP, its media over UDP
+	ModeSIP  Mode = "sip"  // SIP over UDP and TCP, its media over UDP
+	ModeFTP  Mode = "ftp"  // FTP, control and data connections
 )
+
+func modes() []Mode {
+	return []Mode{ModeHTTP, ModeTLS, ModeH2, ModeTCP, ModeUDP, ModeRTSP, ModeSIP, ModeFTP}
+}
+
+// sessions reports whether flows of the mode belong to sessions, which are sent to their servers from their first packet on.
+func (m Mode) sessions() bool { return m == ModeUDP || m.signals() }
+
+// signals reports whether what clients say announces further flows.
+func (m Mode) signals() bool { return m == ModeRTSP || m == ModeSIP || m == ModeFTP }
+
+// Sticky says which sessions stay together.
+type Sticky string
+
+// What sessions stay together by.
+const (
+	StickyClient Sticky = "client"
+	StickyNone   Sticky = "none"
+)
+
+// sticksToClient reports whether new sessions go to the server where their client has one.
+func (s ServiceConfig) sticksToClient() bool {
+	if s.Sticky != "" {
+		return s.Sticky == StickyClient
+	}
+	return s.Mode == ModeUDP || s.Mode == ModeFTP
+}
 
 // ServiceConfig is a service: virtual addresses that this host answers for, and where their connections go.
 type ServiceConfig struct {
@@ -38,6 +70,10 @@ type ServiceConfig struct {
 	// and the backend's kernel makes the connection of the first request (package synproxy). All other connections of the service
 	// go the way of sockets.
 	Socketless bool `yaml:"socketless"`
+	// Sticky says which new sessions of the modes udp, rtsp, sip and ftp go to the server where their client has one: "client" all of them, "none"
+	// those alone that their signalling names. Empty: client for udp and ftp, whose data connections could not be told apart if servers
+	// use the same ports, none for rtsp and sip.
+	Sticky Sticky `yaml:"sticky,omitempty"`
 	// Routes lead to pools by what the first request shows; package route says which one decides.
 	Routes []RouteConfig `yaml:"routes,omitempty"`
 	// Default is the pool for what no route fits; such a connection is refused when it is empty.
@@ -121,27 +157,35 @@ func (s ServiceConfig) Rules() []route.Rule {
 	return rules
 }
 
-// transport is what addresses must be unique in.
-func (m Mode) transport() string {
-	if m == ModeUDP {
-		return "udp"
+// protocols are what a service of the mode is reached by; an address belongs to one service in each.
+func (m Mode) protocols() []uint8 {
+	switch m {
+	case ModeUDP:
+		return []uint8{unix.IPPROTO_UDP}
+	case ModeSIP:
+		return []uint8{unix.IPPROTO_UDP, unix.IPPROTO_TCP}
 	}
-	return "tcp"
+	return []uint8{unix.IPPROTO_TCP}
 }
 
 func (m Mode) validate() error {
-	switch m {
-	case ModeHTTP, ModeTLS, ModeH2, ModeTCP, ModeUDP:
+	if slices.Contains(modes(), m) {
 		return nil
-	case "":
-		return fmt.Errorf("mode: missing: want %s, %s, %s, %s or %s", ModeHTTP, ModeTLS, ModeH2, ModeTCP, ModeUDP)
 	}
-	return fmt.Errorf("mode: %q: want %s, %s, %s, %s or %s", m, ModeHTTP, ModeTLS, ModeH2, ModeTCP, ModeUDP)
+	if m == "" {
+		return fmt.Errorf("mode: missing: want one of %v", modes())
+	}
+	return fmt.Errorf("mode: %q: want one of %v", m, modes())
 }
 
 // socketless reports whether any service is.
 func (c *Config) socketless() bool {
 	return slices.ContainsFunc(c.Services, func(s ServiceConfig) bool { return s.Socketless })
+}
+
+// hasSessions reports whether flows of any service belong to sessions.
+func (c *Config) hasSessions() bool {
+	return slices.ContainsFunc(c.Services, func(s ServiceConfig) bool { return s.Mode.sessions() })
 }
 
 func (c *Config) validateServices() error {
@@ -158,8 +202,8 @@ func (c *Config) validateServices() error {
 	}
 	names := map[string]bool{}
 	type endpoint struct {
-		transport string
-		address   netip.AddrPort
+		protocol uint8
+		address  netip.AddrPort
 	}
 	owners := map[endpoint]string{}
 	for i, s := range c.Services {
@@ -172,11 +216,13 @@ func (c *Config) validateServices() error {
 		}
 		names[s.Name] = true
 		for _, a := range s.Addresses {
-			e := endpoint{s.Mode.transport(), a}
-			if owner, ok := owners[e]; ok {
-				bad(fmt.Errorf("addresses: %v is also %s's: an address with its port belongs to one service", a, owner))
+			for _, protocol := range s.Mode.protocols() {
+				e := endpoint{protocol, a}
+				if owner, ok := owners[e]; ok {
+					bad(fmt.Errorf("addresses: %v is also %s's: an address with its port belongs to one service", a, owner))
+				}
+				owners[e] = s.Name
 			}
-			owners[e] = s.Name
 		}
 	}
 	return errors.Join(errs...)
@@ -204,11 +250,17 @@ func (s ServiceConfig) validate(pools map[string]*PoolConfig) []error {
 		bad("%w", err)
 		return errs // what follows depends on it
 	}
-	if s.ProxyProtocol && s.Mode == ModeUDP {
-		bad("proxy_protocol: not with mode udp: datagrams have no first bytes of a connection")
+	if s.ProxyProtocol && s.Mode.sessions() {
+		bad("proxy_protocol: not with mode %s: no connection ends here, and none is looked at", s.Mode)
 	}
-	if s.Socketless && s.Mode == ModeUDP {
-		bad("socketless: not with mode udp: datagrams never have a socket here")
+	switch {
+	case s.Sticky != "" && !s.Mode.sessions():
+		bad("sticky: not with mode %s: use the pool's balance: consistenthash", s.Mode)
+	case s.Sticky != "" && s.Sticky != StickyClient && s.Sticky != StickyNone:
+		bad("sticky: %q: want %s or %s", s.Sticky, StickyClient, StickyNone)
+	}
+	if s.Socketless && s.Mode.sessions() {
+		bad("socketless: not with mode %s: no connection ends here anyway", s.Mode)
 	}
 	if s.Default == "" && len(s.Routes) == 0 {
 		bad("default: missing: without routes it names the pool")
@@ -222,7 +274,7 @@ func (s ServiceConfig) validate(pools map[string]*PoolConfig) []error {
 }
 
 func (s ServiceConfig) validateRoutes(pools map[string]*PoolConfig) []error {
-	if len(s.Routes) > 0 && (s.Mode == ModeTCP || s.Mode == ModeUDP) {
+	if len(s.Routes) > 0 && (s.Mode == ModeTCP || s.Mode.sessions()) {
 		return []error{fmt.Errorf("routes: mode %s shows nothing to route by: name the pool in default", s.Mode)}
 	}
 	var errs []error
@@ -292,8 +344,8 @@ func (s ServiceConfig) validateUse(name string, pools map[string]*PoolConfig) er
 	if p == nil {
 		return fmt.Errorf("%q is not among the pools", name)
 	}
-	if s.Mode == ModeUDP && p.Delivery != DeliveryUnmodified {
-		return fmt.Errorf("%s is delivered %s: datagrams have no connection to hand off: want %s", name, p.Delivery, DeliveryUnmodified)
+	if s.Mode.sessions() && p.Delivery != DeliveryUnmodified {
+		return fmt.Errorf("%s is delivered %s: mode %s hands nothing off: want %s", name, p.Delivery, s.Mode, DeliveryUnmodified)
 	}
 	source, _ := p.HashBy()
 	seen := source == HashClient || source == ""
@@ -302,7 +354,7 @@ func (s ServiceConfig) validateUse(name string, pools map[string]*PoolConfig) er
 		seen = true
 	case ModeTLS:
 		seen = seen || source == HashHost
-	case ModeTCP, ModeUDP:
+	default:
 	}
 	if !seen {
 		return fmt.Errorf("%s hashes by %s, which is not seen in mode %s: want hash: client", name, source, s.Mode)

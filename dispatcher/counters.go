@@ -24,6 +24,10 @@ type counters struct {
 	failures *prometheus.CounterVec
 	latency  *prometheus.HistogramVec
 	relayed  prometheus.Counter
+
+	sessions, unplaced     prometheus.Counter
+	announced, unannounced prometheus.Counter
+	findings               *prometheus.CounterVec
 }
 
 func newCounters() *counters {
@@ -49,6 +53,12 @@ func newCounters() *counters {
 			Buckets: prometheus.ExponentialBuckets(20e-6, 1.3, 46), // to about 2.6 s
 		}, []string{"delivery"}),
 	}
+	c.sessions = counter("sessions_total", "Sessions opened.")
+	c.unplaced = counter("sessions_refused_total", "First packets of sessions that no server took, or the session table.")
+	c.announced = counter("announced_flows_total", "Flows that signalling has announced and that were installed.")
+	c.unannounced = counter("announced_flows_refused_total", "Flows that signalling has announced and that could not be installed.")
+	c.findings = vector("signalling_findings_total", "Oddities in signalling, by reason.", "reason")
+	c.registry.MustRegister(c.sessions, c.unplaced, c.announced, c.unannounced, c.findings)
 	c.registry.MustRegister(c.relayed, c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)
 	return c
 }

@@ -65,7 +65,9 @@ type Dispatcher struct {
 	workers []*worker
 	// socketless is nil unless a service is.
 	socketless *socketless
-	outlines   outlines
+	// sessions is nil unless flows of a service belong to sessions.
+	sessions *sessions
+	outlines outlines
 
 	// patience is how long backends are waited for before connections may be given to them.
 	patience time.Duration
@@ -111,6 +113,11 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if d.socketless != nil {
 		defer func() { err = errors.Join(err, d.socketless.close()) }()
 	}
+	if d.cfg.hasSessions() {
+		if d.sessions, err = newSessions(d, sessionForwarder{path.Forwarder}); err != nil {
+			return err
+		}
+	}
 	if err := d.build(); err != nil {
 		return err
 	}
@@ -134,6 +141,9 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 	run(func(ctx context.Context) error { return d.serveControl(ctx, ports.control) })
 	if ports.metrics != nil {
 		run(func(ctx context.Context) error { return d.serveMetrics(ctx, ports.metrics) })
+	}
+	if d.sessions != nil {
+		run(d.sessions.run)
 	}
 	live := d.live.Load()
 	for name, b := range live.backends {
@@ -169,6 +179,11 @@ func (d *Dispatcher) build() (err error) {
 	d.live.Store(p)
 	if d.socketless != nil {
 		if err := d.socketless.tidy(p); err != nil {
+			return err
+		}
+	}
+	if d.sessions != nil {
+		if err := d.sessions.handle(p, nil); err != nil {
 			return err
 		}
 	}

@@ -27,9 +27,15 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 			continue
 		}
 		go func() {
-			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil })
+			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil || d.isGateway(host) })
 			if err != nil {
 				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
+				return
+			}
+			if d.isGateway(name) {
+				if err := d.sessions.gateways.Serve(ctx, name, link); err != nil {
+					d.log.Info("a gateway has gone", "gateway", name, "error", err)
+				}
 				return
 			}
 			defer context.AfterFunc(ctx, func() { _ = link.Close() })()
@@ -39,6 +45,11 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 			_ = link.Close()
 		}()
 	}
+}
+
+// isGateway reports whether a host may report what servers say in signalling.
+func (d *Dispatcher) isGateway(host string) bool {
+	return d.sessions != nil && d.sessions.gateways.Known(host)
 }
 
 // serveAgent answers one agent until its link breaks. One that is no peer any more may go on to say what becomes of its connections.

@@ -46,7 +46,7 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	}
 	f, err := forward.Open(forward.Config{
 		Interfaces: cfg.Interfaces, Mode: mode, PinPath: within("forward"), MaxFlows: cfg.Forward.MaxFlows,
-		IdleTimeout: cfg.Forward.IdleTimeout, Logger: log,
+		IdleTimeout: cfg.Forward.IdleTimeout, Divert: cfg.hasSessions(), Logger: log,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())

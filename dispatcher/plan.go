@@ -21,8 +21,9 @@ type plan struct {
 	backends map[string]*backend
 	pools    map[string]*pool
 	services []*service
-	// at are the services by their addresses.
-	at map[netip.AddrPort]*service
+	// at are the services by their addresses, sessions those whose flows belong to sessions.
+	at       map[netip.AddrPort]*service
+	sessions map[endpoint]*sessionService
 	// nodes are the hosts that the numbers in the flow table have meant since the dispatcher was started.
 	nodes map[gate.Node]string
 	// hosts are the backends, and those of former plans that connections may still be handed to.
@@ -43,7 +44,7 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 	p := &plan{
 		cfg: cfg, loaded: time.Now(), peers: make(map[string]PeerConfig, len(cfg.Peers)),
 		backends: make(map[string]*backend, len(cfg.Peers)), pools: make(map[string]*pool, len(cfg.Pools)),
-		at: make(map[netip.AddrPort]*service),
+		at: make(map[netip.AddrPort]*service), sessions: make(map[endpoint]*sessionService),
 	}
 	var err error
 	if p.nodes, err = numbered(old.nodes, cfg.Peers); err != nil {
@@ -73,8 +74,13 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		p.pools[c.Name] = made
 	}
 	for _, c := range cfg.Services {
-		if c.Mode == ModeUDP {
-			continue // its datagrams are forwarded without a look
+		if c.Mode.sessions() {
+			for _, protocol := range c.Mode.protocols() {
+				for _, a := range c.Addresses {
+					p.sessions[endpoint{protocol, a}] = &sessionService{cfg: c, pool: p.pools[c.Default]}
+				}
+			}
+			continue
 		}
 		s, err := newService(c, d.forget)
 		if err == nil {
@@ -181,6 +187,9 @@ func needRestart(old, cfg *Config) error {
 		{"tls", old.TLS == cfg.TLS},
 		{"plaintext", old.Plaintext == cfg.Plaintext},
 		{"workers", old.Workers == cfg.Workers},
+		{"services.mode: the first of rtsp, sip, ftp or udp", old.hasSessions() || !cfg.hasSessions()},
+		{"gateways", slices.Equal(old.Gateways, cfg.Gateways)},
+		{"sessions", old.Sessions == cfg.Sessions},
 		{"services.socketless", old.socketless() || !cfg.socketless()},
 	} {
 		if !c.same {

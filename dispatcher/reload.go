@@ -83,13 +83,27 @@ func (d *Dispatcher) reload(ctx context.Context, cfg Config) error {
 		return err
 	}
 	added := d.meet(ctx, next, old)
-	if err := d.announce(next, old); err != nil {
+	if err := d.announceAll(next, old); err != nil {
 		opened.close()
 		d.roster.dismiss(added...)
 		return err
 	}
 	d.change(ctx, next, old, opened)
 	return nil
+}
+
+// announceAll is announce, for sessions' services, too.
+func (d *Dispatcher) announceAll(next, old *plan) error {
+	if d.sessions != nil {
+		if err := d.sessions.handle(next, old); err != nil {
+			return errors.Join(err, d.sessions.handle(old, next))
+		}
+	}
+	err := d.announce(next, old)
+	if err != nil && d.sessions != nil {
+		err = errors.Join(err, d.sessions.handle(old, next))
+	}
+	return err
 }
 
 // announce makes this host the entry of the addresses of next that old has not.

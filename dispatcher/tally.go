@@ -5,6 +5,8 @@ package dispatcher
 import (
 	"sync/atomic"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -32,6 +34,10 @@ func (d *Dispatcher) flowEnded(b *backend, m *wire.Ended) {
 		return
 	}
 	d.forget(m.Flow)
+	if d.sessions != nil && d.live.Load().sessions[endpoint{unix.IPPROTO_TCP, m.Flow.Local}] != nil {
+		d.sessions.ended(unix.IPPROTO_TCP, m.Flow)
+		return // a backend's sessions are counted, not their connections
+	}
 	lower(&b.active)
 	if s := d.serviceAt(m.Flow); s != nil {
 		lower(s.active)

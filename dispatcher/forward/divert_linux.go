@@ -54,6 +54,7 @@ type Diverted struct {
 
 	frame  []byte
 	at     int    // of the payload in it
+	header int    // of the transport protocol, before the payload
 	number uint16 // of the flow's diverted packets
 	last   bool   // the flow may be released after it
 	port   uint16
@@ -66,6 +67,15 @@ func (d Diverted) Clone() Diverted {
 	return d
 }
 
+// Segment returns the sequence number and the flags (RFC 9293, 3.1) of a TCP segment.
+func (d Diverted) Segment() (sequence uint32, flags uint8) {
+	if d.Protocol != protoTCP {
+		return 0, 0
+	}
+	h := d.frame[d.at-d.header:]
+	return binary.BigEndian.Uint32(h[4:]), h[13]
+}
+
 // decodeDiverted reads a frame of the tap: what the program wrote over its Ethernet addresses, and what it is.
 func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, ok bool) {
 	if len(frame) < ethernetHeader || frame[0] != 2 || frame[6] != 2 {
@@ -75,7 +85,7 @@ func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, o
 		Reason: Reason(frame[1] &^ reasonCounted), last: frame[1]&reasonCounted != 0, Node: gate.Node(binary.LittleEndian.Uint16(frame[2:])), frame: frame,
 		number: binary.LittleEndian.Uint16(frame[4:]), port: binary.LittleEndian.Uint16(frame[10:]),
 	}
-	if d.Flow, d.Protocol, d.Payload, ok = parseFrame(frame); !ok {
+	if d.Flow, d.Protocol, d.Payload, d.header, ok = parseFrame(frame); !ok {
 		return Diverted{}, 0, 0, false
 	}
 	d.at = cap(frame) - cap(d.Payload)

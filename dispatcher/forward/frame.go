@@ -32,9 +32,9 @@ const (
 
 // parseFrame finds the flow and the payload of a frame that the kernel has diverted, by the rules of bpf/packet.h. What is not
 // so is not ok; it does not occur.
-func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, payload []byte, ok bool) {
+func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, payload []byte, header int, ok bool) {
 	if len(b) < ethernetHeader {
-		return f, 0, nil, false
+		return f, 0, nil, 0, false
 	}
 	var src, dst netip.Addr
 	ip := b[ethernetHeader:]
@@ -44,24 +44,24 @@ func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, payload []byte, ok 
 	case etherTypeIPv6:
 		src, dst, protocol, payload = parse6(ip)
 	}
-	header := udpHeader
+	header = udpHeader
 	switch {
 	case protocol == protoUDP && len(payload) >= udpHeader:
 		length := int(binary.BigEndian.Uint16(payload[4:]))
 		if length < udpHeader || length > len(payload) {
-			return f, 0, nil, false
+			return f, 0, nil, 0, false
 		}
 		payload = payload[:length]
 	case protocol == protoTCP && len(payload) >= tcpHeader:
 		if header = int(payload[12]>>4) * 4; header < tcpHeader || header > len(payload) {
-			return f, 0, nil, false
+			return f, 0, nil, 0, false
 		}
 	default:
-		return f, 0, nil, false
+		return f, 0, nil, 0, false
 	}
 	f.Remote = netip.AddrPortFrom(src, binary.BigEndian.Uint16(payload))
 	f.Local = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(payload[2:]))
-	return f, protocol, payload[header:], f.IsValid()
+	return f, protocol, payload[header:], header, f.IsValid()
 }
 
 // parse4 returns the transport header and what follows; protocol 0 if there is none.

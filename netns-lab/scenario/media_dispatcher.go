@@ -15,13 +15,6 @@ import (
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
-// mediaDispatcherConfig is a dispatcher's configuration with gateways.
-type mediaDispatcherConfig struct {
-	dispatcher.Config `yaml:",inline"`
-	// Gateways are the hosts that may report what servers say.
-	Gateways []string `yaml:"gateways"`
-}
-
 // mediaServices are the services of Media by the dispatcher's name of their mode.
 func mediaServices() []struct {
 	name string
@@ -40,11 +33,12 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 		return err
 	}
 	topo := m.Lab.Topology()
-	cfg := mediaDispatcherConfig{Gateways: []string{GatewayHost}, Config: dispatcher.Config{
-		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
+	cfg := dispatcher.Config{
+		Gateways: []string{GatewayHost},
+		Host:     FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/dispatcher", Metrics: frontMetrics,
 		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
-	}}
+	}
 	for _, p := range own.Peers {
 		if slices.Contains(m.Servers(), p.Name) {
 			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})

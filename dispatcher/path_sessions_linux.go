@@ -1,0 +1,50 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// sessionForwarder is a forwarder with the protocol as a parameter.
+type sessionForwarder struct{ *forward.Forwarder }
+
+var _ sessionPath = sessionForwarder{}
+
+func (f sessionForwarder) of(protocol uint8) *forward.Flows {
+	if protocol == unix.IPPROTO_UDP {
+		return f.UDP()
+	}
+	return f.Flows
+}
+
+// Assign implements sessionPath.
+func (f sessionForwarder) Assign(protocol uint8, flow tcprepair.Flow, owner gate.Node, inspect bool) (gate.RouteInfo, error) {
+	return f.of(protocol).Assign(flow, owner, inspect)
+}
+
+// Locate implements sessionPath.
+func (f sessionForwarder) Locate(protocol uint8, flow tcprepair.Flow) (gate.RouteInfo, error) {
+	return f.of(protocol).Route(flow)
+}
+
+// Drop implements sessionPath.
+func (f sessionForwarder) Drop(protocol uint8, flow tcprepair.Flow) error {
+	return f.of(protocol).Forget(flow)
+}
+
+// Handle implements sessionPath.
+func (f sessionForwarder) Handle(protocol uint8, at netip.AddrPort, h forward.Handling) error {
+	return f.of(protocol).SetHandling(at, h)
+}
+
+// Unhandle implements sessionPath.
+func (f sessionForwarder) Unhandle(protocol uint8, at netip.AddrPort) error {
+	return f.of(protocol).RemoveService(at)
+}

@@ -1,0 +1,366 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/dispatcher/balance"
+	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/gateway"
+	"github.com/rehome-net/rehome/dispatcher/session"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// sessions serves the modes whose flows belong together (SARA 3-11, 17): the first packet of a flow that nobody knows comes here, and goes on to
+// the server of its session; later ones never come again, but those of signalling, which announces further flows.
+//
+//	first packet ► session of that flow, name or client? ─ yes ► its server
+//	                        │ no
+//	                        └► pool's balancing ► new session
+//	signalling ► parser ► halves ─┐
+//	gateway ─────────► halves ────┴► pair ► announcements ► forwarder, before the packet that announces goes on
+//
+// Its methods may be called by any goroutine.
+type sessions struct {
+	d    *Dispatcher
+	path sessionPath
+	// gateways serves those who see what servers say.
+	gateways *gateway.Server
+
+	mu    sync.Mutex
+	table *session.Table
+	// signalling are the clients' halves, by flow; pairs are those of sessions.
+	signalling map[session.Key]*signalling
+	pairs      map[session.ID]*dialogue
+	actions    []session.Action // scratch space
+}
+
+// sessionPath is what the packet path does for sessions: a forward.Forwarder, by protocol.
+type sessionPath interface {
+	Announce(...forward.Announcement) error
+	Withdraw(...forward.Announcement) error
+	// Assign, Locate and Forget are Flows' Assign, Route and Forget for the protocol.
+	Assign(protocol uint8, f tcprepair.Flow, owner gate.Node, inspect bool) (gate.RouteInfo, error)
+	Locate(protocol uint8, f tcprepair.Flow) (gate.RouteInfo, error)
+	Drop(protocol uint8, f tcprepair.Flow) error
+	Send(d forward.Diverted, to gate.Node) error
+	Handle(protocol uint8, at netip.AddrPort, h forward.Handling) error
+	Unhandle(protocol uint8, at netip.AddrPort) error
+	Divert(context.Context, func(forward.Diverted)) error
+	Watch(context.Context, func(forward.Event)) error
+	Scan(at forward.Cursor, into []forward.Known) (n int, next forward.Cursor, err error)
+}
+
+// sessionService is a service whose flows belong to sessions.
+type sessionService struct {
+	cfg  ServiceConfig
+	pool *pool
+}
+
+// endpoint is a place that one service has.
+type endpoint struct {
+	protocol uint8
+	at       netip.AddrPort
+}
+
+func newSessions(d *Dispatcher, path sessionPath) (*sessions, error) {
+	table, err := session.New(time.Now(), d.cfg.Sessions.table())
+	if err != nil {
+		return nil, fmt.Errorf("sessions: %w", err)
+	}
+	s := &sessions{
+		d: d, path: path, table: table, signalling: make(map[session.Key]*signalling), pairs: make(map[session.ID]*dialogue),
+	}
+	s.gateways, err = gateway.NewServer(gateway.ServerConfig{Gateways: d.cfg.Gateways, Install: s.install, Logger: d.log})
+	return s, err
+}
+
+// handle has the path ask for the services of a plan, and no longer for those of another.
+func (s *sessions) handle(next, old *plan) error {
+	if old != nil {
+		for e := range old.sessions {
+			if next.sessions[e] == nil {
+				if err := s.path.Unhandle(e.protocol, e.at); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	for e, v := range next.sessions {
+		h := forward.Handling{Divert: true, Inspect: v.cfg.Mode.signals()}
+		if err := s.path.Handle(e.protocol, e.at, h); err != nil {
+			return fmt.Errorf("service %s: %w", v.cfg.Name, err)
+		}
+	}
+	return nil
+}
+
+const (
+	// purgeTime and purgeFlows bound the work of one look for what nobody uses any more.
+	purgeTime  = 100 * time.Millisecond
+	purgeFlows = 256
+	// refreshTime is how often the kernel's table is read for when flows were last used, refreshFlows how many at a time.
+	refreshTime  = time.Second
+	refreshFlows = 1024
+)
+
+// run works until ctx ends.
+func (s *sessions) run(ctx context.Context) error {
+	s.d.roster.spawn(ctx, func(ctx context.Context) error { return s.path.Watch(ctx, s.began) })
+	s.d.roster.spawn(ctx, s.tidy)
+	return s.path.Divert(ctx, s.decide)
+}
+
+// tidy keeps the table.
+func (s *sessions) tidy(ctx context.Context) error {
+	known := make([]forward.Known, refreshFlows)
+	var at forward.Cursor
+	next := time.Now()
+	for ctx.Err() == nil {
+		wait(ctx, purgeTime)
+		now := time.Now()
+		s.mu.Lock()
+		s.perform(now, s.table.Purge(now, purgeFlows, s.actions[:0]))
+		s.mu.Unlock()
+		if now.Before(next) {
+			continue
+		}
+		n, cursor, err := s.path.Scan(at, known)
+		if err != nil {
+			s.d.log.Warn("cannot see which flows are used", "error", err)
+			n = 0
+		}
+		if at = cursor; at == 0 {
+			next = now.Add(refreshTime)
+		}
+		s.mu.Lock()
+		for _, k := range known[:n] {
+			actions, _ := s.table.Seen(now.Add(-k.Idle), keyOf(k.Protocol, k.Flow), s.actions[:0])
+			s.perform(now, actions)
+		}
+		s.mu.Unlock()
+	}
+	return nil
+}
+
+func keyOf(protocol uint8, f tcprepair.Flow) session.Key {
+	return session.Key{Client: f.Remote, Server: f.Local, Protocol: protocol}
+}
+
+func flowOf(k session.Key) tcprepair.Flow { return tcprepair.NewFlow(k.Server, k.Client) }
+
+// began takes in the first packet of an announced flow.
+func (s *sessions) began(e forward.Event) {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, actions, _ := s.table.Touch(now, keyOf(e.Protocol, e.Flow), s.actions[:0])
+	s.perform(now, actions)
+}
+
+// ended takes in that a connection is over.
+func (s *sessions) ended(protocol uint8, f tcprepair.Flow) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.end(time.Now(), keyOf(protocol, f))
+}
+
+func (s *sessions) end(now time.Time, k session.Key) {
+	s.hangUp(now, k)
+	actions, _ := s.table.End(k, s.actions[:0])
+	s.perform(now, actions)
+}
+
+// errNoServer means that a pool has no server for a session.
+var errNoServer = errors.New("no server takes the session")
+
+// decide sends on a packet that the path did not know the way of, or that is signalling.
+func (s *sessions) decide(p forward.Diverted) {
+	now := time.Now()
+	k := keyOf(p.Protocol, p.Flow)
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.d.live.Load().sessions[endpoint{p.Protocol, p.Flow.Local}]
+	to := p.Node
+	if p.Reason == forward.Undecided {
+		var err error
+		if to, err = s.place(now, v, k, &p); err != nil {
+			s.d.count.unplaced.Inc()
+			s.d.log.Warn("a session is not served", "flow", k, "error", err)
+			if err := s.path.Drop(k.Protocol, p.Flow); err != nil { // its next packet asks again
+				s.d.log.Warn("cannot forget a flow", "flow", k, "error", err)
+			}
+			return
+		}
+	}
+	s.listen(now, v, k, to, &p)
+	if err := s.path.Send(p, to); err != nil {
+		s.d.log.Warn("cannot send a packet on", "flow", k, "error", err)
+	}
+}
+
+// place finds the server of a flow's first packet, and tells the path.
+func (s *sessions) place(now time.Time, v *sessionService, k session.Key, p *forward.Diverted) (gate.Node, error) {
+	f := p.Flow
+	if r, err := s.path.Locate(k.Protocol, f); err == nil && r.Node != 0 {
+		return r.Node, nil // a packet before this one has decided
+	}
+	if k.Protocol == unix.IPPROTO_TCP {
+		s.end(now, k) // the port is used again
+	}
+	to, err := s.server(now, v, k, p)
+	if err != nil {
+		return 0, err
+	}
+	r, err := s.path.Assign(k.Protocol, f, to, v.cfg.Mode.signals())
+	if errors.Is(err, gate.ErrExists) {
+		return r.Node, nil
+	}
+	return to, err
+}
+
+// server finds the session that a new flow belongs to, or opens one.
+func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *forward.Diverted) (gate.Node, error) {
+	if f, actions, ok := s.table.Touch(now, k, s.actions[:0]); ok {
+		s.perform(now, actions)
+		return gate.Node(f.Server), nil
+	}
+	if v == nil {
+		return 0, errors.New("no such service")
+	}
+	if id, ok := s.named(v, k, p); ok {
+		actions, err := s.table.Join(now, id, k, s.actions[:0])
+		s.perform(now, actions)
+		if f, ok := s.table.Lookup(now, k); err == nil && ok {
+			return gate.Node(f.Server), nil
+		}
+	}
+	var node gate.Node
+	if v.cfg.sticksToClient() {
+		to, _ := s.table.ServerOf(k.Client.Addr())
+		node = gate.Node(to)
+	}
+	if node == 0 || !v.pool.serves(node) {
+		m := v.pool.member(now, balance.KeyAddr(k.Client.Addr()), nil)
+		if m == nil {
+			return 0, errNoServer
+		}
+		node = m.host.node
+	}
+	return node, s.open(now, k, node)
+}
+
+// connectionTimeout is after which silence signalling over TCP is inactive. Agents tell when such a connection ends.
+const connectionTimeout = 15 * time.Minute
+
+// open begins a session with its first flow.
+func (s *sessions) open(now time.Time, k session.Key, node gate.Node) error {
+	terms := session.Terms{Server: session.Server(node)}
+	if k.Protocol == unix.IPPROTO_TCP {
+		terms.Timeouts.Signalling = connectionTimeout
+	}
+	_, actions, err := s.table.Open(now, k, terms, s.actions[:0])
+	s.perform(now, actions)
+	if err != nil {
+		return err
+	}
+	s.d.count.sessions.Inc()
+	if b := s.d.host(node); b != nil {
+		b.active.Add(1)
+	}
+	return nil
+}
+
+// serves reports whether a node is of the pool, and takes sessions.
+func (p *pool) serves(n gate.Node) bool {
+	for _, m := range p.members {
+		if m.host.node == n {
+			return m.host.up()
+		}
+	}
+	return false
+}
+
+// host returns the backend with that number, or nil.
+func (d *Dispatcher) host(n gate.Node) *backend {
+	for _, b := range d.live.Load().hosts {
+		if b.node == n {
+			return b
+		}
+	}
+	return nil
+}
+
+// perform carries out what the table says.
+func (s *sessions) perform(now time.Time, actions []session.Action) {
+	s.actions = actions[:0:0]
+	for _, a := range actions {
+		if err := s.carryOut(now, a); err != nil {
+			s.d.log.Warn("the packet path does not follow a session", "action", a, "error", err)
+		}
+	}
+	if cap(actions) > cap(s.actions) {
+		s.actions = actions[:0]
+	}
+}
+
+func (s *sessions) carryOut(now time.Time, a session.Action) error {
+	switch a.Kind {
+	case session.Install:
+		if a.Identity != session.Announced {
+			return nil // the path has it: its first packet has come, or it has been assigned
+		}
+		return s.path.Announce(s.announcement(a))
+	case session.Remove:
+		err := s.path.Withdraw(s.announcement(a))
+		if a.Key.Client.Port() != 0 && a.Key.Server.Port() != 0 {
+			s.hangUp(now, a.Key)
+			err = errors.Join(err, s.path.Drop(a.Key.Protocol, flowOf(a.Key)))
+		}
+		return err
+	case session.Over:
+		delete(s.pairs, a.Session)
+		if b := s.d.host(gate.Node(a.Server)); b != nil {
+			lower(&b.active)
+		}
+	}
+	return nil
+}
+
+// announcement returns an action's flow as the path knows it.
+func (s *sessions) announcement(a session.Action) forward.Announcement {
+	p := forward.Announcement{Client: a.Key.Client, Server: a.Key.Server, Protocol: a.Key.Protocol, Node: gate.Node(a.Server)}
+	if d := s.pairs[a.Session]; d != nil {
+		p.Service = forward.Service{Address: d.flow.Server, Protocol: d.flow.Protocol}
+	}
+	return p
+}
+
+// install takes in what a server has said on a signalling flow. It returns when what that announces is installed.
+func (s *sessions) install(_ context.Context, said gateway.Said) error {
+	now := time.Now()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	v := s.d.live.Load().sessions[endpoint{said.Flow.Protocol, said.Flow.Server}]
+	if v == nil || !v.cfg.Mode.signals() {
+		return fmt.Errorf("%v is no service with signalling", said.Flow.Server)
+	}
+	f, ok := s.table.Lookup(now, said.Flow)
+	if !ok {
+		return fmt.Errorf("no session has the flow %v", said.Flow)
+	}
+	var failed error
+	for _, h := range said.Halves {
+		failed = errors.Join(failed, s.join(now, v, f.Session, h))
+	}
+	return failed
+}
