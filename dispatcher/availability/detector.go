@@ -8,12 +8,12 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 // Beat is a heartbeat that has been found genuine.
 type Beat struct {
-	report.Heartbeat
+	vitals.Heartbeat
 	// At is when it arrived at this host, as the kernel tells.
 	At time.Time
 	// Sent is when it was sent, by the sender's clock.

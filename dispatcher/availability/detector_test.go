@@ -10,7 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func detector(t testing.TB, c Config) *Detector {
@@ -63,7 +63,7 @@ func TestStates(t *testing.T) {
 func TestAddTwice(t *testing.T) {
 	d := detector(t, Config{})
 	d.Add(start(), 1)
-	d.Beat(Beat{Heartbeat: report.Heartbeat{Host: 1, Flag: report.Available}, At: start(), Sent: start()})
+	d.Beat(Beat{Heartbeat: vitals.Heartbeat{Host: 1, Flag: vitals.Available}, At: start(), Sent: start()})
 	d.Add(start().Add(time.Hour), 1)
 	if s, ok := d.Status(1); !ok || s.State != Up || !s.Since.Equal(start()) {
 		t.Errorf("%+v %v, want up", s, ok)
@@ -106,10 +106,10 @@ func TestRandomTraffic(t *testing.T) {
 			if r.IntN(4) > 0 {
 				continue
 			}
-			flag := report.Available + report.Flag(r.IntN(2))
-			d.Beat(Beat{Heartbeat: report.Heartbeat{Host: 1, Seq: seq, Flag: flag, Stamp: report.StampOf(now)}, At: now, Sent: now})
+			flag := vitals.Available + vitals.Flag(r.IntN(2))
+			d.Beat(Beat{Heartbeat: vitals.Heartbeat{Host: 1, Seq: seq, Flag: flag, Stamp: vitals.StampOf(now)}, At: now, Sent: now})
 			last, down = now, false
-			want := map[report.Flag]State{report.Available: Up, report.ApplicationDown: ApplicationDown}[flag]
+			want := map[vitals.Flag]State{vitals.Available: Up, vitals.ApplicationDown: ApplicationDown}[flag]
 			if s, _ := d.Status(1); s.State != want {
 				t.Fatalf("%v after %v", s.State, flag)
 			}
@@ -143,7 +143,7 @@ func FuzzBeats(f *testing.F) {
 		d.Add(now, 1)
 		for ; len(b) >= 3; b = b[3:] {
 			now = now.Add(time.Duration(b[0]) * time.Millisecond)
-			beat := report.Heartbeat{Host: 1, Seq: uint16(b[1]) << 7, Flag: report.Flag(b[2]%3 + 1), Stamp: report.StampOf(now) + uint32(b[1])}
+			beat := vitals.Heartbeat{Host: 1, Seq: uint16(b[1]) << 7, Flag: vitals.Flag(b[2]%3 + 1), Stamp: vitals.StampOf(now) + uint32(b[1])}
 			before, _ := d.Status(1)
 			events := append(d.Beat(Beat{Heartbeat: beat, At: now, Sent: now.Add(-time.Duration(b[2]) * time.Millisecond)}), d.Tick(now)...)
 			for _, e := range events {
@@ -173,6 +173,6 @@ func BenchmarkBeat(b *testing.B) {
 	for b.Loop() {
 		n++
 		now = now.Add(time.Microsecond)
-		d.Beat(Beat{Heartbeat: report.Heartbeat{Host: n % 1000, Seq: uint16(n / 1000), Flag: report.Available}, At: now, Sent: now})
+		d.Beat(Beat{Heartbeat: vitals.Heartbeat{Host: n % 1000, Seq: uint16(n / 1000), Flag: vitals.Available}, At: now, Sent: now})
 	}
 }

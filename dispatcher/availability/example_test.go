@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/availability"
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func ExampleDetector() {
@@ -24,7 +24,7 @@ func ExampleDetector() {
 	}
 	detector.Add(begin, 7)
 	show(detector.Beat(availability.Beat{
-		Heartbeat: report.Heartbeat{Host: 7, Seq: 1, Flag: report.Available}, At: begin.Add(5 * time.Millisecond), Sent: begin,
+		Heartbeat: vitals.Heartbeat{Host: 7, Seq: 1, Flag: vitals.Available}, At: begin.Add(5 * time.Millisecond), Sent: begin,
 	}))
 	show(detector.Tick(detector.Deadline()))
 	// Output:

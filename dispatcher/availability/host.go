@@ -5,7 +5,7 @@ package availability
 import (
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 // maxGap is the greatest step of sequence numbers that can be a loss; beyond it the sender has started again.
@@ -66,14 +66,14 @@ func (h *host) count(b *Beat, interval time.Duration) bool {
 func (h *host) wanted(b *Beat) (to State, cause string) {
 	h.FailsAt = time.Time{}
 	switch b.Flag {
-	case report.PlannedFailure:
+	case vitals.PlannedFailure:
 		// By the sender's clock it fails so long after it said so.
-		h.FailsAt = b.At.Add(report.TimeOf(b.Stamp, b.Sent).Sub(b.Sent))
+		h.FailsAt = b.At.Add(vitals.TimeOf(b.Stamp, b.Sent).Sub(b.Sent))
 		if !h.FailsAt.After(b.At) {
 			return Down, "the announced time has come"
 		}
 		return Draining, "it announces its failure"
-	case report.ApplicationDown:
+	case vitals.ApplicationDown:
 		return ApplicationDown, "its application is down"
 	}
 	return Up, "it is available"

@@ -14,7 +14,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 var update = flag.Bool("update", false, "write what happens into the transcripts")
@@ -74,8 +74,8 @@ func (tr *transcript) configure(fields []string) {
 }
 
 func (tr *transcript) beat(at time.Duration, fields []string) []Event {
-	flags := map[string]report.Flag{
-		"available": report.Available, "application-down": report.ApplicationDown, "planned-failure": report.PlannedFailure,
+	flags := map[string]vitals.Flag{
+		"available": vitals.Available, "application-down": vitals.ApplicationDown, "planned-failure": vitals.PlannedFailure,
 	}
 	sent, stamp := at, at
 	for _, f := range fields[3:] {
@@ -86,8 +86,8 @@ func (tr *transcript) beat(at time.Duration, fields []string) []Event {
 			stamp = tr.duration(value)
 		}
 	}
-	h := report.Heartbeat{
-		Host: uint32(tr.number(fields[0])), Seq: uint16(tr.number(fields[1])), Flag: flags[fields[2]], Stamp: report.StampOf(senderClock(stamp)),
+	h := vitals.Heartbeat{
+		Host: uint32(tr.number(fields[0])), Seq: uint16(tr.number(fields[1])), Flag: flags[fields[2]], Stamp: vitals.StampOf(senderClock(stamp)),
 	}
 	return tr.detector.Beat(Beat{Heartbeat: h, At: start().Add(at), Sent: senderClock(sent)})
 }

@@ -7,19 +7,19 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/load"
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func ExampleManager() {
-	manager, err := load.NewManager(load.Config{Weights: report.Weights{report.CPU: 1, report.Memory: 0.5}})
+	manager, err := load.NewManager(load.Config{Weights: vitals.Weights{vitals.CPU: 1, vitals.Memory: 0.5}})
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
 	now := time.Now()
 	manager.Add(now, 7)
-	v := report.Vector{Host: 7, Interval: 100 * time.Millisecond}
-	v.Shares[report.CPU], v.Shares[report.Memory] = report.ShareOf(0.4), report.ShareOf(0.9)
+	v := vitals.Vector{Host: 7, Interval: 100 * time.Millisecond}
+	v.Shares[vitals.CPU], v.Shares[vitals.Memory] = vitals.ShareOf(0.4), vitals.ShareOf(0.9)
 	manager.Report(now, v)
 	l, ok := manager.Load(7)
 	fmt.Println(l, ok)

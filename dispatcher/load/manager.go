@@ -9,7 +9,7 @@ import (
 	"slices"
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 // Defaults.
@@ -20,8 +20,8 @@ const (
 
 // Config says how load vectors are read. The zero value works.
 type Config struct {
-	// Weights say how much each part of a vector counts towards l; all fully when nothing is set. See report.Vector.Load.
-	Weights report.Weights
+	// Weights say how much each part of a vector counts towards l; all fully when nothing is set. See vitals.Vector.Load.
+	Weights vitals.Weights
 	// Misses is for how many intervals a host's vectors may fail to come before its monitor counts as failed (SARA 29); DefaultMisses
 	// when 0. The interval is the one that the host's last vector states.
 	Misses int
@@ -30,8 +30,8 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
-	if c.Weights == (report.Weights{}) {
-		c.Weights = report.EvenWeights()
+	if c.Weights == (vitals.Weights{}) {
+		c.Weights = vitals.EvenWeights()
 	}
 	if c.Misses == 0 {
 		c.Misses = DefaultMisses
@@ -45,14 +45,14 @@ func (c Config) withDefaults() Config {
 func (c Config) validate() error {
 	for p, w := range c.Weights {
 		if !(w >= 0 && w <= 1) {
-			return fmt.Errorf("weight of %v: %v: want 0 to 1", report.Part(p), w)
+			return fmt.Errorf("weight of %v: %v: want 0 to 1", vitals.Part(p), w)
 		}
 	}
 	if c.Misses < 1 {
 		return fmt.Errorf("misses: %d: want 1 or more", c.Misses)
 	}
-	if c.Interval < time.Millisecond || c.Interval > report.MaxInterval {
-		return fmt.Errorf("interval: %v: want 1ms to %v", c.Interval, report.MaxInterval)
+	if c.Interval < time.Millisecond || c.Interval > vitals.MaxInterval {
+		return fmt.Errorf("interval: %v: want 1ms to %v", c.Interval, vitals.MaxInterval)
 	}
 	return nil
 }
@@ -71,7 +71,7 @@ type Sample struct {
 	At time.Time
 	// Load is l, 0 to 1.
 	Load   float64
-	Vector report.Vector
+	Vector vitals.Vector
 }
 
 // Manager is the manager's side of SARA's load management engine (figure 8). It is for one goroutine.
@@ -113,7 +113,7 @@ func (m *Manager) silence(interval time.Duration) time.Duration {
 
 // Report takes a vector that has been found genuine, and returns what it changes. Vectors of hosts that are not known, and those that a
 // later one has overtaken, change nothing.
-func (m *Manager) Report(at time.Time, v report.Vector) []Event {
+func (m *Manager) Report(at time.Time, v vitals.Vector) []Event {
 	h := m.hosts[v.Host]
 	if h == nil {
 		return nil

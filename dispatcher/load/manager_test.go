@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func start() time.Time { return time.Unix(1_800_000_000, 0) }
@@ -25,10 +25,10 @@ func manager(t testing.TB, c Config) *Manager {
 	return m
 }
 
-func vector(host uint32, seq uint16, cpu float64) report.Vector {
-	return report.Vector{
+func vector(host uint32, seq uint16, cpu float64) vitals.Vector {
+	return vitals.Vector{
 		Host: host, Seq: seq, Interval: 100 * time.Millisecond,
-		Shares: [report.Parts]report.Share{report.ShareOf(cpu), report.Unknown, report.Unknown, report.Unknown, report.Unknown, report.Unknown},
+		Shares: [vitals.Parts]vitals.Share{vitals.ShareOf(cpu), vitals.Unknown, vitals.Unknown, vitals.Unknown, vitals.Unknown, vitals.Unknown},
 	}
 }
 
@@ -112,7 +112,7 @@ func TestOvertakenVectors(t *testing.T) {
 
 // TestNothingKnown: a host that cannot tell anything is not an idle host.
 func TestNothingKnown(t *testing.T) {
-	m := manager(t, Config{Weights: report.Weights{report.Memory: 1}})
+	m := manager(t, Config{Weights: vitals.Weights{vitals.Memory: 1}})
 	m.Add(start(), 1)
 	m.Report(start(), vector(1, 1, 0.5))
 	if l, ok := m.Load(1); ok {
@@ -140,8 +140,8 @@ func TestHosts(t *testing.T) {
 
 func TestManagerConfig(t *testing.T) {
 	for want, c := range map[string]Config{
-		"weight of io: 2":  {Weights: report.Weights{report.IO: 2}},
-		"weight of cpu: -": {Weights: report.Weights{-0.5, 1}},
+		"weight of io: 2":  {Weights: vitals.Weights{vitals.IO: 2}},
+		"weight of cpu: -": {Weights: vitals.Weights{-0.5, 1}},
 		"misses: -1":       {Misses: -1},
 		"interval: 2m0s":   {Interval: 2 * time.Minute},
 		"interval: -1ns":   {Interval: -1},

@@ -1,27 +1,27 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package report_test
+package vitals_test
 
 import (
 	"fmt"
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/report"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func Example() {
-	key := report.Key{ID: 1, Secret: []byte("sixteen or more bytes of secret")}
+	key := vitals.Key{ID: 1, Secret: []byte("sixteen or more bytes of secret")}
 	now := time.Unix(1_800_000_000, 0)
 
-	sealer, err := report.NewSealer(key)
+	sealer, err := vitals.NewSealer(key)
 	if err != nil {
 		fmt.Println(err)
 		return
 	}
-	beat := report.Heartbeat{Host: 7, Seq: 1, Flag: report.Available, Stamp: report.StampOf(now)}
+	beat := vitals.Heartbeat{Host: 7, Seq: 1, Flag: vitals.Available, Stamp: vitals.StampOf(now)}
 	b := sealer.Append(nil, beat, now)
 
-	opener, err := report.NewOpener(report.OpenerConfig{Keys: []report.Key{key}})
+	opener, err := vitals.NewOpener(vitals.OpenerConfig{Keys: []vitals.Key{key}})
 	if err != nil {
 		fmt.Println(err)
 		return
@@ -32,5 +32,5 @@ func Example() {
 	fmt.Println(err)
 	// Output:
 	// 7 available <nil>
-	// report: replayed
+	// vitals: replayed
 }
