@@ -81,9 +81,7 @@ func (d *Detector) Beat(b Beat) []Event {
 		h.run = 0 // not in a row
 	}
 	h.Heard = b.At
-	if until := b.At.Add(d.cfg.silence()); until.After(h.deadline) {
-		h.deadline = until
-	}
+	h.deadline = b.At.Add(d.cfg.silence())
 	to, cause := h.wanted(&b)
 	switch {
 	case to == Down:
@@ -115,13 +113,14 @@ func (d *Detector) Tick(now time.Time) []Event {
 }
 
 // Blind says that the caller was not running for some time, because its processor was taken away: who was not heard meanwhile has not been
-// silent for that long.
-func (d *Detector) Blind(lasted time.Duration) {
-	if lasted <= 0 {
-		return
-	}
+// silent for that long. What has arrived since must have been passed to Beat.
+func (d *Detector) Blind(from, to time.Time) {
 	for _, h := range d.hosts {
-		h.deadline = h.deadline.Add(lasted)
+		since := from
+		if h.Heard.After(from) {
+			since = h.Heard
+		}
+		h.deadline = h.deadline.Add(max(to.Sub(since), 0))
 	}
 }
 

@@ -28,7 +28,7 @@ func start() time.Time { return time.UnixMilli(1<<32*420 - 5) }
 //	TIME add HOST | remove HOST
 //	TIME beat HOST SEQ FLAG [sent=TIME] [fails=TIME]
 //	TIME tick
-//	TIME blind DURATION
+//	TIME blind SINCE
 //
 // and what follows from one stands below it, indented. Senders' clocks are an hour behind: only differences may count.
 type transcript struct {
@@ -115,7 +115,7 @@ func (tr *transcript) do(line string) {
 	case "tick":
 		events = tr.detector.Tick(now)
 	case "blind":
-		tr.detector.Blind(tr.duration(fields[2]))
+		tr.detector.Blind(start().Add(tr.duration(fields[2])), now)
 	default:
 		tr.t.Fatalf("%q: what is that?", line)
 	}

@@ -149,9 +149,13 @@ func (m *Manager) Tick(now time.Time) []Event {
 }
 
 // Blind says that the caller was not running for some time; see availability.Detector.Blind.
-func (m *Manager) Blind(lasted time.Duration) {
+func (m *Manager) Blind(from, to time.Time) {
 	for _, h := range m.hosts {
-		h.deadline = h.deadline.Add(max(lasted, 0))
+		since := from
+		if h.last.At.After(from) {
+			since = h.last.At
+		}
+		h.deadline = h.deadline.Add(max(to.Sub(since), 0))
 	}
 }
 

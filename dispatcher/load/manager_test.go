@@ -76,8 +76,8 @@ func TestBlindReceiver(t *testing.T) {
 	m := manager(t, Config{})
 	m.Add(start(), 1)
 	m.Report(start(), vector(1, 1, 0.5))
-	m.Blind(time.Second)
-	m.Blind(-time.Second)
+	m.Blind(after(200), after(1200))
+	m.Blind(after(200), after(100))
 	if events := m.Tick(after(1299)); len(events) != 0 {
 		t.Errorf("%+v: the second in which the receiver did not run counts", events)
 	}
