@@ -40,7 +40,7 @@ type Config struct {
 	// Watch are addresses that somebody must listen at. As long as nobody does the application is reported as down.
 	Watch []netip.AddrPort
 	// Logger gets what Run has to say; nil: nothing.
-	Logger *slog.Logger
+	Logger *slog.Logger `json:"-"`
 }
 
 func (c Config) withDefaults() Config {

@@ -93,11 +93,12 @@ func TestState(t *testing.T) {
 		at    time.Time
 	}{
 		{"available", state{}, vitals.Available, now},
-		{"down", state{down: map[string]bool{"web": true}}, vitals.ApplicationDown, now},
-		{"planned", state{failure: now.Add(time.Hour)}, vitals.PlannedFailure, now.Add(time.Hour)},
-		{"planned, for long ago", state{failure: now.Add(-time.Hour)}, vitals.PlannedFailure, now},
-		{"planned, for next year", state{failure: now.AddDate(1, 0, 0)}, vitals.PlannedFailure, now.Add(vitals.MaxPlan)},
-		{"planned, and down already", state{failure: now.Add(time.Hour), down: map[string]bool{"web": true}}, vitals.ApplicationDown, now},
+		{"down", state{word: word{Down: map[string]bool{"web": true}}}, vitals.ApplicationDown, now},
+		{"nobody listens", state{deserted: true}, vitals.ApplicationDown, now},
+		{"planned", state{word: word{Failure: now.Add(time.Hour)}}, vitals.PlannedFailure, now.Add(time.Hour)},
+		{"planned, for long ago", state{word: word{Failure: now.Add(-time.Hour)}}, vitals.PlannedFailure, now},
+		{"planned, for next year", state{word: word{Failure: now.AddDate(1, 0, 0)}}, vitals.PlannedFailure, now.Add(vitals.MaxPlan)},
+		{"planned, and down already", state{word: word{Failure: now.Add(time.Hour), Down: map[string]bool{"web": true}}}, vitals.ApplicationDown, now},
 	} {
 		flag, stamp := tt.state.heartbeat(now)
 		if flag != tt.flag || !vitals.TimeOf(stamp, now).Equal(tt.at) {
@@ -113,7 +114,7 @@ func TestState(t *testing.T) {
 		{map[string]float64{"a": 0.2, "b": 0.7, "c": math.NaN()}, 7000},
 		{map[string]float64{"a": -1}, 0},
 	} {
-		if got := (&state{loads: tt.loads}).application(); got != tt.want {
+		if got := (&word{Loads: tt.loads}).application(); got != tt.want {
 			t.Errorf("%v: %v, want %v", tt.loads, got, tt.want)
 		}
 	}

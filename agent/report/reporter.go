@@ -5,7 +5,6 @@ package report
 import (
 	"encoding/binary"
 	"errors"
-	"math"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -18,12 +17,15 @@ import (
 
 // Reporter tells dispatchers of this host. Its methods are safe for concurrent use, before and during Run.
 type Reporter struct {
+	Teller
+
 	cfg               Config
 	heartbeats, loads *sender
 
-	mu     sync.Mutex // of who changes state, and of wake
-	state  atomic.Pointer[state]
-	wake   int // an eventfd: the state has changed, or Run is to end
+	state atomic.Pointer[state]
+
+	waking sync.Mutex // of who changes state, and of wake
+	wake   int        // an eventfd: the state has changed, or Run is to end
 	closed bool
 
 	skipped atomic.Uint64
@@ -37,7 +39,8 @@ func New(config Config) (*Reporter, error) {
 		return nil, err
 	}
 	r := &Reporter{cfg: config}
-	r.state.Store(&state{down: map[string]bool{}, loads: map[string]float64{}})
+	r.tell = r.setWord
+	r.state.Store(&state{})
 	var err error
 	if r.heartbeats, err = newSender(config.Key, config.Dispatchers); err != nil {
 		return nil, err
@@ -53,8 +56,8 @@ func New(config Config) (*Reporter, error) {
 
 // Close gives back what New has opened. Run does so at its end; call it when Run is not.
 func (r *Reporter) Close() error {
-	r.mu.Lock()
-	defer r.mu.Unlock()
+	r.waking.Lock()
+	defer r.waking.Unlock()
 	if r.closed {
 		return net.ErrClosed
 	}
@@ -62,67 +65,29 @@ func (r *Reporter) Close() error {
 	return errors.Join(unix.Close(r.wake), r.heartbeats.close(), r.loads.close())
 }
 
-// SetDown says that something that sessions need is down, or up again. Heartbeats say that the application is down as long as anything is.
-// The name is the caller's.
-func (r *Reporter) SetDown(name string, down bool) {
-	r.change(func(s *state) bool {
-		if s.down[name] == down {
-			return false
-		}
-		delete(s.down, name)
-		if down {
-			s.down[name] = true
-		}
-		return true
-	})
-}
-
-// SetLoad says how loaded an application finds itself, 0 to 1; NaN that it does not say so any more. Dispatchers hear of the highest, with
-// the next load vector.
-func (r *Reporter) SetLoad(name string, load float64) {
-	r.change(func(s *state) bool {
-		s.loads[name] = load
-		if math.IsNaN(load) {
-			delete(s.loads, name)
-		}
-		return false
-	})
-}
-
-// SetSessions says how many connections this host serves.
-func (r *Reporter) SetSessions(n uint32) {
-	r.change(func(s *state) bool {
-		s.sessions = n
-		return false
-	})
-}
-
-// Announce says that this host will fail at a time: dispatchers give it no new sessions from now on, and none at all from then on
-// (SARA 27). It holds until Retract.
-func (r *Reporter) Announce(at time.Time) {
-	r.change(func(s *state) bool {
-		same := s.failure.Equal(at)
-		s.failure = at
-		return !same
-	})
-}
-
-// Retract takes Announce back.
-func (r *Reporter) Retract() { r.Announce(time.Time{}) }
-
-// change replaces the state. f changes a copy and reports whether dispatchers must know at once.
-func (r *Reporter) change(f func(s *state) (urgent bool)) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	next := r.state.Load().clone()
-	urgent := f(next)
-	r.state.Store(next)
-	if urgent {
+// setWord has others' word passed on, at once if heartbeats change with it.
+func (r *Reporter) setWord(w word) {
+	r.waking.Lock()
+	defer r.waking.Unlock()
+	last := r.state.Load()
+	r.state.Store(&state{word: w, deserted: last.deserted})
+	if last.news(&w) {
 		r.kick()
 	}
 }
 
-// kick wakes the thread that sends heartbeats. The caller holds mu.
+// setDeserted does the same with what was seen here.
+func (r *Reporter) setDeserted(deserted bool) {
+	r.waking.Lock()
+	defer r.waking.Unlock()
+	last := r.state.Load()
+	if last.deserted != deserted {
+		r.state.Store(&state{word: last.word, deserted: deserted})
+		r.kick()
+	}
+}
+
+// kick wakes the thread that sends heartbeats. The caller holds waking.
 func (r *Reporter) kick() {
 	var one [8]byte
 	binary.NativeEndian.PutUint64(one[:], 1)

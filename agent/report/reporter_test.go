@@ -4,6 +4,7 @@ package report
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"net"
 	"net/netip"
@@ -16,7 +17,19 @@ import (
 	"github.com/rehome-net/rehome/netns-lab/leakcheck"
 )
 
-func TestMain(m *testing.M) { os.Exit(leakcheck.Main(m, leakcheck.Config{})) }
+// TestMain is also the program of the process that a Process starts.
+func TestMain(m *testing.M) {
+	if len(os.Args) > 1 && os.Args[1] == serveArgument {
+		if err := Serve(os.Stdin, os.Stdout); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	os.Exit(leakcheck.Main(m, leakcheck.Config{}))
+}
+
+const serveArgument = "serve-report"
 
 const patience = 5 * time.Second
 

@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -24,8 +23,8 @@ const procPath = "/proc"
 func (r *Reporter) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	stop := context.AfterFunc(ctx, func() {
-		r.mu.Lock()
-		defer r.mu.Unlock()
+		r.waking.Lock()
+		defer r.waking.Unlock()
 		r.kick()
 	})
 	defer stop()
@@ -113,7 +112,7 @@ func (r *Reporter) vectors(ctx context.Context) {
 		var now *reading
 		now, said = r.look(k, said)
 		s := r.state.Load()
-		v := vitals.Vector{Host: r.cfg.Host, Seq: seq, Interval: r.cfg.LoadInterval, Sessions: s.sessions, Shares: shares(last, now, r.cfg.Services)}
+		v := vitals.Vector{Host: r.cfg.Host, Seq: seq, Interval: r.cfg.LoadInterval, Sessions: s.Sessions, Shares: shares(last, now, r.cfg.Services)}
 		v.Shares[vitals.Application] = s.application()
 		_ = r.loads.send(v, now.at) // counted; heartbeats say it
 		last, seq = now, seq+1
@@ -130,11 +129,8 @@ func (r *Reporter) look(k *kernel, said string) (*reading, string) {
 	if text != said {
 		r.cfg.Logger.Info("parts of the load that cannot be told", "error", text)
 	}
-	without := missing(now, r.cfg.Watch)
-	if now.listened {
-		for _, at := range r.cfg.Watch {
-			r.SetDown("listener "+at.String(), slices.Contains(without, at))
-		}
+	if without := missing(now, r.cfg.Watch); now.listened {
+		r.setDeserted(len(without) > 0)
 	}
 	return now, text
 }

@@ -12,8 +12,8 @@
 // One thread, of real-time priority where it is allowed, owns the engines. It wakes when something arrives or a deadline comes, reads
 // everything that had arrived by then, and only then looks at the clock: a datagram that waited in the socket's buffer counts from when
 // it arrived, which the kernel has noted (SO_TIMESTAMPNS). If the thread finds that it was not running when it should have been, for
-// half an interval or more, it tells the engines that it was blind for so long: on a machine that stood still the senders may have been
-// delayed as well, or their datagrams.
+// half an interval or more, and that nothing arrived meanwhile from anybody, it tells the engines that it was blind for so long: on a machine
+// that stood still datagrams may be late as well.
 //
 // What does not carry a good MAC, is old, or was seen already is refused and counted by reason (Stats). It never reaches an engine.
 package monitor

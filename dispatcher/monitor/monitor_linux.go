@@ -40,6 +40,8 @@ type Monitor struct {
 	detector *availability.Detector
 	manager  *load.Manager
 	count    Stats
+	// heard is when the newest genuine datagram arrived, whoever sent it.
+	heard time.Time
 	// dirty means that hosts is not what the engines know, published when it last was.
 	dirty     bool
 	published time.Time

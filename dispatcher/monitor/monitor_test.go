@@ -18,7 +18,12 @@ import (
 	"github.com/rehome-net/rehome/netns-lab/leakcheck"
 )
 
-func TestMain(m *testing.M) { os.Exit(leakcheck.Main(m, leakcheck.Config{})) }
+func TestMain(m *testing.M) {
+	if role := os.Getenv(roleVariable); role != "" {
+		os.Exit(play(role))
+	}
+	os.Exit(leakcheck.Main(m, leakcheck.Config{}))
+}
 
 const patience = 5 * time.Second
 

@@ -59,16 +59,26 @@ func (m *Monitor) loop(ctx context.Context) error {
 		if err := m.drain(before, now); err != nil {
 			return err
 		}
-		if due := before.Add(wait); now.Sub(due) > interval/2 {
-			m.count.Blind++
-			m.count.BlindTime += now.Sub(due)
-			m.detector.Blind(due, now)
-			m.manager.Blind(due, now)
-		}
+		m.excuse(before.Add(wait), now, interval/2)
 		before = now
 		m.tell(m.detector.Tick(now), m.manager.Tick(now))
 	}
 	return nil
+}
+
+// excuse tells the engines when this thread has not run although it was due. As long as anything arrived the machine did run, and its
+// network with it: then silence is silence.
+func (m *Monitor) excuse(due, now time.Time, most time.Duration) {
+	if m.heard.After(due) {
+		due = m.heard
+	}
+	if now.Sub(due) <= most {
+		return
+	}
+	m.count.Blind++
+	m.count.BlindTime += now.Sub(due)
+	m.detector.Blind(due, now)
+	m.manager.Blind(due, now)
 }
 
 // poll waits until something arrives, somebody kicks, or the time is over.
@@ -117,6 +127,9 @@ func arrival(stamp, last, now time.Time) time.Time {
 // take looks at one datagram.
 func (m *Monitor) take(b []byte, at time.Time) {
 	d, err := m.opener.Open(b, at)
+	if err == nil && at.After(m.heard) {
+		m.heard = at
+	}
 	switch {
 	case err != nil:
 		m.count.Refused[vitals.Reason(err)]++
