@@ -56,6 +56,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// Validate returns what is wrong with the configuration, but for the key's secret. Zero values are defaults.
+func (c Config) Validate() error { return c.withDefaults().validate() }
+
 func (c Config) validate() error {
 	if c.Host == 0 {
 		return errors.New("host: missing: give this host's number, as the dispatchers know it")

@@ -80,7 +80,7 @@ reached.`,
 		SilenceErrors: true,
 		Version:       peer.Version(),
 	}
-	root.AddCommand(newAgent(), newDispatcher(), newMigrate(), newDrain(), newUndrain(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newReport(), newDispatcher(), newMigrate(), newDrain(), newUndrain(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
 	return root
 }
 
