@@ -38,6 +38,8 @@ type Agent struct {
 	cfg  Config // that it was started with
 	log  *slog.Logger
 	file string
+	// reportCommand runs the process that reports; empty: this one does.
+	reportCommand []string
 
 	reloading sync.Mutex
 	engine    *engine
@@ -90,6 +92,10 @@ func (a *Agent) Run(ctx context.Context) error {
 		defer seeder.Close() //nolint:errcheck // the kernel drops it with the process
 	}
 	e := newEngine(a.cfg, g, seeder, newMetrics(), id, a.log)
+	if e.reporter, err = a.openReporter(); err != nil {
+		return fmt.Errorf("report: %w", err)
+	}
+	e.metrics.watchReporter(e.reporter)
 	e.setServices()
 	e.withdrawPinned()
 	ends, closeEnds := a.openEnds(e)
@@ -125,6 +131,9 @@ func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners)
 	})
 	if ends != nil {
 		group.Go(func() error { return ends.run(serving) })
+	}
+	if e.reporter != nil {
+		group.Go(func() error { return e.reporter.Run(serving) })
 	}
 	if ls.metrics != nil {
 		group.Go(func() error { return serveMetrics(serving, e.metrics, ls.metrics) })

@@ -21,10 +21,14 @@ import (
 // application is one program's connection to the agent. Nothing is kept per connection of the program: who asks for its
 // connections is answered by the program itself. The engine owns it.
 type application struct {
-	e        *engine
-	name     string
-	link     *wire.Link
+	e    *engine
+	name string
+	link *wire.Link
+	// serial tells it from others of the same name.
+	serial   uint64
 	services map[string]*wire.Register
+	// reported are the services whose state it has told.
+	reported map[string]bool
 }
 
 // listing collects the answers to a question about connections.
@@ -62,7 +66,7 @@ func (e *engine) serveApplications(ctx context.Context, ln *net.UnixListener) er
 			continue
 		}
 		go func() {
-			a := &application{e: e, link: wire.NewLink(conn), services: make(map[string]*wire.Register)}
+			a := &application{e: e, link: wire.NewLink(conn), serial: newID(), services: make(map[string]*wire.Register)}
 			if err := a.welcome(ctx); err != nil {
 				e.log.Warn("refused an application", "error", err)
 				a.link.Drain(time.Second)
@@ -130,6 +134,7 @@ func (a *application) lost(err error) {
 	}
 	delete(a.e.apps, a)
 	go a.link.Close() //nolint:errcheck // always nil
+	a.unreport()
 	for _, l := range a.e.lists {
 		if l.waiting[a] {
 			delete(l.waiting, a)
@@ -167,6 +172,8 @@ func (a *application) frame(f wire.Frame, fd int) {
 		a.register(f.ID, m)
 	case *wire.Flows:
 		a.flows(f.ID, m)
+	case *wire.Load:
+		a.load(m)
 	case *wire.Recover:
 		a.e.recover(a, f.ID, m, fd)
 	case *wire.Imported:
@@ -205,7 +212,8 @@ func (a *application) register(id uint64, m *wire.Register) {
 	for _, s := range a.e.cfg.Services {
 		if s.Name == m.Service {
 			a.services[m.Service] = m
-			a.send(id, &wire.Registered{})
+			a.send(id, &wire.Registered{Loads: a.e.reporter != nil})
+			a.e.served(m.Service)
 			return
 		}
 	}

@@ -57,6 +57,8 @@ type Config struct {
 	Gate GateConfig `yaml:"gate"`
 	// Migration bounds a move.
 	Migration MigrationConfig `yaml:"migration"`
+	// Report says which dispatchers hear that this host is alive, and how loaded it is.
+	Report ReportConfig `yaml:"report"`
 }
 
 // PeerConfig is another host.
@@ -199,6 +201,9 @@ func (c *Config) Validate() error {
 			bad("peers[%d] %s: id %d is also %s's: give each peer an id of its own", i, p.Name, p.ID, other)
 		}
 		ids[p.ID] = p.Name
+	}
+	if err := c.validateReport(); err != nil {
+		bad("report.%w", err)
 	}
 	names := map[string]bool{}
 	for i, s := range c.Services {

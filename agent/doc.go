@@ -15,6 +15,7 @@
 //	recovery.go      moves that an agent which died has left behind
 //	operation.go     migrate --all and drain: many moves
 //	reload.go        another configuration, while it runs (plan.go: what needs a restart; change.go: what follows)
+//	report.go        what dispatchers hear of this host (package report)
 //	directory.go     which hosts there are, and were
 //	share.go         what moves keep in memory together
 //	control.go       operators, over gRPC (package api)

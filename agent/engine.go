@@ -77,6 +77,8 @@ type engine struct {
 	ops  map[*operation]struct{}
 	// queued are the links that frames wait in.
 	queued map[*wire.Link]struct{}
+	// reporter is nil when no dispatcher is to hear of this host.
+	reporter reporter
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.

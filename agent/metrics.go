@@ -4,6 +4,8 @@ package agent
 
 import (
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/rehome-net/rehome/agent/report"
 )
 
 // metrics are what the agent tells Prometheus.
@@ -53,6 +55,27 @@ func newMetrics() *metrics {
 	})
 	m.registry.MustRegister(m.moves, m.freeze, m.total, m.held, m.taken, m.rejected, ended, m.forgotten)
 	return m
+}
+
+// watchReporter has what a reporter counts, if there is one, among the metrics.
+func (m *metrics) watchReporter(r reporter) {
+	if r == nil {
+		return
+	}
+	for _, c := range []struct {
+		name, help string
+		value      func(s report.Stats) float64
+	}{
+		{"rehome_heartbeats_total", "Heartbeats sent to dispatchers.", func(s report.Stats) float64 { return float64(s.Heartbeats) }},
+		{"rehome_load_vectors_total", "Load vectors sent to dispatchers.", func(s report.Stats) float64 { return float64(s.Vectors) }},
+		{"rehome_reports_failed_total", "Heartbeats and load vectors that could not be sent.", func(s report.Stats) float64 { return float64(s.Failed) }},
+		{"rehome_heartbeats_skipped_total", "Heartbeats whose time had passed before they could be sent.", func(s report.Stats) float64 { return float64(s.Skipped) }},
+	} {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: c.name, Help: c.help}, func() float64 { return c.value(r.Stats()) }))
+	}
+	m.registry.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+		Name: "rehome_heartbeat_late_seconds", Help: "How late the latest heartbeat was.",
+	}, func() float64 { return r.Stats().Late.Seconds() }))
 }
 
 func (m *metrics) moved(r Moved) {

@@ -310,6 +310,7 @@ func (e *engine) setDraining(on bool) {
 		return
 	}
 	e.draining = on
+	e.reportDraining()
 	for _, p := range e.peers {
 		if e.entryFor(p.name) {
 			p.tellPresence()

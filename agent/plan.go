@@ -40,6 +40,7 @@ func needRestart(old, cfg *Config) error {
 		{"gate.hold_bytes", old.Gate.HoldBytes == cfg.Gate.HoldBytes},
 		{"gate.idle_timeout", old.Gate.IdleTimeout == cfg.Gate.IdleTimeout},
 		{"gate.report_ends", isOn(old.Gate.ReportEnds) == isOn(cfg.Gate.ReportEnds)},
+		{"report", old.Report.equal(&cfg.Report)},
 		{"migration.seed_window", isOn(old.Migration.SeedWindow) == isOn(cfg.Migration.SeedWindow)},
 	} {
 		if !c.same {

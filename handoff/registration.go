@@ -34,6 +34,7 @@ type registration struct {
 	ctx        context.Context // ends when run does
 	stop       context.CancelFunc
 	registered atomic.Bool
+	report     report
 	closing    chan struct{} // closed by close
 
 	mu    sync.Mutex
@@ -49,7 +50,7 @@ func newRegistration(l *Listener) *registration {
 	ctx, stop := context.WithCancel(context.Background())
 	return &registration{
 		ln: l, cfg: &l.cfg, ctx: ctx, stop: stop, moves: map[uint64]*move{},
-		closing: make(chan struct{}),
+		closing: make(chan struct{}), report: report{load: wire.Load{Service: l.cfg.Service, Unknown: true}},
 	}
 }
 
@@ -156,6 +157,7 @@ func (r *registration) introduce(link *wire.Link) error {
 	}
 	switch m := m.(type) {
 	case *wire.Registered:
+		r.report.linked(link, m.Loads)
 		return nil
 	case *wire.Refuse:
 		r.cfg.Logger.Warn("the agent refuses the service", "service", r.cfg.Service, "code", m.Code.String(), "reason", m.Reason)
@@ -186,6 +188,7 @@ func (r *registration) linked(link *wire.Link) {
 
 // unlinked takes back the moves that the agent does not know of; the others wait for the next agent.
 func (r *registration) unlinked() {
+	r.report.linked(nil, false)
 	r.registered.Store(false)
 	r.mu.Lock()
 	r.link = nil

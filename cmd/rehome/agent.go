@@ -6,11 +6,28 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/agent/report"
 )
+
+// reportCommand is the agent's own: the process that sends its heartbeats.
+const reportCommand = "report-vitals"
+
+func newReport() *cobra.Command {
+	return &cobra.Command{
+		Use: reportCommand, Short: "Send an agent's heartbeats", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := report.Serve(cmd.InOrStdin(), cmd.OutOrStdout()); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			return nil
+		},
+	}
+}
 
 // defaultConfig is where the agent's configuration is unless --config says otherwise.
 const defaultConfig = "/etc/rehome/agent.yaml"
@@ -43,6 +60,9 @@ one ended.`,
 			}
 			a := agent.New(cfg, log)
 			a.SetFile(config)
+			if program, err := os.Executable(); err == nil {
+				a.SetReportCommand([]string{program, reportCommand})
+			}
 			defer onHangup(cmd.Context(), func() {
 				if err := a.ReloadFile(); errors.Is(err, agent.ErrStopped) {
 					log.Warn("too late to reload", "error", err)

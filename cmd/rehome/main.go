@@ -81,6 +81,7 @@ reached.`,
 		Version:       peer.Version(),
 	}
 	root.AddCommand(newAgent(), newDispatcher(), newGateway(), newMigrate(), newDrain(), newUndrain(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newReport(), newDispatcher(), newMigrate(), newDrain(), newUndrain(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
 	return root
 }
 

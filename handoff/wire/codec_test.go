@@ -69,6 +69,9 @@ func frameCases() []frameCase {
 		{"ended and quiet", Frame{44, &Ended{Flow: flow6(), Quiet: time.Second}}},
 		{"register", Frame{21, &Register{Service: "files", Address: "[::]:80", Importer: true, Preparer: true}}},
 		{"registered", Frame{22, &Registered{}}},
+		{"registered, with loads", Frame{45, &Registered{Loads: true}}},
+		{"load", Frame{46, &Load{Service: "files", Load: 7500}}},
+		{"load unknown, down", Frame{47, &Load{Service: "files", Unknown: true, Down: true}}},
 		{"list", Frame{23, &List{}}},
 		{"flows", Frame{24, &Flows{Flows: []FlowStatus{
 			{Flow: flow4(), Service: "files", Epoch: 1, Age: time.Hour, Movable: true},

@@ -56,6 +56,7 @@ const (
 	KindRecover      Kind = 76
 	KindPrepare      Kind = 77
 	KindPrepared     Kind = 78
+	KindLoad         Kind = 79
 )
 
 // Carries reports whether a frame of this kind is accompanied by one file descriptor.
@@ -166,6 +167,8 @@ func newMessage(k Kind) Message {
 		return &Prepare{}
 	case KindPrepared:
 		return &Prepared{}
+	case KindLoad:
+		return &Load{}
 	}
 	return nil
 }
@@ -217,6 +220,7 @@ func (*Withdraw) Kind() Kind     { return KindWithdraw }
 func (*Recover) Kind() Kind      { return KindRecover }
 func (*Prepare) Kind() Kind      { return KindPrepare }
 func (*Prepared) Kind() Kind     { return KindPrepared }
+func (*Load) Kind() Kind         { return KindLoad }
 
 // Code says why something was refused, for programs. Append-only.
 type Code uint8

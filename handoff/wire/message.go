@@ -238,7 +238,21 @@ type Register struct {
 }
 
 // Registered answers Register.
-type Registered struct{}
+type Registered struct {
+	// Loads says that the agent takes Load. One that does not say so does not know the frame.
+	Loads bool
+}
+
+// Load says how the application of a service is. It holds until the next one, or until the link ends, and has no answer.
+type Load struct {
+	Service string
+	// Load is how loaded the application finds itself, in 1/10,000; more counts as 10,000.
+	Load uint16
+	// Unknown is set when it does not say how loaded it is.
+	Unknown bool
+	// Down is set when it runs and cannot serve.
+	Down bool
+}
 
 // List asks an application for its connections, or for one of them.
 type List struct {
@@ -460,8 +474,14 @@ func (m *Register) code(c *coder) {
 	c.flag(3, &m.Importer)
 	c.flag(4, &m.Preparer)
 }
-func (m *Registered) code(*coder) {}
-func (m *List) code(c *coder)     { c.flow(1, &m.Flow) }
+func (m *Registered) code(c *coder) { c.flag(1, &m.Loads) }
+func (m *Load) code(c *coder) {
+	c.text(1, &m.Service)
+	integer(c, 2, &m.Load)
+	c.flag(3, &m.Unknown)
+	c.flag(4, &m.Down)
+}
+func (m *List) code(c *coder) { c.flow(1, &m.Flow) }
 func (m *Flows) code(c *coder) {
 	raw := make([][]byte, 0, len(m.Flows))
 	if c.encoding {
