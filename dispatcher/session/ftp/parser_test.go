@@ -105,6 +105,34 @@ func TestCommands(t *testing.T) {
 	}
 }
 
+// TestReplies reads a connection's replies up to a last line, which is a 421.
+func TestReplies(t *testing.T) {
+	for replies, want := range map[string]inspect.Stats{
+		"":                                    {Messages: 1},
+		"200 ok\r\n":                          {Messages: 2},
+		"200\r\n":                             {Messages: 2},
+		"200-a\r\n200-b\r\n200 c\r\n":         {Messages: 2},
+		"200-a\r\n421 b\r\n 200 c\r\n200\r\n": {Messages: 2},
+		"20\r\n":                              {Messages: 1, Malformed: 1},
+		"2000 x\r\n":                          {Messages: 1, Malformed: 1},
+		"099 x\r\n":                           {Messages: 1, Malformed: 1},
+		"700 x\r\n":                           {Messages: 1, Malformed: 1},
+		"x00 x\r\n":                           {Messages: 1, Malformed: 1},
+		"\r\n":                                {Messages: 1, Malformed: 1},
+	} {
+		p := newParser(t, Config{}, inspect.Server)
+		got := p.Feed([]byte(replies + "421 bye\r\n"))
+		if len(got) != 1 || got[0].Status != replyGone || p.Stats() != want {
+			t.Errorf("%q: %+v, %+v", replies, got, p.Stats())
+		}
+	}
+	for _, code := range []string{"221", "225", "226"} {
+		if got := newParser(t, Config{}, inspect.Server).Feed([]byte(code + "\r\n")); len(got) != 1 {
+			t.Errorf("%s without a text: %+v", code, got)
+		}
+	}
+}
+
 // TestLongLine holds that a line beyond the limit is nothing, and the next one is read.
 func TestLongLine(t *testing.T) {
 	for n := range 6 {
