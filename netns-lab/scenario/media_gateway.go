@@ -10,9 +10,11 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/dispatcher/gateway"
@@ -89,6 +91,12 @@ func (g *MediaGateway) Kill() error { return g.running.kill() }
 // Stop is described at Kill.
 func (g *MediaGateway) Stop() error { return g.running.stop() }
 
+// Hang stops the gateway's process where it is, until the function that it returns is called.
+func (g *MediaGateway) Hang() (wake func() error, err error) {
+	p := g.running.cmd.Process
+	return func() error { return p.Signal(unix.SIGCONT) }, p.Signal(unix.SIGSTOP)
+}
+
 // Counter returns one of the gateway's metrics.
 func (g *MediaGateway) Counter(ctx context.Context, name string) (float64, error) {
 	families, err := scrape(ctx, g.m.host(GatewayHost), gatewayMetrics)
@@ -111,11 +119,17 @@ type Listener struct {
 	*gateway.Server
 
 	mu   sync.Mutex
-	said []gateway.Said
+	said []Heard
+}
+
+// Heard is what a server has said, and when it was reported.
+type Heard struct {
+	gateway.Said
+	At time.Time
 }
 
 // Said returns what was reported so far.
-func (l *Listener) Said() []gateway.Said {
+func (l *Listener) Said() []Heard {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.said)
@@ -135,7 +149,7 @@ func (m *Media) ListenAsDispatcher(ctx context.Context) (*Listener, error) {
 	l.Server, err = gateway.NewServer(gateway.ServerConfig{Gateways: []string{GatewayHost}, Install: func(_ context.Context, s gateway.Said) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.said = append(l.said, s)
+		l.said = append(l.said, Heard{s, time.Now()})
 		return nil
 	}})
 	if err != nil {
