@@ -24,7 +24,7 @@
 //	actions, known := table.Seen(when, key, nil) // the forwarder has had packets of the flow
 //	actions, ok := table.End(key, nil)           // an agent says that the connection is over
 //	actions, err := table.Move(id, server, nil)  // load shedding: the whole session, signalling and media together
-//	actions = table.Purge(now, 1024, nil)        // often: what nobody has used for long goes
+//	actions = table.Purge(now, 256, nil)         // often: what nobody has used for long goes
 //
 // # Actions
 //

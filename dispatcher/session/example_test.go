@@ -151,7 +151,7 @@ func ExampleTable_Purge() {
 		now := now.Add(d)
 		flow, ok := table.Lookup(now, call(5060))
 		fmt.Println(d, ok, flow.Status)
-		for _, a := range table.Purge(now, 1024, nil) {
+		for _, a := range table.Purge(now, 256, nil) {
 			fmt.Println(a.Kind)
 		}
 	}

@@ -55,7 +55,7 @@ func (t *Table) remove(ref uint32, actions []Action) []Action {
 	f := t.flows.at(ref)
 	actions = append(actions, t.action(Remove, f))
 	t.detach(ref)
-	t.byTuple.remove(digest(t.hasher, f.tuple), ref)
+	t.byTuple.remove(t.hasher.tuple(&f.tuple), ref)
 	if f.marks.identity() == Announced {
 		t.patterns[f.tuple.openings()]--
 		t.counters.Waiting--
@@ -74,13 +74,13 @@ func (t *Table) settle(session uint32, actions []Action) []Action {
 	for ref := d.names; ref != 0; {
 		n := t.names.at(ref)
 		next := n.next
-		t.byName.remove(digest(t.hasher, n.sum), ref)
+		t.byName.remove(t.hasher.bytes(n.sum[:]), ref)
 		t.names.release(ref)
 		ref = next
 	}
 	t.leave(session)
 	if c := t.clients.at(d.client); c.sessions == 0 {
-		t.byClient.remove(digest(t.hasher, c.address), d.client)
+		t.byClient.remove(t.hasher.bytes(c.address[:]), d.client)
 		t.clients.release(d.client)
 	}
 	t.sessions.release(session)

@@ -36,6 +36,10 @@ type modelFlow struct {
 
 func (f *modelFlow) overdue(now time.Time) bool { return now.Sub(f.seen) >= 2*f.timeout }
 
+func (f *modelFlow) withdrawable() bool {
+	return f.identity == Announced || f.identity == Secondary && f.key.Protocol == 17
+}
+
 func modelClient(k Key) netip.Prefix {
 	bits := 32
 	if k.Client.Addr().Is6() {
@@ -316,7 +320,7 @@ func (m *model) withdraw(id ID, list []Announcement) error {
 		return netip.AddrPortFrom(a.Addr(), a.Port()+1)
 	}
 	m.drop(s, func(f *modelFlow) bool {
-		return f.identity != Signalling && slices.ContainsFunc(list, func(a Announcement) bool {
+		return f.withdrawable() && slices.ContainsFunc(list, func(a Announcement) bool {
 			k := Key{a.Client, a.Server, a.Protocol}
 			rtcp := Key{next(a.Client), next(a.Server), a.Protocol}
 			return modelValid(k, 0) && (k == f.key || k == f.pattern || f.media == "rtcp" && a.Protocol == 17 && rtcp == f.pattern)
@@ -338,6 +342,11 @@ func (m *model) setTimeouts(id ID, timeouts Timeouts) error {
 	s := m.session(id)
 	if s == nil {
 		return ErrNoSession
+	}
+	for _, d := range []*time.Duration{&timeouts.Signalling, &timeouts.Media} {
+		if *d != 0 {
+			*d = min(max(*d, 10*time.Second), 24*time.Hour)
+		}
 	}
 	s.timeouts, s.until = timeouts.or(s.timeouts), time.Time{}
 	flows := s.flows

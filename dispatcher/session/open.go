@@ -60,14 +60,17 @@ func (t *Table) Join(now time.Time, id ID, key Key, actions []Action) ([]Action,
 	return actions, nil
 }
 
-// SetTimeouts changes a session's timeouts, where they are not zero, and those of its flows. The error is ErrNoSession or ErrTimeout.
+// SetTimeouts changes a session's timeouts, where they are not zero, and those of its flows. What a server says on the wire may be any time; it is
+// brought into the range of MinTimeout to MaxTimeout. The error is ErrNoSession.
 func (t *Table) SetTimeouts(id ID, timeouts Timeouts) error {
 	_, d := t.dialog(id)
 	if d == nil {
 		return t.refuse("set timeouts", Key{}, ErrNoSession)
 	}
-	if err := timeouts.validate(); err != nil {
-		return t.refuse("set timeouts", Key{}, err)
+	for _, d := range []*time.Duration{&timeouts.Signalling, &timeouts.Media} {
+		if *d != 0 {
+			*d = min(max(*d, MinTimeout), MaxTimeout)
+		}
 	}
 	d.setTimeouts(timeouts.or(d.timeouts()))
 	d.until = 0

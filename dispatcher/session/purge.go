@@ -6,7 +6,7 @@ import "time"
 
 // Purge looks at the next budget places for flows, removes what is overdue and not held by its session (SARA 11), and stops at the end
 // of a round. A session that is over leaves as a whole, unless the budget ends within it. Call it often with a small budget: n flows are
-// looked through in n/budget calls, and one with 1024 stays far below a millisecond.
+// looked through in n/budget calls, and one with 256 stays below half a millisecond on a busy machine.
 func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 	at := t.at(now)
 	for ; budget > 0; budget-- {

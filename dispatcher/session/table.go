@@ -41,8 +41,8 @@ func New(now time.Time, config Config) (*Table, error) {
 		return nil, fmt.Errorf("session: %w", err)
 	}
 	t := &Table{config: config.withDefaults(), base: now, hasher: newHasher(), cursor: 1}
-	t.byTuple = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return digest(t.hasher, t.flows.at(ref).tuple) })
-	t.byClient = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return digest(t.hasher, t.clients.at(ref).address) })
+	t.byTuple = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return t.hasher.tuple(&t.flows.at(ref).tuple) })
+	t.byClient = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return t.hasher.bytes(t.clients.at(ref).address[:]) })
 	return t, nil
 }
 
@@ -111,7 +111,7 @@ func (t *Table) search(key Key) uint32 {
 
 // find returns the flow with exactly that tuple, and the digest in any case.
 func (t *Table) find(want *tuple) (ref, dig uint32) {
-	dig = digest(t.hasher, *want)
+	dig = t.hasher.tuple(want)
 	for ref, p := t.byTuple.next(dig, t.byTuple.home(dig)); ref != 0; ref, p = t.byTuple.next(dig, p) {
 		if t.flows.at(ref).tuple == *want {
 			return ref, dig
@@ -121,7 +121,7 @@ func (t *Table) find(want *tuple) (ref, dig uint32) {
 }
 
 func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
-	dig = digest(t.hasher, address)
+	dig = t.hasher.bytes(address[:])
 	for ref, p := t.byClient.next(dig, t.byClient.home(dig)); ref != 0; ref, p = t.byClient.next(dig, p) {
 		if t.clients.at(ref).address == address {
 			return ref, dig
@@ -131,7 +131,7 @@ func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
 }
 
 func (t *Table) findName(sum [32]byte) (ref, dig uint32) {
-	dig = digest(t.hasher, sum)
+	dig = t.hasher.bytes(sum[:])
 	if t.byName.slots == nil {
 		return 0, dig
 	}

@@ -55,8 +55,8 @@ func (t *Table) confirm(ref uint32, key Key, actions []Action) []Action {
 	if origin == 0 {
 		return actions
 	}
-	t.byTuple.remove(digest(t.hasher, f.tuple), ref)
+	t.byTuple.remove(t.hasher.tuple(&f.tuple), ref)
 	f.tuple, _ = pack(key)
-	t.byTuple.add(digest(t.hasher, f.tuple), ref)
+	t.byTuple.add(t.hasher.tuple(&f.tuple), ref)
 	return append(actions, t.action(Install, f), pattern)
 }

@@ -3,8 +3,8 @@
 package session
 
 // Withdraw removes announced flows of a session, and the secondary flows that came of them (TEARDOWN, BYE). RTCP goes along with RTP: a flow
-// whose media is "rtcp" leaves when the flow with the ports before it does. What the session does not have is passed over.
-// The error is ErrNoSession.
+// whose media is "rtcp" leaves when the flow with the ports before it does. A TCP connection that has begun stays until its End: its last
+// packets are still to come. What the session does not have is passed over. The error is ErrNoSession.
 func (t *Table) Withdraw(id ID, announcements []Announcement, actions []Action) ([]Action, error) {
 	return t.withdraw(id, actions, func(f *flow) bool {
 		for _, a := range announcements {
@@ -17,7 +17,7 @@ func (t *Table) Withdraw(id ID, announcements []Announcement, actions []Action) 
 	})
 }
 
-// WithdrawAll removes all announced and secondary flows of a session: its signalling has ended. The error is ErrNoSession.
+// WithdrawAll is Withdraw for all announced and secondary flows of a session: its signalling has ended. The error is ErrNoSession.
 func (t *Table) WithdrawAll(id ID, actions []Action) ([]Action, error) {
 	return t.withdraw(id, actions, func(*flow) bool { return true })
 }
@@ -30,13 +30,19 @@ func (t *Table) withdraw(id ID, actions []Action, which func(*flow) bool) ([]Act
 	for ref := d.flows; ref != 0; {
 		f := t.flows.at(ref)
 		next := t.neighbours.at(ref).next
-		if f.marks.identity() != Signalling && which(f) {
+		if f.withdrawable() && which(f) {
 			actions = t.remove(ref, actions)
 			t.counters.Withdrawn++
 		}
 		ref = next
 	}
 	return t.settle(session, actions), nil
+}
+
+// withdrawable reports whether signalling can end the flow.
+func (f *flow) withdrawable() bool {
+	i := f.marks.identity()
+	return i == Announced || i == Secondary && f.tuple.protocol == protocolUDP
 }
 
 // came reports whether a flow came of that promise.

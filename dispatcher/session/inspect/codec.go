@@ -17,7 +17,7 @@ import (
 const Version = 1
 
 // MaxEncoded is the size in bytes of the largest encoded half.
-const MaxEncoded = fixedSize + 2 + 2*(1+16+2) + 3*(1+MaxName) + 1 + MaxStreams*(3+4*(1+16+2))
+const MaxEncoded = fixedSize + 1 + 2*(1+16+2) + 3*(1+MaxName) + 1 + MaxStreams*(3+4*(1+16+2))
 
 // fixedSize: version, protocol, side, method, status, seq, ack, target, timeout.
 const fixedSize = 4 + 2 + 4 + 4 + 8 + 4
@@ -144,10 +144,10 @@ func Decode(b []byte) (Half, error) {
 		h.Streams = append(h.Streams, s)
 	}
 	switch {
-	case r.short:
-		return Half{}, ErrTruncated
 	case r.bad:
 		return Half{}, fmt.Errorf("%w: an address of an unknown family", ErrMalformed)
+	case r.short:
+		return Half{}, ErrTruncated
 	case len(r.b) > 0:
 		return Half{}, fmt.Errorf("%d %w", len(r.b), ErrTrailing)
 	}

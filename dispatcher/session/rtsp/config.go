@@ -8,7 +8,7 @@ const (
 	defaultLine    = 4096
 	defaultFields  = 64
 	defaultBody    = 1 << 20
-	defaultPending = 32
+	defaultPending = 16
 	defaultFlows   = 64
 )
 
@@ -29,7 +29,7 @@ type Limits struct {
 	Fields int
 	// Body in bytes that is read past. A larger one is not believed, and the next message is searched for. 1 MiB.
 	Body int
-	// Pending messages of each side that wait for the other side's. 32.
+	// Pending messages of each side that wait for the other side's. 16.
 	Pending int
 	// Flows that a session has announced, and streams that it has set up. 64.
 	Flows int

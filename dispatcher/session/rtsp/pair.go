@@ -69,12 +69,18 @@ func (p *Pair) Add(h inspect.Half) (o inspect.Outcome) {
 }
 
 // Closed says that a connection has ended. The session goes on until its timeout: another connection may carry it on
-// (RFC 2326, 3). What waited for the rest of that connection is forgotten.
-func (p *Pair) Closed(flow session.Key) inspect.Outcome {
+// (RFC 2326, 3). Only a TEARDOWN that has no answer yet is done, for there are servers that answer by hanging up. What else waited
+// for the rest of that connection is forgotten.
+func (p *Pair) Closed(flow session.Key) (o inspect.Outcome) {
 	on := func(h inspect.Half) bool { return h.Flow == flow }
+	for i := range p.requests {
+		if r := &p.requests[i]; on(*r) && r.Method == inspect.Teardown {
+			p.teardown(&o, r)
+		}
+	}
 	p.requests = slices.DeleteFunc(p.requests, on)
 	p.answers = slices.DeleteFunc(p.answers, on)
-	return inspect.Outcome{}
+	return o
 }
 
 // take removes the half that h belongs to.
@@ -146,7 +152,7 @@ func (p *Pair) teardown(o *inspect.Outcome, request *inspect.Half) {
 		}
 	}
 	p.streams = slices.DeleteFunc(p.streams, of)
-	o.Ended = before > 0 && len(p.streams) == 0
+	o.Ended = o.Ended || before > 0 && len(p.streams) == 0
 }
 
 // flows returns what a SETUP's answer, which names one of its alternatives, lets the client send.

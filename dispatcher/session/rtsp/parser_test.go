@@ -48,7 +48,7 @@ func TestPieces(t *testing.T) {
 	for name, text := range inspecttest.Transcripts(t) {
 		for _, stream := range inspecttest.Streams(t, text) {
 			for _, side := range []inspect.Side{inspect.Client, inspect.Server} {
-				inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random)
+				inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random, 1<<14)
 			}
 		}
 		if t.Failed() {
@@ -183,7 +183,7 @@ func FuzzParser(f *testing.F) {
 			return
 		}
 		random := rand.New(rand.NewPCG(uint64(len(stream)), 1))
-		halves := inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random)
+		halves := inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, side) }, stream, random, 256)
 		pair, err := NewPair(Config{Limits: Limits{Pending: 2, Flows: 4}})
 		if err != nil {
 			t.Fatal(err)

@@ -2,7 +2,11 @@
 
 package sip
 
-import "fmt"
+import (
+	"fmt"
+
+	"github.com/rehome-net/rehome/dispatcher/session/inspect"
+)
 
 const (
 	defaultLine      = 4096
@@ -10,6 +14,7 @@ const (
 	defaultBody      = 16 << 10
 	defaultDialogs   = 64
 	defaultExchanges = 8
+	defaultStreams   = 256
 	defaultFlows     = 256
 )
 
@@ -30,6 +35,8 @@ type Limits struct {
 	Dialogs int
 	// Exchanges of offer and answer of one dialog that are remembered. 8.
 	Exchanges int
+	// Streams of all the descriptions that are remembered; the oldest exchanges are forgotten. 256, some 35 KiB.
+	Streams int
 	// Flows that a session has announced. 256.
 	Flows int
 }
@@ -46,6 +53,7 @@ func (c *Config) validate() error {
 		{"Body", &c.Limits.Body, defaultBody, 256, 1 << 16},
 		{"Dialogs", &c.Limits.Dialogs, defaultDialogs, 1, 1 << 12},
 		{"Exchanges", &c.Limits.Exchanges, defaultExchanges, 2, 1 << 8},
+		{"Streams", &c.Limits.Streams, defaultStreams, 2 * inspect.MaxStreams, 1 << 14},
 		{"Flows", &c.Limits.Flows, defaultFlows, 2, 1 << 14},
 	} {
 		if *l.value == 0 {

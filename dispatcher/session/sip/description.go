@@ -33,6 +33,7 @@ func describe(kind string, content []byte) (streams []inspect.Stream, ok bool) {
 	switch {
 	case kind == "" && bytes.HasPrefix(content, []byte("v=0")):
 		media = typeSDP
+	case kind == "":
 	case err != nil && !errors.Is(err, mime.ErrInvalidMediaParameter):
 		return nil, false
 	}

@@ -101,7 +101,11 @@ func (d *dialog) exchange(h *inspect.Half, limit int) (e *exchange, changed bool
 	if slices.Equal(*where, h.Streams) && (tag == "" || e.tag == tag) {
 		return e, false
 	}
-	*where, e.flow = h.Streams, h.Flow
+	*where = h.Streams
+	// The client's own packets say best where it is: a server may answer to another port (RFC 3261, 18.2.2).
+	if h.Side == inspect.Client || e.flow == (session.Key{}) {
+		e.flow = h.Flow
+	}
 	if tag != "" {
 		e.tag = tag
 	}

@@ -95,6 +95,9 @@ func (p *Pair) describe(o *inspect.Outcome, d *dialog, h *inspect.Half) {
 		o.Timeout = h.Timeout
 	}
 	e, changed := d.exchange(h, p.cfg.Limits.Exchanges)
+	if changed {
+		p.trim(o, e)
+	}
 	if changed && e.client != nil && e.server != nil {
 		l := p.leg(o, d, e.tag)
 		l.flows = p.promises.Replace(o, l.flows, p.flows(o, e), p.cfg.Limits.Flows)
@@ -103,6 +106,29 @@ func (p *Pair) describe(o *inspect.Outcome, d *dialog, h *inspect.Half) {
 		p.leg(o, d, d.tag(h)).confirmed = true
 		// The other early dialogs end with the first that is answered, unless they are answered, too (RFC 3261, 13.2.2.4).
 		p.dropLegs(o, d, func(l *leg) bool { return !l.confirmed })
+	}
+}
+
+// trim forgets exchanges other than the present one, those of the oldest dialogs first, until few enough streams are remembered. What is
+// announced stays; only an answer that is still to come will find nothing.
+func (p *Pair) trim(o *inspect.Outcome, present *exchange) {
+	streams := 0
+	for _, d := range p.dialogs {
+		for _, e := range d.exchanges {
+			streams += len(e.client) + len(e.server)
+		}
+	}
+	for _, d := range p.dialogs {
+		d.exchanges = slices.DeleteFunc(d.exchanges, func(e *exchange) bool {
+			if streams <= p.cfg.Limits.Streams || e == present {
+				return false
+			}
+			if e.client == nil || e.server == nil {
+				o.Found(inspect.Full)
+			}
+			streams -= len(e.client) + len(e.server)
+			return true
+		})
 	}
 }
 

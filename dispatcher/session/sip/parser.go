@@ -75,7 +75,7 @@ func (p *Parser) Feed(b []byte) (halves []inspect.Half) {
 			b = b[n:]
 			if len(p.content) == int(p.head.body) {
 				halves = p.message(halves, p.content)
-				p.content = p.content[:0]
+				p.content = nil
 				p.stage = between
 			}
 		case p.stage == between && !p.lines.Begun() && inspect.RecordType(b[0]):
@@ -154,6 +154,7 @@ func (p *Parser) Datagram(b []byte) []inspect.Half {
 	if len(bytes.Trim(b, "\r\n\x00")) == 0 {
 		return nil // keeps a binding of a NAT alive
 	}
+	defer func() { p.head = head{} }() // flows are many, and nothing of one datagram matters to the next
 	lines := inspect.NewLines(p.cfg.Limits.Line)
 	for begun := false; ; {
 		line, rest, ok := lines.Next(b)
@@ -234,7 +235,7 @@ func (p *Parser) message(halves []inspect.Half, content []byte) []inspect.Half {
 func (p *Parser) Lost() {
 	if p.stage != opaque {
 		p.lines.Reset()
-		p.skip, p.content = 0, p.content[:0]
+		p.skip, p.content = 0, nil
 		p.stage = searching
 		p.stats.Resyncs++
 	}
