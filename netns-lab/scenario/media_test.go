@@ -63,7 +63,7 @@ func TestMediaPeers(t *testing.T) {
 		over := []scenario.SIPTransport{scenario.SIPOverUDP, scenario.SIPOverTCP}[i%2]
 		g.Go(func() error { return m.CallSIP(ctx, over, i) })
 	}
-	g.Go(func() error { return m.PlayRTSP(ctx, time.Second) })
+	g.Go(func() error { return m.PlayRTSP(ctx, "one", time.Second) })
 	g.Go(func() error { return m.RecordRTSP(ctx, "one", time.Second) })
 	for _, mode := range scenario.FTPModes() {
 		g.Go(func() error {
