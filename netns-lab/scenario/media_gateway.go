@@ -72,6 +72,13 @@ func (m *Media) StartGateway(ctx context.Context) (*MediaGateway, error) {
 		if err == nil && up == 0 {
 			err = errors.New("it has no connection to the dispatcher yet")
 		}
+		if err != nil {
+			return err
+		}
+		unknown, err := g.Counter(ctx, "rehome_gateway_unknown_hosts")
+		if err == nil && unknown > 0 {
+			err = fmt.Errorf("it does not know %v of its hosts yet", unknown)
+		}
 		return err
 	})
 }
