@@ -170,6 +170,19 @@ func TestTrafficUndecided(t *testing.T) {
 	}
 }
 
+// shortWay waits until a flow's datagrams do not come by user space any more. On a busy machine the client may be answered, and have sent the
+// next datagram, before Send comes to the release.
+func shortWay(t *testing.T, f *Forwarder, conn net.Conn, server string) {
+	t.Helper()
+	eventually(t, "datagrams take the short way", func() bool {
+		before := f.Stats().Diverted
+		if s := who(t, conn); s != server {
+			t.Errorf("answered by %s, want %s", s, server)
+		}
+		return f.Stats().Diverted == before
+	})
+}
+
 // A datagram that this host keeps reaches its own stack, as if it had just arrived.
 func TestTrafficKept(t *testing.T) {
 	for _, mode := range []Mode{TCX, XDP} {
@@ -192,17 +205,13 @@ func TestTrafficKept(t *testing.T) {
 		})
 		for _, vip := range []string{vip4, vip6} {
 			conn := c.dial(t, "udp", vip)
-			for range 10 {
-				if s := who(t, conn); s != "0" {
-					t.Errorf("%v, %s: answered by %s", mode, vip, s)
-				}
+			if s := who(t, conn); s != "0" || f.Stats().Diverted == 0 {
+				t.Errorf("%v, %s: answered by %s", mode, vip, s)
 			}
+			shortWay(t, f, conn, "0")
 			if r, err := f.UDP().Route(flowOf(conn)); err != nil || r.Node != 0 || r.Epoch != 2 {
 				t.Errorf("%+v, %v", r, err)
 			}
-		}
-		if got := f.Stats().Diverted; got != 2 {
-			t.Errorf("%v: %d datagrams diverted, want the first of each flow", mode, got)
 		}
 	}
 }
@@ -460,21 +469,19 @@ func TestDivertRestart(t *testing.T) {
 	var reasons []Reason
 	stop = divert(t, f, func(d Diverted) {
 		reasons = append(reasons, d.Reason)
-		if _, err := f.UDP().Assign(d.Flow, 2, false); err != nil {
-			t.Error(err)
+		if d.Reason == Undecided {
+			if _, err := f.UDP().Assign(d.Flow, 2, false); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := f.Send(d, 2); err != nil {
 			t.Error(err)
 		}
 	})
-	for range 5 {
-		if s := who(t, conn); s != "2" {
-			t.Errorf("served by %s", s)
-		}
-	}
+	shortWay(t, f, conn, "2")
 	stop()
-	if len(reasons) != 1 || reasons[0] != Undecided {
-		t.Errorf("%v: want one packet, of an undecided flow", reasons)
+	if len(reasons) == 0 || reasons[0] != Undecided || slices.Contains(reasons[1:], Undecided) {
+		t.Errorf("%v: want one packet of an undecided flow", reasons)
 	}
 	if err := f.Remove(); err != nil {
 		t.Fatal(err)
