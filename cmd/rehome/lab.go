@@ -145,6 +145,18 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "process",
+		about: "redis-server moves as a whole process while clients use it; then CRIU alone moves one",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Process(ctx, scenario.ProcessConfig{
+				Command: o.command, Moves: o.migrations, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -156,7 +168,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "process"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {

@@ -46,10 +46,10 @@ type stream struct {
 	stop atomic.Bool
 	// broken is set when one half has failed.
 	broken atomic.Bool
-	sent atomic.Int64
-	sums [2]hash.Hash // of what was sent, and of what came
-	gap  time.Duration
-	got  int64
+	sent   atomic.Int64
+	sums   [2]hash.Hash // of what was sent, and of what came
+	gap    time.Duration
+	got    int64
 }
 
 // send sends a ramp, which has no period that buffers have, so that what is lost, doubled or shifted shows.
