@@ -136,7 +136,7 @@ func (s *processScene) explain(err error) error {
 
 // play moves a server of its own with one mover.
 func (s *processScene) play(ctx context.Context, m ProcessMover, moves int) (*ProcessResult, error) {
-	server, err := s.bed.place(ctx, m, redisServer(redisPort))
+	server, err := s.bed.Place(ctx, m, redisServer(redisPort))
 	if err != nil {
 		return nil, err
 	}

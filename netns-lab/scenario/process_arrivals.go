@@ -116,7 +116,7 @@ func MeasureArrivals(ctx context.Context, b *ProcessBed, m ProcessMover, cfg Arr
 		cfg.Rate = 500
 	}
 	common := PauseConfig{Moves: cfg.Moves, Rest: cfg.Rest}.withDefaults()
-	s, err := b.place(ctx, m, cfg.Server)
+	s, err := b.Place(ctx, m, cfg.Server)
 	if err != nil {
 		return nil, err
 	}

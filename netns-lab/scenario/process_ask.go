@@ -203,7 +203,7 @@ func (g *askers) counts() (c askerCounts) {
 		c.segments += a.sentAgain.segments
 		c.timeouts += a.sentAgain.timeouts
 		if a.conn != nil {
-			c.sentAgain.add(a.conn)
+			c.add(a.conn)
 		}
 		a.mu.Unlock()
 	}

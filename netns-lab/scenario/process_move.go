@@ -99,6 +99,8 @@ func lastMoved(out []byte) (m processMoved, err error) {
 			return m, io.ErrUnexpectedEOF
 		case err != nil:
 			return m, err
+		case v.PID < 0:
+			return m, fmt.Errorf("process %d", v.PID)
 		}
 		m = v
 	}

@@ -79,7 +79,7 @@ type Pauses struct {
 // MeasurePauses starts an echo server, connects clients and moves the server to and fro.
 func MeasurePauses(ctx context.Context, b *ProcessBed, m ProcessMover, cfg PauseConfig) (*Pauses, error) {
 	cfg = cfg.withDefaults()
-	s, err := b.place(ctx, m, cfg.Server)
+	s, err := b.Place(ctx, m, cfg.Server)
 	if err != nil {
 		return nil, err
 	}
@@ -97,8 +97,8 @@ func MeasurePauses(ctx context.Context, b *ProcessBed, m ProcessMover, cfg Pause
 	return p, b.killServers()
 }
 
-// place starts a server on the first host, the only one.
-func (b *ProcessBed) place(ctx context.Context, m ProcessMover, command []string) (*Server, error) {
+// Place starts a server on the first host, the only one.
+func (b *ProcessBed) Place(ctx context.Context, m ProcessMover, command []string) (*Server, error) {
 	if err := b.killServers(); err != nil {
 		return nil, err
 	}

@@ -92,7 +92,7 @@ func MeasureHops(ctx context.Context, b *ProcessBed, m ProcessMover, cfg HopsCon
 		cfg.Bytes = 4 << 30
 	}
 	cfg.Moves = PauseConfig{Moves: cfg.Moves}.withDefaults().Moves
-	server, err := b.place(ctx, m, cfg.Server)
+	server, err := b.Place(ctx, m, cfg.Server)
 	if err != nil {
 		return nil, err
 	}

@@ -73,9 +73,7 @@ func logJSON(tb testing.TB, v any) {
 func TestCRIUAlone(t *testing.T) {
 	b := processBed(t, "alone", false)
 	for _, n := range []int{1, 100} {
-		p, err := scenario.MeasurePauses(testContext(t, time.Minute), b, criuAlone(t, b, scenario.CRIUAloneConfig{}), scenario.PauseConfig{
-			Server: cEcho(t), Connections: n, Interval: time.Duration(n) * 100 * time.Microsecond, Moves: 4,
-		})
+		p, err := scenario.MeasurePauses(testContext(t, time.Minute), b, criuAlone(t, b, scenario.CRIUAloneConfig{}), pauses(t, n, 4))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -98,5 +96,77 @@ func TestCRIUAloneStream(t *testing.T) {
 	logJSON(t, h)
 	if h.Moves != 2 || !h.SHA256Equal || h.Bytes < 256<<20 {
 		t.Errorf("%d moves, %d bytes, equal: %v", h.Moves, h.Bytes, h.SHA256Equal)
+	}
+}
+
+// TestProcessArrivals moves a server with kept connections while new ones come.
+func TestProcessArrivals(t *testing.T) {
+	b := processBed(t, "arrivals", true)
+	a, err := scenario.MeasureArrivals(testContext(t, time.Minute), b, scenario.NewMigrator(b), scenario.ArrivalsConfig{Server: cEcho(t), Moves: 4})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logJSON(t, a)
+	if a.Moves != 4 || a.FailedMoves != 0 || a.New < 100 {
+		t.Errorf("%d moves, %d failed, %d new connections", a.Moves, a.FailedMoves, a.New)
+	}
+	if a.Refused+a.Reset+a.Failed+a.Kept.ClientErrors != 0 {
+		t.Errorf("%d refused, %d reset, %d failed, %d errors of the kept ones: %v %v", a.Refused, a.Reset, a.Failed, a.Kept.ClientErrors, a.Errors, a.Kept.Errors)
+	}
+}
+
+// TestProcessHops moves a server to and fro under a stream.
+func TestProcessHops(t *testing.T) {
+	b := processBed(t, "hops", true)
+	const bytes = 1 << 30
+	h, err := scenario.MeasureHops(testContext(t, time.Minute), b, scenario.NewMigrator(b), scenario.HopsConfig{Server: cEcho(t), Moves: 10, Bytes: bytes})
+	if err != nil {
+		t.Fatal(err)
+	}
+	logJSON(t, h)
+	if h.Moves != 10 || h.Bytes < bytes || !h.SHA256Equal || h.RetransmissionTimeouts != 0 {
+		t.Errorf("%d moves, %d bytes, equal: %v, %d retransmission timeouts", h.Moves, h.Bytes, h.SHA256Equal, h.RetransmissionTimeouts)
+	}
+}
+
+// TestProcessPauses moves a small server; its clients' kernels must not have to send anything again.
+func TestProcessPauses(t *testing.T) {
+	b := processBed(t, "pauses", true)
+	for _, n := range []int{1, 100} {
+		p, err := scenario.MeasurePauses(testContext(t, time.Minute), b, scenario.NewMigrator(b), pauses(t, n, 4))
+		if err != nil {
+			t.Fatal(err)
+		}
+		logJSON(t, p)
+		if p.Moves != 4 || p.Answers == 0 || p.ClientErrors != 0 || p.RetransmissionTimeouts != 0 {
+			t.Errorf("%d connections: %d moves, %d answers, %d errors, %d retransmission timeouts: %v",
+				n, p.Moves, p.Answers, p.ClientErrors, p.RetransmissionTimeouts, p.Errors)
+		}
+	}
+}
+
+// pauses is a measurement with n connections, which together ask 10,000 times a second at most.
+func pauses(tb testing.TB, n, moves int) scenario.PauseConfig {
+	return scenario.PauseConfig{Server: cEcho(tb), Connections: n, Interval: max(time.Millisecond, time.Duration(n)*100*time.Microsecond), Moves: moves}
+}
+
+// TestProcessScenario plays the demo's scene with less data.
+func TestProcessScenario(t *testing.T) {
+	need(t, "redis-server")
+	need(t, "nft")
+	lab := labName("process")
+	r, err := scenario.Process(testContext(t, 2*time.Minute), scenario.ProcessConfig{
+		Command: binary(t), Lab: lab, Moves: 4, AloneMoves: 2, Data: 50e6, Report: log{t},
+	})
+	if errors.Is(err, scenario.ErrNoCRIU) {
+		t.Skip(err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab)
+	logJSON(t, r)
+	if !r.OK || r.Moves != 4 || !r.DataEqual || r.CRIUAlone == nil || r.CRIUAlone.Moves != 2 {
+		t.Errorf("%v\n%+v", r.Problems, r)
 	}
 }
