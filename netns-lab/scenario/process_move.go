@@ -6,13 +6,13 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"io"
 	"net/netip"
 	"os"
 	"strconv"
 	"time"
+
+	"github.com/rehome-net/rehome/agent"
 )
 
 // ProcessMover moves a server, with its live connections, from host to host.
@@ -51,9 +51,13 @@ func (r *Migrator) Address() netip.AddrPort {
 // Place implements ProcessMover; the entry finds out by itself.
 func (*Migrator) Place(string) error { return nil }
 
-// processMoved is what `rehome migrate --process --output json` prints last.
+// processMoves is what `rehome migrate --process --output json` prints, and processMoved what it says of one process.
+type processMoves struct {
+	Processes []processMoved `json:"processes"`
+}
+
 type processMoved struct {
-	PID          int    `json:"pid"`
+	NewPID       int    `json:"newPid"`
 	Outcome      string `json:"outcome"`
 	Error        string `json:"error"`
 	FreezeMicros int64  `json:"freezeMicros"`
@@ -73,35 +77,28 @@ func (r *Migrator) Move(ctx context.Context, s *Server, to string) (ProcessMoved
 	if err != nil {
 		return ProcessMoved{}, fmt.Errorf("rehome migrate: %w: %s%s", err, stderr.Bytes(), out)
 	}
-	m, err := lastMoved(out)
+	m, err := readProcessMoved(out)
 	if err != nil {
 		return ProcessMoved{}, fmt.Errorf("rehome migrate says %q: %w", out, err)
 	}
-	s.Host = to
-	if m.PID != 0 {
-		s.PID = m.PID
-	}
+	s.Host, s.PID = to, m.NewPID
 	return ProcessMoved{
 		Total: time.Duration(m.TotalMicros) * time.Microsecond, Freeze: time.Duration(m.FreezeMicros) * time.Microsecond, ImageBytes: m.ImageBytes,
 	}, nil
 }
 
-// lastMoved returns the last of the JSON values that a command has printed.
-func lastMoved(out []byte) (m processMoved, err error) {
-	d := json.NewDecoder(bytes.NewReader(out))
-	for found := false; ; found = true {
-		var v processMoved
-		err := d.Decode(&v)
-		switch {
-		case errors.Is(err, io.EOF) && found:
-			return m, nil
-		case errors.Is(err, io.EOF):
-			return m, io.ErrUnexpectedEOF
-		case err != nil:
-			return m, err
-		case v.PID < 0:
-			return m, fmt.Errorf("process %d", v.PID)
-		}
-		m = v
+// readProcessMoved reads what a command that was to move one process has printed.
+func readProcessMoved(out []byte) (processMoved, error) {
+	var v processMoves
+	if err := json.Unmarshal(out, &v); err != nil {
+		return processMoved{}, err
 	}
+	if len(v.Processes) != 1 {
+		return processMoved{}, fmt.Errorf("%d processes instead of one", len(v.Processes))
+	}
+	m := v.Processes[0]
+	if m.Outcome != agent.OutcomeMoved || m.NewPID <= 0 {
+		return m, fmt.Errorf("%s, as process %d: %s", m.Outcome, m.NewPID, m.Error)
+	}
+	return m, nil
 }

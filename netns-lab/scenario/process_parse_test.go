@@ -74,14 +74,21 @@ func TestErrorLines(t *testing.T) {
 	}
 }
 
-func TestLastMoved(t *testing.T) {
-	got, err := lastMoved([]byte(`{"outcome":"moving"} {"outcome":"moved","pid":7,"totalMicros":3}` + "\n"))
-	if want := (processMoved{Outcome: "moved", PID: 7, TotalMicros: 3}); err != nil || got != want {
+const movedText = `{"moved": 1, "processes": [{"pid": 3, "newPid": 7, "to": "b", "outcome": "moved", "totalMicros": 30, "freezeMicros": 20, "imageBytes": 10}]}`
+
+func TestReadProcessMoved(t *testing.T) {
+	got, err := readProcessMoved([]byte(movedText))
+	if want := (processMoved{Outcome: "moved", NewPID: 7, TotalMicros: 30, FreezeMicros: 20, ImageBytes: 10}); err != nil || got != want {
 		t.Errorf("%+v %v, want %+v", got, err, want)
 	}
-	for _, text := range []string{"", "moved", `{"pid":1`} {
-		if _, err := lastMoved([]byte(text)); err == nil {
-			t.Errorf("%q was taken", text)
+	for text, want := range map[string]string{
+		"":                   "end of JSON",
+		`{"processes": []}`:  "0 processes",
+		`{"processes":[{}]}`: "as process 0",
+		`{"processes":[{"newPid":7,"outcome":"stayed","error":"no room"}]}`: "no room",
+	} {
+		if _, err := readProcessMoved([]byte(text)); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q: %v, want %q in it", text, err, want)
 		}
 	}
 }
@@ -140,12 +147,12 @@ func TestMilliseconds(t *testing.T) {
 	}
 }
 
-func FuzzLastMoved(f *testing.F) {
-	f.Add([]byte(`{"outcome":"moved","pid":7}`))
-	f.Add([]byte(`{}{"pid":1}`))
+func FuzzReadProcessMoved(f *testing.F) {
+	f.Add([]byte(movedText))
+	f.Add([]byte(`{"processes":[{"newPid":-1,"outcome":"moved"}]}`))
 	f.Fuzz(func(t *testing.T, text []byte) {
-		if m, err := lastMoved(text); err == nil && m.PID < 0 {
-			t.Errorf("%q: process %d", text, m.PID)
+		if m, err := readProcessMoved(text); err == nil && m.NewPID <= 0 {
+			t.Errorf("%q: process %d", text, m.NewPID)
 		}
 	})
 }

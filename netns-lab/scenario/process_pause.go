@@ -97,7 +97,7 @@ func MeasurePauses(ctx context.Context, b *ProcessBed, m ProcessMover, cfg Pause
 	return p, b.killServers()
 }
 
-// Place starts a server on the first host, the only one.
+// Place starts a server on the first host, the only one, and waits until its address leads there.
 func (b *ProcessBed) Place(ctx context.Context, m ProcessMover, command []string) (*Server, error) {
 	if err := b.killServers(); err != nil {
 		return nil, err
@@ -106,7 +106,17 @@ func (b *ProcessBed) Place(ctx context.Context, m ProcessMover, command []string
 	if err := m.Place(home); err != nil {
 		return nil, err
 	}
-	return b.StartServer(ctx, home, command...)
+	s, err := b.StartServer(ctx, home, command...)
+	if err != nil {
+		return nil, err
+	}
+	return s, b.await(ctx, s.d, func(ctx context.Context) error {
+		conn, err := b.Dial(ctx, m.Address())
+		if err != nil {
+			return err
+		}
+		return conn.Close()
+	})
 }
 
 // measurePauses moves a server while clients ask.
