@@ -6,6 +6,7 @@ import (
 	"context"
 	"fmt"
 	"net"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -25,17 +26,22 @@ type movingServer struct {
 // filesSize is the size of what is down- and uploaded: more than goes through, slowly, in the time of the moves.
 const filesSize = 96 << 20
 
+// shortSize is the size of a file that a server's socket takes whole, and a client's with a small buffer does not.
+const shortSize = 100 << 10
+
 func files(t *testing.T, root string) []byte {
 	t.Helper()
 	content := noise(t, filesSize)
-	if err := os.WriteFile(filepath.Join(root, "file"), content, 0o644); err != nil {
-		t.Fatal(err)
+	for name, text := range map[string][]byte{"file": content, "short": content[:shortSize]} {
+		if err := os.WriteFile(filepath.Join(root, name), text, 0o644); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return content
 }
 
 func movingServers() []movingServer {
-	echo := func(*testing.T, string) []*traffic { return append(echoes(), echoes()...) }
+	echo := func(*testing.T, string) []*traffic { return []*traffic{ramps(false), ramps(true)} }
 	return []movingServer{{
 		name:    "C, static",
 		command: func(t *testing.T, _ string) []string { return cEcho(t) },
@@ -58,7 +64,7 @@ func movingServers() []movingServer {
 		},
 		traffic: func(t *testing.T, root string) []*traffic {
 			content := files(t, root)
-			return []*traffic{download(content), upload(root, content)}
+			return []*traffic{download(content), upload(root, content), left(content)}
 		},
 	}, {
 		name: "redis",
@@ -75,7 +81,7 @@ func movingServers() []movingServer {
 		},
 		traffic: func(t *testing.T, root string) []*traffic {
 			content := files(t, root)
-			return []*traffic{download(content), longRequest(content)}
+			return []*traffic{download(content), halfClosed(content), longRequest(content)}
 		},
 	}}
 }
@@ -126,7 +132,13 @@ func moveThereAndBack(t *testing.T, b *scenario.ProcessBed, m scenario.ProcessMo
 	if err != nil {
 		t.Fatal(err)
 	}
-	dial := func(ctx context.Context) (*net.TCPConn, error) { return b.Dial(ctx, m.Address()) }
+	dial := func(ctx context.Context, v6 bool) (*net.TCPConn, error) {
+		to := m.Address()
+		if v6 {
+			to = netip.AddrPortFrom(b.Lab.Topology().VIP6(), to.Port())
+		}
+		return b.Dial(ctx, to)
+	}
 	list := kind.traffic(t, root)
 	for _, c := range list {
 		if err := c.start(ctx, dial); err != nil {

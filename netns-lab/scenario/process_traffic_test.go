@@ -27,6 +27,10 @@ import (
 // traffic is a client's connection that transfers something over a time that the test decides: slowly, until it is to hurry.
 type traffic struct {
 	name string
+	// v6 connects over IPv6.
+	v6 bool
+	// still transfers nothing until it is to hurry.
+	still bool
 	// run transfers everything through the connection, paced by t, and checks it.
 	run func(t *traffic, conn *net.TCPConn) error
 
@@ -59,9 +63,9 @@ func (t *traffic) hurried() bool {
 }
 
 // start connects and starts the transfer.
-func (t *traffic) start(ctx context.Context, dial func(context.Context) (*net.TCPConn, error)) (err error) {
+func (t *traffic) start(ctx context.Context, dial func(ctx context.Context, v6 bool) (*net.TCPConn, error)) (err error) {
 	t.hurry, t.done = make(chan struct{}), make(chan error, 1)
-	if t.conn, err = dial(ctx); err != nil {
+	if t.conn, err = dial(ctx, t.v6); err != nil {
 		return err
 	}
 	if err := t.conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
@@ -77,6 +81,9 @@ func (t *traffic) start(ctx context.Context, dial func(context.Context) (*net.TC
 
 // awaitProgress waits until the transfer has gone on.
 func (t *traffic) awaitProgress(ctx context.Context) error {
+	if t.still {
+		return nil
+	}
 	for before := t.moved.Load(); t.moved.Load() < before+2; {
 		if t.ended.Load() {
 			return fmt.Errorf("%s has ended early, after %d bytes: %w", t.name, t.moved.Load(), <-t.done)
@@ -123,9 +130,9 @@ func (p paced) Write(b []byte) (int, error) {
 	return len(b), nil
 }
 
-// echoes sends a ramp and gets it back; then it ends its half, and the server does.
-func echoes() []*traffic {
-	return []*traffic{{name: "echo", run: func(t *traffic, conn *net.TCPConn) error {
+// ramps sends a ramp and gets it back; then it ends its half, and the server does.
+func ramps(v6 bool) *traffic {
+	return &traffic{name: "echo", v6: v6, run: func(t *traffic, conn *net.TCPConn) error {
 		verify := netnslab.NewRampVerifier(0)
 		got := make(chan error, 1)
 		go func() {
@@ -148,16 +155,45 @@ func echoes() []*traffic {
 			return fmt.Errorf("%d bytes came back of %d", verify.Pos(), sent)
 		}
 		return nil
-	}}}
+	}}
 }
+
+const getFile = "GET /file HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"
 
 // download is a GET whose answer is read slowly.
 func download(content []byte) *traffic {
 	return &traffic{name: "download", run: func(t *traffic, conn *net.TCPConn) error {
-		if _, err := io.WriteString(conn, "GET /file HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n"); err != nil {
+		if _, err := io.WriteString(conn, getFile); err != nil {
 			return err
 		}
 		return readAnswer(paced{t: t, size: 16 << 10, conn: conn}, content)
+	}}
+}
+
+// halfClosed is a download whose client has ended its half: the server's socket is in CLOSE_WAIT.
+func halfClosed(content []byte) *traffic {
+	return &traffic{name: "half-closed download", run: func(t *traffic, conn *net.TCPConn) error {
+		if _, err := io.WriteString(conn, getFile); err != nil {
+			return err
+		}
+		if err := conn.CloseWrite(); err != nil {
+			return err
+		}
+		return readAnswer(paced{t: t, size: 16 << 10, conn: conn}, content)
+	}}
+}
+
+// left is a short answer that the client has not read when the server has closed: it is no process's any more, and stays where it is.
+func left(content []byte) *traffic {
+	return &traffic{name: "unread answer", still: true, run: func(t *traffic, conn *net.TCPConn) error {
+		if err := conn.SetReadBuffer(4 << 10); err != nil {
+			return err
+		}
+		if _, err := io.WriteString(conn, strings.Replace(getFile, "/file", "/short", 1)); err != nil {
+			return err
+		}
+		<-t.hurry
+		return readAnswer(conn, content[:shortSize])
 	}}
 }
 
