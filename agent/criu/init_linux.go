@@ -45,6 +45,7 @@ func runInit(args []string) error {
 	if err := os.WriteFile("/proc/sys/kernel/ns_last_pid", []byte(args[1]), 0); err != nil {
 		return fmt.Errorf("choose numbers for processes: %w", err)
 	}
+	unix.CloseOnExec(lifeFD)
 	if err := startWorker(args[0]); err != nil {
 		return err
 	}

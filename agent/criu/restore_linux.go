@@ -74,7 +74,17 @@ func NewChamber(c RestoreConfig, store *Store) (_ *Chamber, err error) {
 		defer close(h.ended)
 		_ = cmd.Wait()
 	}()
+	if err := h.begin(); err != nil {
+		return nil, errors.Join(err, h.Close())
+	}
 	return h, nil
+}
+
+// begin asks CRIU to restore. It looks at the kernel first, which takes time, and then waits for the image's first file, which is a pipe.
+func (h *Chamber) begin() error {
+	o := options()
+	o.ShellJob = proto.Bool(h.config.ShellJob)
+	return h.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: o})
 }
 
 // idRoom is how many processes CRIU and its helpers may start beside a tree.
@@ -98,10 +108,11 @@ func freeID(used []int) int {
 // still silent: when it returns nil the tree runs, else it is gone. resumed, which may be nil, is called when it runs. Restore returns nil, and the
 // number of the tree's first process on this host, if the tree runs; after any error nothing is left of it.
 func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, error) {
-	o := options()
-	o.ShellJob = proto.Bool(h.config.ShellJob)
 	pid := 0
-	_, err := h.worker.call(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: o}, hooks{
+	if err := h.store.release(h.ended); err != nil {
+		return 0, errors.Join(&OpError{Op: "restore", Reason: logOf(h.store.dir), Err: err}, h.end())
+	}
+	_, err := h.worker.await(rpc.CriuReqType_RESTORE, hooks{
 		"post-restore": func() (err error) {
 			if pid, err = findInside(h.cmd.Process.Pid, h.config.Root); err != nil {
 				return err

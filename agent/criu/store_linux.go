@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -17,12 +18,13 @@ type Store struct {
 	dir      *os.File
 	open     map[string]*storedFile
 	names    map[string]bool
+	first    []byte // the contents of firstFile
 	manifest Manifest
 	err      error
 }
 
 type storedFile struct {
-	file *os.File
+	file *os.File // nil for firstFile
 	sum  *fileDigest
 }
 
@@ -32,7 +34,49 @@ func NewStore(limit int64) (*Store, error) {
 	if err != nil {
 		return nil, &OpError{Op: "store", Err: err}
 	}
+	if err := unix.Mkfifoat(int(dir.Fd()), firstFile, 0o600); err != nil {
+		return nil, &OpError{Op: "store", Err: errors.Join(err, dir.Close())}
+	}
 	return &Store{dir: dir, open: make(map[string]*storedFile), names: make(map[string]bool)}, nil
+}
+
+// firstFile is what CRIU reads first of an image; it comes last, and CRIU waits for it.
+const firstFile = "inventory.img"
+
+// maxFirst bounds it: it must fit into a pipe.
+const maxFirst = 32 << 10
+
+// firstPause is the time between two looks whether CRIU is there to read firstFile.
+const firstPause = 200 * time.Microsecond
+
+// release lets CRIU read the image. It waits until CRIU wants to, or gone is closed.
+func (s *Store) release(gone <-chan struct{}) error {
+	s.mu.Lock()
+	dir, first := s.dir, s.first
+	s.mu.Unlock()
+	if dir == nil {
+		return os.ErrClosed
+	}
+	if len(first) == 0 {
+		return fmt.Errorf("%w: %s is missing", ErrImage, firstFile)
+	}
+	for {
+		// What is in a pipe that nobody has open is lost.
+		fd, err := unix.Openat(int(dir.Fd()), firstFile, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
+		if err == nil {
+			f := os.NewFile(uintptr(fd), firstFile)
+			_, err = f.Write(first)
+			return errors.Join(err, f.Close())
+		}
+		if !errors.Is(err, unix.ENXIO) {
+			return fmt.Errorf("open %s: %w", firstFile, err)
+		}
+		select {
+		case <-gone:
+			return ErrGone
+		case <-time.After(firstPause):
+		}
+	}
 }
 
 // Write takes the next piece. After an error, which Check repeats, it takes nothing more.
@@ -59,9 +103,18 @@ func (s *Store) write(p Piece) error {
 	if len(p.Data) == 0 {
 		delete(s.open, p.File)
 		s.manifest.end(p.File, f.sum)
+		if f.file == nil {
+			return nil
+		}
 		return f.file.Close()
 	}
 	f.sum.add(p.Data)
+	if f.file == nil {
+		if s.first = append(s.first, p.Data...); len(s.first) > maxFirst {
+			return fmt.Errorf("%w: %s has more than %d bytes", ErrImage, firstFile, maxFirst)
+		}
+		return nil
+	}
 	if _, err := f.file.Write(p.Data); err != nil {
 		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
 			return fmt.Errorf("%w (%w)", ErrFull, err)
@@ -76,12 +129,17 @@ func (s *Store) create(name string) (*storedFile, error) {
 		return nil, fmt.Errorf("%w: file %q does not belong there", ErrImage, name)
 	}
 	s.names[name] = true
+	f := &storedFile{sum: newFileDigest()}
+	s.open[name] = f
+	if name == firstFile {
+		return f, nil
+	}
 	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
+		delete(s.open, name)
 		return nil, fmt.Errorf("store %s: %w", name, err)
 	}
-	f := &storedFile{file: os.NewFile(uintptr(fd), name), sum: newFileDigest()}
-	s.open[name] = f
+	f.file = os.NewFile(uintptr(fd), name)
 	return f, nil
 }
 
@@ -118,7 +176,9 @@ func (s *Store) Close() error {
 	}
 	errs := []error{s.dir.Close()}
 	for _, f := range s.open {
-		errs = append(errs, f.file.Close())
+		if f.file != nil {
+			errs = append(errs, f.file.Close())
+		}
 	}
 	s.dir, s.open = nil, nil
 	return errors.Join(errs...)

@@ -82,6 +82,11 @@ func (w *worker) call(req *rpc.CriuReq, h hooks) (*rpc.CriuResp, error) {
 	if err := w.send(req); err != nil {
 		return nil, err
 	}
+	return w.await(req.GetType(), h)
+}
+
+// await returns the answer to a request that has been sent.
+func (w *worker) await(kind rpc.CriuReqType, h hooks) (*rpc.CriuResp, error) {
 	var failed error
 	for {
 		m, err := w.receive()
@@ -89,7 +94,7 @@ func (w *worker) call(req *rpc.CriuReq, h hooks) (*rpc.CriuResp, error) {
 			return nil, errors.Join(failed, err)
 		}
 		if m.GetType() != rpc.CriuReqType_NOTIFY {
-			if m.GetType() != req.GetType() || !m.GetSuccess() {
+			if m.GetType() != kind || !m.GetSuccess() {
 				return m, errors.Join(failed, answerError(m))
 			}
 			return m, failed
