@@ -15,7 +15,8 @@ type status struct {
 	name             string
 	state            byte
 	pids, pgid, sids []int
-	tracer           int
+	parent, tracer   int
+	resident         uint64 // anonymous memory, in bytes
 }
 
 // inside returns the process's number as it sees itself.
@@ -45,8 +46,14 @@ func parseStatus(text string) (status, error) {
 			if v := strings.TrimSpace(value); v != "" {
 				s.state = v[0]
 			}
+		case "PPid":
+			s.parent, err = strconv.Atoi(strings.TrimSpace(value))
 		case "TracerPid":
 			s.tracer, err = strconv.Atoi(strings.TrimSpace(value))
+		case "RssAnon", "RssShmem":
+			var kib uint64
+			kib, err = strconv.ParseUint(strings.TrimSuffix(strings.TrimSpace(value), " kB"), 10, 64)
+			s.resident += kib << 10
 		case "NSpid":
 			s.pids, err = numbers(value)
 		case "NSpgid":
