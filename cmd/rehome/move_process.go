@@ -42,10 +42,10 @@ func (p *progress) process(m *api.ProcessMoved) {
 		fmt.Fprintf(p.log, "%s (process %d)  %s: %s\n", r.Name, r.PID, inWords(r.Outcome), r.Error)
 	default:
 		fmt.Fprintf(p.out, "%s (process %d)  moved to %s as process %d  %d processes, %d connections, %d bytes  freeze %v  total %v  held %d packets\n",
-			r.Name, r.PID, r.To, r.NewPID, r.Processes, r.Connections, r.ImageBytes, micros(r.FreezeMicros), micros(r.TotalMicros), r.HeldPackets)
+			r.Name, r.PID, r.To, r.NewPID, r.Processes, r.Connections, r.ImageBytes, inMillis(r.FreezeMicros), inMillis(r.TotalMicros), r.HeldPackets)
 	}
 }
 
-func micros(n int64) time.Duration {
+func inMillis(n int64) time.Duration {
 	return (time.Duration(n) * time.Microsecond).Round(100 * time.Microsecond)
 }
