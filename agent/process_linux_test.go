@@ -15,6 +15,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -188,15 +189,13 @@ func (s *site) serve(host string, command ...string) {
 // dial connects a client to the service.
 func (s *site) dial() *client {
 	s.t.Helper()
-	vip := s.cluster.Lab.Topology().VIP4().String()
 	deadline := time.Now().Add(10 * time.Second)
 	for {
 		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
-		conn, err := labtest.Host(s.t, s.cluster.Lab, "client").Dial(ctx, "tcp", net.JoinHostPort(vip, strconv.Itoa(echoPort)))
+		c, err := s.connect(ctx)
 		cancel()
 		if err == nil {
-			c := &client{t: s.t, conn: conn, reader: bufio.NewReader(conn)}
-			s.t.Cleanup(func() { _ = conn.Close() })
+			s.t.Cleanup(func() { _ = c.conn.Close() })
 			return c
 		}
 		if time.Now().After(deadline) {
@@ -204,6 +203,20 @@ func (s *site) dial() *client {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
+}
+
+// connect tries to connect a client once.
+func (s *site) connect(ctx context.Context) (*client, error) {
+	vip := s.cluster.Lab.Topology().VIP4().String()
+	host, err := s.cluster.Lab.Host("client")
+	if err != nil {
+		return nil, err
+	}
+	conn, err := host.Dial(ctx, "tcp", net.JoinHostPort(vip, strconv.Itoa(echoPort)))
+	if err != nil {
+		return nil, err
+	}
+	return &client{t: s.t, conn: conn, reader: bufio.NewReader(conn)}, nil
 }
 
 // client has a connection to the service.
@@ -216,15 +229,22 @@ type client struct {
 // say sends a line and wants it back.
 func (c *client) say(format string, args ...any) {
 	c.t.Helper()
-	line := fmt.Sprintf(format, args...)
+	if err := c.try(fmt.Sprintf(format, args...)); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
+// try is say, for any goroutine.
+func (c *client) try(line string) error {
 	_ = c.conn.SetDeadline(time.Now().Add(10 * time.Second))
 	if _, err := fmt.Fprintln(c.conn, line); err != nil {
-		c.t.Fatal(err)
+		return err
 	}
 	got, err := c.reader.ReadString('\n')
 	if err != nil || got != line+"\n" {
-		c.t.Fatalf("said %q, got %q and %v", line, got, err)
+		return fmt.Errorf("said %q, got %q: %w", line, got, err)
 	}
+	return nil
 }
 
 // migration is what rehome migrate prints.
@@ -290,4 +310,78 @@ func TestProcessMoves(t *testing.T) {
 
 func addrPort(addr string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(addr), port)
+}
+
+// TestProcessUnderLoad moves a server while clients send without a pause, and others connect anew.
+func TestProcessUnderLoad(t *testing.T) {
+	s := newSite(t, nil)
+	s.serve("a", "python3", "-c", echoProgram)
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	var group sync.WaitGroup
+	var said, opened atomic.Int64
+	var longest atomic.Int64
+	fail := make(chan error, 64)
+	for i := range 20 {
+		c := s.dial()
+		group.Add(1)
+		go func() {
+			defer group.Done()
+			for n := 0; ctx.Err() == nil; n++ {
+				began := time.Now()
+				if err := c.try(fmt.Sprintf("client %d line %d", i, n)); err != nil {
+					fail <- fmt.Errorf("client %d: %w", i, err)
+					return
+				}
+				said.Add(1)
+				longest.Store(max(longest.Load(), int64(time.Since(began))))
+			}
+		}()
+	}
+	group.Add(1)
+	go func() {
+		defer group.Done()
+		tick := time.NewTicker(4 * time.Millisecond)
+		defer tick.Stop()
+		for ctx.Err() == nil {
+			<-tick.C
+			c, err := s.connect(ctx)
+			if ctx.Err() != nil {
+				return
+			}
+			if err == nil {
+				err = c.try("short")
+				_ = c.conn.Close()
+			}
+			if err != nil {
+				fail <- fmt.Errorf("new connection: %w", err)
+				return
+			}
+			opened.Add(1)
+		}
+	}()
+	at := "a"
+	for _, to := range []string{"b", "a"} {
+		before := opened.Load()
+		s.move(at, to)
+		at = to
+		await(t, "new connections after the move", func() bool { return opened.Load() > before+20 })
+	}
+	stop()
+	group.Wait()
+	close(fail)
+	for err := range fail {
+		t.Error(err)
+	}
+	t.Logf("%d lines, %d new connections, longest wait %v", said.Load(), opened.Load(), time.Duration(longest.Load()))
+}
+
+// await waits until a condition holds.
+func await(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 10 s", what)
+		}
+	}
 }
