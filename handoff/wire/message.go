@@ -63,6 +63,8 @@ type Transfer struct {
 // Committed tells the source that the flow is the target's.
 type Committed struct {
 	Epoch uint32
+	// PID is, after a Process, the number of its first process at the target; 0 otherwise.
+	PID uint32
 }
 
 // Held carries packets that the source held back: Ethernet frames, in their order of arrival.
@@ -164,6 +166,8 @@ type Ended struct {
 // stands.
 type Presence struct {
 	Draining bool
+	// Idle are services that move as whole processes, and that nobody listens for at the sender.
+	Idle []string
 }
 
 // Register announces a listening service of an application.
@@ -316,7 +320,12 @@ func (m *Transfer) code(c *coder) {
 	c.bytes(1, &m.Snapshot)
 	c.bytes(2, &m.State)
 }
-func (m *Committed) code(c *coder) { integer(c, 1, &m.Epoch) }
+
+func (m *Committed) code(c *coder) {
+	integer(c, 1, &m.Epoch)
+	integer(c, 2, &m.PID)
+}
+
 func (m *Held) code(c *coder) {
 	c.list(1, &m.Frames)
 	c.flag(2, &m.Last)
@@ -374,7 +383,11 @@ func (m *Ended) code(c *coder) {
 	c.span(3, &m.Quiet)
 }
 
-func (m *Presence) code(c *coder) { c.flag(1, &m.Draining) }
+func (m *Presence) code(c *coder) {
+	c.flag(1, &m.Draining)
+	texts(c, 2, &m.Idle)
+}
+
 func (m *Register) code(c *coder) {
 	c.text(1, &m.Service)
 	c.text(2, &m.Address)
