@@ -219,6 +219,7 @@ func runScenario(cmd *cobra.Command, s labScenario, o labOptions) error {
 func newLabUp() *cobra.Command {
 	var name, root string
 	var servers int
+	var processes bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build a lab with agents and demo servers, and leave it standing",
@@ -230,9 +231,11 @@ func newLabUp() *cobra.Command {
 			}
 			topo := netnslab.Standard(servers)
 			topo.Name = name
-			c, err := scenario.StartCluster(cmd.Context(), scenario.ClusterConfig{
-				Topology: topo, Command: []string{self}, Root: root,
-			})
+			cfg := scenario.ClusterConfig{Topology: topo, Command: []string{self}, Root: root}
+			if processes {
+				cfg.NoServers, cfg.Adjust = true, scenario.MovingProcesses
+			}
+			c, err := scenario.StartCluster(cmd.Context(), cfg)
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -257,6 +260,7 @@ func newLabUp() *cobra.Command {
 	f.StringVar(&name, "lab", standingLab, "name of the lab")
 	f.StringVar(&root, "root", ".", "directory that the demo servers serve")
 	f.IntVar(&servers, "servers", 3, "number of servers")
+	f.BoolVar(&processes, "processes", false, "start no demo servers: servers of your own, on one host each, are to move as whole processes")
 	return cmd
 }
 

@@ -52,8 +52,6 @@ type ClusterConfig struct {
 	NoServers bool
 	// NoAgent are hosts that no agent is started on.
 	NoAgent []string
-	// Environment is added to that of every process, as NAME=VALUE.
-	Environment []string
 }
 
 // Cluster is a standing lab in which an agent runs on the entry and on every server, and the demo server on every server.
@@ -297,7 +295,7 @@ func (c *Cluster) launch(ctx context.Context, host, name string, command []strin
 		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = d.file, d.file
-	cmd.Env = append(append(os.Environ(), "GOMAXPROCS=2"), c.cfg.Environment...)
+	cmd.Env = append(os.Environ(), "GOMAXPROCS=2")
 	if err := cmd.Start(); err != nil {
 		_ = d.file.Close()
 		return nil, err

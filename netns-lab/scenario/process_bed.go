@@ -40,6 +40,13 @@ type ProcessBedConfig struct {
 	LogLevel string
 }
 
+// MovingProcesses makes an agent's services those of servers that move as whole processes: ClusterConfig.Adjust.
+func MovingProcesses(c *agent.Config) {
+	for i := range c.Services {
+		c.Services[i].Process = true
+	}
+}
+
 // ProcessBed is a lab of a client, an entry and two hosts for an unmodified server.
 type ProcessBed struct {
 	*Cluster
@@ -64,13 +71,13 @@ func StartProcessBed(ctx context.Context, cfg ProcessBedConfig) (*ProcessBed, er
 	b := &ProcessBed{cfg: cfg, criu: criu, spaces: make(map[string]string)}
 	cc := ClusterConfig{
 		Topology: topo, Command: cfg.Command, Root: "/", LogLevel: cfg.LogLevel, NoServers: true,
-		Environment: []string{CRIUEnvironment + "=" + criu},
 		Adjust: func(c *agent.Config) {
-			service := agent.ServiceConfig{Name: cfg.Service, Entry: "entry", Servers: hosts[:]}
+			service := agent.ServiceConfig{Name: cfg.Service, Entry: "entry", Servers: hosts[:], Process: true}
 			for _, vip := range topo.VIPs {
 				service.Addresses = append(service.Addresses, netip.AddrPortFrom(vip, cfg.Port))
 			}
 			c.Services = []agent.ServiceConfig{service}
+			c.Process.CRIU = criu
 		},
 	}
 	if cfg.NoAgents {
