@@ -74,6 +74,28 @@ type Pauses struct {
 	Retransmitted          int `json:"retransmitted"`
 	// Errors are some of those that clients saw.
 	Errors []string `json:"errors,omitempty"`
+
+	pause, worst, idle, total, freeze []float64
+}
+
+// Add adds what another measurement has found.
+func (p *Pauses) Add(q *Pauses) {
+	p.Mover, p.ImageBytes = q.Mover, q.ImageBytes
+	p.Moves += q.Moves
+	p.Answers += q.Answers
+	p.ClientErrors += q.ClientErrors
+	p.Reconnects += q.Reconnects
+	p.RetransmissionTimeouts += q.RetransmissionTimeouts
+	p.Retransmitted += q.Retransmitted
+	p.Errors = append(p.Errors, q.Errors...)
+	p.pause, p.worst, p.idle = append(p.pause, q.pause...), append(p.worst, q.worst...), append(p.idle, q.idle...)
+	p.total, p.freeze = append(p.total, q.total...), append(p.freeze, q.freeze...)
+	p.summarize()
+}
+
+func (p *Pauses) summarize() {
+	p.PauseMillis, p.WorstMillis, p.IdleMillis = milliseconds(p.pause), milliseconds(p.worst), milliseconds(p.idle)
+	p.MoveMillis, p.FreezeMillis = milliseconds(p.total), milliseconds(p.freeze)
 }
 
 // MeasurePauses starts an echo server, connects clients and moves the server to and fro.
@@ -122,12 +144,11 @@ func (b *ProcessBed) Place(ctx context.Context, m ProcessMover, command []string
 // measurePauses moves a server while clients ask.
 func measurePauses(ctx context.Context, m ProcessMover, s *Server, g *askers, moves int, rest time.Duration) (*Pauses, error) {
 	p := &Pauses{Mover: m.Name()}
-	var pause, worst, idle, total, freeze []float64
 	before := g.counts()
 	for range moves {
 		g.longest()
 		time.Sleep(rest)
-		idle = append(idle, g.longest()...)
+		p.idle = append(p.idle, g.longest()...)
 		to := otherHost(s.Host)
 		moved, err := m.Move(ctx, s, to)
 		if err != nil {
@@ -137,13 +158,12 @@ func measurePauses(ctx context.Context, m ProcessMover, s *Server, g *askers, mo
 			return nil, fmt.Errorf("%s, after move %d to %s: %w", m.Name(), p.Moves+1, to, err)
 		}
 		felt := g.longest()
-		pause, worst = append(pause, felt...), append(worst, slices.Max(felt))
-		total, freeze = append(total, millis(moved.Total)), append(freeze, millis(moved.Freeze))
+		p.pause, p.worst = append(p.pause, felt...), append(p.worst, slices.Max(felt))
+		p.total, p.freeze = append(p.total, millis(moved.Total)), append(p.freeze, millis(moved.Freeze))
 		p.ImageBytes = moved.ImageBytes
 		p.Moves++
 	}
-	p.PauseMillis, p.WorstMillis, p.IdleMillis = milliseconds(pause), milliseconds(worst), milliseconds(idle)
-	p.MoveMillis, p.FreezeMillis = milliseconds(total), milliseconds(freeze)
+	p.summarize()
 	p.count(g, before)
 	return p, nil
 }
