@@ -130,17 +130,18 @@ func (e *engine) arrivalsLost(in *incoming, err error) {
 			t.lostSource(err)
 		}
 	}
+	e.entry.Lost(time.Now(), in.name)
 }
 
 func (e *engine) tickProcesses(now time.Time) {
-	due := func(d time.Time) bool { return !d.IsZero() && !now.Before(d) }
 	for _, p := range slices.Collect(maps.Values(e.processes)) {
-		if due(p.machine.Deadline()) {
-			p.stepAt(now, migration.Event{Kind: migration.Tick})
-		}
+		p.tick(now)
 	}
 	for _, t := range slices.Collect(maps.Values(e.arrivals)) {
-		if t.machine != nil && due(t.machine.Deadline()) {
+		if t.machine == nil {
+			continue
+		}
+		if d := t.machine.Deadline(); !d.IsZero() && !now.Before(d) {
 			t.stepAt(now, migration.Event{Kind: migration.Tick})
 		}
 	}

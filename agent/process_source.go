@@ -24,6 +24,10 @@ const (
 	// restTime is how long new connections may take to come to rest before the freeze; restPause is the time between two looks.
 	restTime  = 250 * time.Millisecond
 	restPause = 500 * time.Microsecond
+	// holdTime is how long packets of a tree's connections stay held when this agent dies: CRIU lets the tree go on then, at once. While it
+	// lives, the agent prolongs the hold every holdRenew.
+	holdTime  = 4 * time.Second
+	holdRenew = time.Second
 )
 
 // processSource carries out what a migration.Source decides for a tree of processes. Its flow is the token, its export the dump. The engine
@@ -49,6 +53,7 @@ type processSource struct {
 	givenUp atomic.Pointer[error]
 	flows   []tcprepair.Flow
 	held    bool
+	renewAt time.Time // when to prolong the hold
 	image   criu.Manifest
 
 	pending  []migration.Event
@@ -406,11 +411,28 @@ func (s *processSource) announce(flows []tcprepair.Flow) {
 func (s *processSource) freeze() {
 	s.frozenAt = time.Now()
 	s.held = true
-	if err := s.e.gate.HoldAll(holdBoth, s.e.processTimes().HoldTTL(), s.flows...); err != nil {
+	if err := s.hold(s.frozenAt); err != nil {
 		s.step(migration.Event{Kind: migration.FreezeFailed, Err: fmt.Errorf("hold packets: %w", err)})
 		return
 	}
 	s.reply(nil)
+}
+
+func (s *processSource) hold(now time.Time) error {
+	s.renewAt = now.Add(holdRenew)
+	return s.e.gate.HoldAll(holdBoth, holdTime, s.flows...)
+}
+
+// tick prolongs the hold, and tells the machine of its deadline.
+func (s *processSource) tick(now time.Time) {
+	if s.held && !now.Before(s.renewAt) {
+		if err := s.hold(now); err != nil {
+			s.e.log.Error("cannot go on holding packets", "error", err)
+		}
+	}
+	if d := s.machine.Deadline(); !d.IsZero() && !now.Before(d) {
+		s.stepAt(now, migration.Event{Kind: migration.Tick})
+	}
 }
 
 // sendHeld lets the gate forward from here on, and sends the target what was held.

@@ -91,11 +91,12 @@ func (c *capture) pass(name string, r *os.File) {
 	_ = r.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if err != nil {
+	switch {
+	case err == nil:
+		c.manifest.end(name, sum)
+	case !errors.Is(err, os.ErrClosed): // by close
 		c.err = cmp.Or(c.err, err)
-		return
 	}
-	c.manifest.end(name, sum)
 }
 
 func copyPieces(name string, r io.Reader, sum *fileDigest, sink func(Piece) error) error {

@@ -109,9 +109,14 @@ func freeID(used []int) int {
 // number of the tree's first process on this host, if the tree runs; after any error nothing is left of it.
 func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, error) {
 	pid := 0
-	if err := h.store.release(h.ended); err != nil {
-		return 0, errors.Join(&OpError{Op: "restore", Reason: logOf(h.store.dir), Err: err}, h.end())
-	}
+	answered, released := make(chan struct{}), make(chan error, 1)
+	go func() {
+		err := h.store.release(answered)
+		if err != nil {
+			_ = h.cmd.Process.Kill() // CRIU would wait for ever
+		}
+		released <- err
+	}()
 	_, err := h.worker.await(rpc.CriuReqType_RESTORE, hooks{
 		"post-restore": func() (err error) {
 			if pid, err = findInside(h.cmd.Process.Pid, h.config.Root); err != nil {
@@ -129,6 +134,10 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 			return nil
 		},
 	})
+	close(answered)
+	if failed := <-released; failed != nil && !errors.Is(failed, ErrGone) {
+		err = errors.Join(failed, err)
+	}
 	if err != nil {
 		err = &OpError{Op: "restore", Reason: logOf(h.store.dir), Err: err}
 		return 0, errors.Join(err, h.end())

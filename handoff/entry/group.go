@@ -169,6 +169,19 @@ func (e *Entry) endGroup(id uint64) {
 	}
 }
 
+// Lost ends the moves of processes whose source is gone: without its agent the tree goes on there, and new connections with it. A commit
+// that comes later is refused.
+func (e *Entry) Lost(now time.Time, source string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for id, g := range e.groups {
+		if g.from == source {
+			e.ledger.Abort(now, id, g.token, source)
+			e.endGroup(id)
+		}
+	}
+}
+
 // sweepGroups ends the groups whose lease is over. e.mu is held.
 func (e *Entry) sweepGroups(now time.Time) {
 	for id, g := range e.groups {
