@@ -214,11 +214,16 @@ func (b *ProcessBed) killServers() error {
 			if err != nil {
 				return err
 			}
-			if len(pids) == 0 {
+			// The kernel closes a process's sockets after its namespaces.
+			listens, err := b.listens(host)
+			if err != nil {
+				return err
+			}
+			if len(pids) == 0 && !listens {
 				break
 			}
 			if time.Now().After(deadline) {
-				return fmt.Errorf("processes %v in %s do not end", pids, host)
+				return fmt.Errorf("processes %v in %s do not end; listening: %v", pids, host, listens)
 			}
 			for _, pid := range pids {
 				if err := unix.Kill(pid, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
