@@ -21,7 +21,7 @@ type ProcessConfig struct {
 	Lab string
 	// CRIU is the program; see FindCRIU when empty.
 	CRIU string
-	// Moves is how often the server moves; 10 when zero. Rest is the time between two moves: 300 ms when zero.
+	// Moves is how often the server moves; 10 when zero. Rest is the time between two moves: restMoves when zero.
 	Moves int
 	Rest  time.Duration
 	// Data is how much the server keeps in memory, in bytes; 200 MB when zero.
@@ -47,7 +47,7 @@ func (c ProcessConfig) withDefaults() ProcessConfig {
 		c.Moves = 10
 	}
 	if c.Rest == 0 {
-		c.Rest = 300 * time.Millisecond
+		c.Rest = restMoves
 	}
 	if c.Data == 0 {
 		c.Data = 200e6

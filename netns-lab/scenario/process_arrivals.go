@@ -19,7 +19,7 @@ type ArrivalsConfig struct {
 	Server []string
 	// Kept is how many connections stay (100), Rate how many new ones come each second (500). A new one asks once and ends.
 	Kept, Rate int
-	// Moves is how often the server moves: 10 when zero. Rest is the time before each: 300 ms when zero.
+	// Moves is how often the server moves: 10 when zero. Rest is the time before each: restMoves when zero.
 	Moves int
 	Rest  time.Duration
 }

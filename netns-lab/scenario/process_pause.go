@@ -32,10 +32,14 @@ type PauseConfig struct {
 	// Connections is how many clients there are; 1 when zero. Each asks again Interval after the answer: 1 ms when zero.
 	Connections int
 	Interval    time.Duration
-	// Moves is how often the server moves; 10 when zero. Rest is the time between two moves: 300 ms when zero.
+	// Moves is how often the server moves; 10 when zero. Rest is the time between two moves: restMoves when zero.
 	Moves int
 	Rest  time.Duration
 }
+
+// restMoves is the time between two moves. A restored socket's first packet asks the client for an answer, which starts what is unsent; a kernel gives
+// such answers every 500 ms at most (net.ipv4.tcp_invalid_ratelimit), and without one the server waits for a timer.
+const restMoves = 700 * time.Millisecond
 
 func (c PauseConfig) withDefaults() PauseConfig {
 	if c.Connections == 0 {
@@ -48,7 +52,7 @@ func (c PauseConfig) withDefaults() PauseConfig {
 		c.Moves = 10
 	}
 	if c.Rest == 0 {
-		c.Rest = 300 * time.Millisecond
+		c.Rest = restMoves
 	}
 	return c
 }
