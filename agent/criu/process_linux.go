@@ -3,6 +3,7 @@
 package criu
 
 import (
+	"cmp"
 	"debug/buildinfo"
 	"errors"
 	"fmt"
@@ -73,7 +74,8 @@ func Inspect(pid int) (*Process, error) {
 	}
 	slices.Sort(p.IDs)
 	p.IDs = slices.Compact(p.IDs)
-	slices.SortFunc(p.Files, func(a, b File) int { return strings.Compare(a.Path, b.Path) })
+	// Of a file that is open twice, the size counts that matters least.
+	slices.SortFunc(p.Files, func(a, b File) int { return cmp.Or(strings.Compare(a.Path, b.Path), cmp.Compare(a.Size, b.Size)) })
 	p.Files = slices.CompactFunc(p.Files, func(a, b File) bool { return a.Path == b.Path })
 	return p, nil
 }
@@ -129,24 +131,25 @@ func (p *Process) links(pid int) {
 	}
 }
 
-// file adds what a link of /proc leads to, if it has a name.
-func (p *Process) file(link string) {
+// file adds what a link of /proc leads to, and reports whether it has a name that matters.
+func (p *Process) file(link string) bool {
 	to, err := os.Readlink(link)
 	if err != nil || !strings.HasPrefix(to, "/") || strings.HasSuffix(to, " (deleted)") || strings.HasPrefix(to, "/memfd:") {
-		return
+		return false
 	}
 	if strings.HasPrefix(to, "/proc/") || strings.HasPrefix(to, "/dev/shm/") || strings.HasPrefix(to, "/dev/zero") {
-		return
+		return false
 	}
 	info, err := os.Stat(link)
 	if err != nil {
-		return
+		return false
 	}
 	f := File{Path: to, Size: -1}
 	if info.Mode().IsRegular() {
 		f.Size = info.Size()
 	}
 	p.Files = append(p.Files, f)
+	return true
 }
 
 // descriptors looks at what a process has open.
@@ -172,7 +175,9 @@ func (p *Process) descriptors(pid int) error {
 			return p.explain(pid, "has a file of its cgroup open ("+to+"), which is another at each host", "containermaxprocs=0")
 		}
 		if !isSocket {
-			p.file(link)
+			if p.file(link) && writes(pid, e.Name()) {
+				p.Files[len(p.Files)-1].Size = -1 // it may grow until the freeze; CRIU compares it then
+			}
 			continue
 		}
 		if slices.ContainsFunc(p.Sockets, func(s Socket) bool { return s.Inode == inode }) {
@@ -193,6 +198,21 @@ func (p *Process) descriptors(pid int) error {
 		p.Sockets = append(p.Sockets, s)
 	}
 	return nil
+}
+
+// writes reports whether a descriptor is open for writing.
+func writes(pid int, fd string) bool {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/fdinfo/%s", pid, fd))
+	if err != nil {
+		return false
+	}
+	for line := range strings.Lines(string(b)) {
+		if value, ok := strings.CutPrefix(line, "flags:"); ok {
+			flags, err := strconv.ParseUint(strings.TrimSpace(value), 8, 32)
+			return err == nil && flags&unix.O_ACCMODE != unix.O_RDONLY
+		}
+	}
+	return false
 }
 
 // explain says why a process cannot be moved, and what to do. A Go program has such things without having asked for them.
