@@ -25,7 +25,7 @@ build: ## the one static binary, bin/rehome
 demo: deps-demo build ## the main job on real traffic, in network namespaces
 	$(BIN)/rehome lab run live-migration --migrations 20
 	$(BIN)/rehome lab run dispatch
-	@if [ -x $(REHOME_CRIU) ]; then set -x; $(BIN)/rehome lab run process; else echo "lab run process: left out, there is no CRIU"; fi
+	@if [ -x $(REHOME_CRIU) ]; then set -x; $(BIN)/rehome lab run process --migrations 10; else echo "lab run process: left out, there is no CRIU"; fi
 
 .PHONY: deps-demo deps-test deps-criu deps-generate
 deps-demo: deps-criu
