@@ -55,6 +55,8 @@ type processSource struct {
 	held    bool
 	renewAt time.Time // when to prolong the hold
 	image   criu.Manifest
+	// aheadRoom is how many bytes of memory the target takes ahead of the freeze.
+	aheadRoom uint64
 
 	pending  []migration.Event
 	stepping bool
@@ -73,7 +75,13 @@ func (e *engine) startProcess(path string, p *criu.Process, to string, done func
 		result: ProcessMoved{Name: p.Name, PID: p.PID, To: to, Processes: len(p.Tree)},
 	}
 	s.token = tokenOf(s.id)
-	if err := s.check(); err != nil {
+	err := s.check()
+	if t := e.arrivalOf(p); t != nil && errors.Is(err, errProcessMoves) {
+		// It has only just come, and goes on as soon as it is here.
+		t.after = append(t.after, func() { e.startProcess(path, p, to, done) })
+		return
+	}
+	if err != nil {
 		s.result.Outcome, s.result.Err = OutcomeResumed, err
 		done(s.result)
 		return
@@ -266,18 +274,19 @@ func (s *processSource) dump() {
 	}
 	link := p.link
 	s.dumping = true
+	sink := func(p criu.Piece) error {
+		if err := s.givenUp.Load(); err != nil {
+			return *err
+		}
+		if err := link.Room(imageBacklog); err != nil {
+			return err
+		}
+		return link.Send(s.id, &wire.Image{File: p.File, Data: p.Data, Pages: p.Pages})
+	}
 	cfg := criu.DumpConfig{
 		Path: s.path, PID: s.process.PID, Inside: s.process.Inside, Processes: len(s.process.Tree), ShellJob: s.process.ShellJob,
+		Ahead: criu.NewAhead(s.aheadRoom), Sink: sink,
 		BeforeFreeze: func() error { return s.await(func() { s.shut() }) },
-		Sink: func(p criu.Piece) error {
-			if err := s.givenUp.Load(); err != nil {
-				return *err
-			}
-			if err := link.Room(imageBacklog); err != nil {
-				return err
-			}
-			return link.Send(s.id, &wire.Image{File: p.File, Data: p.Data})
-		},
 		Stopped: func(m criu.Manifest) error {
 			return s.await(func() {
 				s.image, s.result.ImageBytes = m, m.Bytes
@@ -285,8 +294,12 @@ func (s *processSource) dump() {
 			})
 		},
 	}
+	tree := s.process.Tree
 	go func() {
-		err := criu.Dump(cfg)
+		err := cfg.Ahead.Send(tree, sink)
+		if err == nil {
+			err = criu.Dump(cfg)
+		}
 		s.e.post(func(*engine) { s.dumped(err) })
 	}()
 }
