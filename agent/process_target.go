@@ -282,8 +282,12 @@ func (t *processTarget) flowSet(m *wire.FlowSet) {
 		return
 	}
 	t.flows, t.held = append(t.flows, m.Flows...), true
-	if err := t.e.gate.HoldAll(gate.Ingress, t.e.processTimes().HoldTTL(), m.Flows...); err != nil {
-		t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "hold packets: %v", err))
+	for _, f := range m.Flows {
+		// A path away from here, left by an earlier move, would also silence what CRIU makes the sockets send.
+		if err := t.e.gate.Serve(f, t.e.processTimes().HoldTTL()); err != nil {
+			t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "hold packets: %v", err))
+			return
+		}
 	}
 }
 
@@ -391,9 +395,13 @@ func (t *processTarget) replay() {
 	if !t.running || t.machine.State() != migration.TargetDraining {
 		return
 	}
+	ours := make(map[tcprepair.Flow]bool, len(t.flows))
+	for _, f := range t.flows {
+		ours[f] = true
+	}
 	frames := make(map[tcprepair.Flow][][]byte)
 	for _, b := range t.early {
-		if f, ok := gate.FlowOf(b); ok && slices.Contains(t.flows, f) {
+		if f, ok := gate.FlowOf(b); ok && ours[f] {
 			frames[f] = append(frames[f], b)
 		}
 	}
