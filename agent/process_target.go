@@ -118,6 +118,9 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
+	if n, err := criu.RemoveLocks(); err != nil || n > 0 {
+		t.e.log.Warn("packet filters that a CRIU had left", "removed", n, "error", err)
+	}
 	busy, err := whoListens()
 	if err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
