@@ -28,6 +28,9 @@ const (
 	DefaultPort              = "7070"
 
 	pinOff = "off"
+
+	// criuEnvironment names the CRIU to use where the configuration names none.
+	criuEnvironment = "REHOME_CRIU"
 )
 
 // Config is an agent's configuration, one YAML file. Unknown keys are errors.
@@ -269,7 +272,7 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Migration.QueueBytes, 64<<20)
 	defaultTo(&c.Migration.BufferBytes, 1<<30)
 	if c.Process.CRIU == "" {
-		c.Process.CRIU = os.Getenv("REHOME_CRIU")
+		c.Process.CRIU = os.Getenv(criuEnvironment)
 	}
 	defaultTo(&c.Process.Limit, time.Minute)
 	defaultTo(&c.Process.Incoming, 4)

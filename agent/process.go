@@ -11,6 +11,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/rehome-net/rehome/agent/criu"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -88,6 +89,16 @@ func (e *engine) processMoves(s ServiceConfig) bool {
 		}
 	}
 	return false
+}
+
+// arrivalOf returns the move that a tree has just come by; nil if it is over.
+func (e *engine) arrivalOf(p *criu.Process) *processTarget {
+	for _, t := range e.arrivals {
+		if t.live && t.pid == p.PID {
+			return t
+		}
+	}
+	return nil
 }
 
 // processesUse reports whether the move of a process needs a peer.
@@ -185,6 +196,7 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 	switch m := f.Message.(type) {
 	case *wire.Accept:
 		if fromTarget {
+			s.aheadRoom = m.Ahead
 			s.step(migration.Event{Kind: migration.Accepted})
 		}
 	case *wire.Refuse:

@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/agent/criu"
+	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -52,9 +53,11 @@ type processSource struct {
 	dumping bool
 	givenUp atomic.Pointer[error]
 	flows   []tcprepair.Flow
-	held    bool
+	held    gate.Direction
 	renewAt time.Time // when to prolong the hold
 	image   criu.Manifest
+	// aheadRoom is how many bytes of memory the target takes ahead of the freeze.
+	aheadRoom uint64
 
 	pending  []migration.Event
 	stepping bool
@@ -73,7 +76,13 @@ func (e *engine) startProcess(path string, p *criu.Process, to string, done func
 		result: ProcessMoved{Name: p.Name, PID: p.PID, To: to, Processes: len(p.Tree)},
 	}
 	s.token = tokenOf(s.id)
-	if err := s.check(); err != nil {
+	err := s.check()
+	if t := e.arrivalOf(p); t != nil && errors.Is(err, errProcessMoves) {
+		// It has only just come, and goes on as soon as it is here.
+		t.after = append(t.after, func() { e.startProcess(path, p, to, done) })
+		return
+	}
+	if err != nil {
 		s.result.Outcome, s.result.Err = OutcomeResumed, err
 		done(s.result)
 		return
@@ -266,27 +275,32 @@ func (s *processSource) dump() {
 	}
 	link := p.link
 	s.dumping = true
+	sink := func(p criu.Piece) error {
+		if err := s.givenUp.Load(); err != nil {
+			return *err
+		}
+		if err := link.Room(imageBacklog); err != nil {
+			return err
+		}
+		return link.Send(s.id, &wire.Image{File: p.File, Data: p.Data, Pages: p.Pages})
+	}
 	cfg := criu.DumpConfig{
 		Path: s.path, PID: s.process.PID, Inside: s.process.Inside, Processes: len(s.process.Tree), ShellJob: s.process.ShellJob,
+		Ahead: criu.NewAhead(s.aheadRoom), Sink: sink,
 		BeforeFreeze: func() error { return s.await(func() { s.shut() }) },
-		Sink: func(p criu.Piece) error {
-			if err := s.givenUp.Load(); err != nil {
-				return *err
-			}
-			if err := link.Room(imageBacklog); err != nil {
-				return err
-			}
-			return link.Send(s.id, &wire.Image{File: p.File, Data: p.Data})
-		},
 		Stopped: func(m criu.Manifest) error {
 			return s.await(func() {
 				s.image, s.result.ImageBytes = m, m.Bytes
-				s.step(migration.Event{Kind: migration.Frozen})
+				s.stopped()
 			})
 		},
 	}
+	tree := s.process.Tree
 	go func() {
-		err := criu.Dump(cfg)
+		err := cfg.Ahead.Send(tree, sink)
+		if err == nil {
+			err = criu.Dump(cfg)
+		}
 		s.e.post(func(*engine) { s.dumped(err) })
 	}()
 }
@@ -410,23 +424,36 @@ func (s *processSource) announce(flows []tcprepair.Flow) {
 // freeze holds the connections' packets and lets CRIU stop the tree.
 func (s *processSource) freeze() {
 	s.frozenAt = time.Now()
-	s.held = true
-	if err := s.hold(s.frozenAt); err != nil {
+	if err := s.hold(s.frozenAt, gate.Ingress); err != nil {
 		s.step(migration.Event{Kind: migration.FreezeFailed, Err: fmt.Errorf("hold packets: %w", err)})
 		return
 	}
 	s.reply(nil)
 }
 
-func (s *processSource) hold(now time.Time) error {
-	s.renewAt = now.Add(holdRenew)
-	return s.e.gate.HoldAll(holdBoth, holdTime, s.flows...)
+// stopped is when the tree stands still and its image has been taken.
+func (s *processSource) stopped() {
+	if s.over {
+		return
+	}
+	if err := s.hold(time.Now(), holdBoth); err != nil {
+		s.step(migration.Event{Kind: migration.Canceled, Err: fmt.Errorf("hold packets: %w", err)})
+		return
+	}
+	s.step(migration.Event{Kind: migration.Frozen})
+}
+
+// hold keeps packets of the tree's connections. Those that the tree sends are let through until it stands still: what it writes just before could
+// otherwise neither leave here nor be known there as lost. Afterwards the host is silenced, too.
+func (s *processSource) hold(now time.Time, d gate.Direction) error {
+	s.held, s.renewAt = d, now.Add(holdRenew)
+	return s.e.gate.HoldAll(d, holdTime, s.flows...)
 }
 
 // tick prolongs the hold, and tells the machine of its deadline.
 func (s *processSource) tick(now time.Time) {
-	if s.held && !now.Before(s.renewAt) {
-		if err := s.hold(now); err != nil {
+	if s.held != 0 && !now.Before(s.renewAt) {
+		if err := s.hold(now, s.held); err != nil {
 			s.e.log.Error("cannot go on holding packets", "error", err)
 		}
 	}
@@ -438,7 +465,7 @@ func (s *processSource) tick(now time.Time) {
 // sendHeld lets the gate forward from here on, and sends the target what was held.
 func (s *processSource) sendHeld() {
 	n, _ := s.e.hosts.Node(s.target)
-	s.held = false
+	s.held = 0
 	var frames [][]byte
 	for _, f := range s.flows {
 		held, err := s.e.gate.Forward(f, n, s.e.cfg.Gate.StrayTime)
@@ -490,10 +517,10 @@ func (s *processSource) dumped(err error) {
 
 // release lets go what was held here.
 func (s *processSource) release() {
-	if !s.held {
+	if s.held == 0 {
 		return
 	}
-	s.held = false
+	s.held = 0
 	for _, f := range s.flows {
 		held, err := s.e.gate.Release(f)
 		if err != nil {

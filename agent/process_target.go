@@ -31,6 +31,8 @@ type processTarget struct {
 	machine *migration.Target
 	images  *criu.Store
 	chamber *criu.Chamber
+	// aheadRoom is how many bytes of memory can come ahead of the image.
+	aheadRoom uint64
 
 	flows []tcprepair.Flow
 	held  bool
@@ -50,6 +52,8 @@ type processTarget struct {
 	over     bool
 	err      error
 	started  time.Time
+	// after are to be called when the move is over.
+	after []func()
 }
 
 // processOffered answers an offer: whatever speaks against it is found now, while the tree is still served.
@@ -114,6 +118,9 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
+	if n, err := criu.RemoveLocks(); err != nil || n > 0 {
+		t.e.log.Warn("packet filters that a CRIU had left", "removed", n, "error", err)
+	}
 	busy, err := whoListens()
 	if err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
@@ -136,6 +143,10 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if uint64(limit) < m.Bytes {
 		return wire.Refusef(host, wire.CodeBusy, "an image of about %d bytes, and room for %d: raise process.image_bytes", m.Bytes, limit)
 	}
+	// What is not memory needs room, too.
+	if need := m.Bytes + m.Bytes/8 + imageSlack; uint64(limit) > need {
+		t.aheadRoom = uint64(limit) - need
+	}
 	if t.images, err = criu.NewStore(limit); err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
@@ -149,6 +160,9 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	}
 	return nil
 }
+
+// imageSlack is the room that is left for what is not memory, in bytes.
+const imageSlack = 32 << 20
 
 // clash reports whether two listeners cannot both be.
 func clash(a, b netip.AddrPort) bool {
@@ -206,7 +220,7 @@ func (t *processTarget) stepAt(now time.Time, ev migration.Event) {
 func (t *processTarget) perform(a migration.Action) {
 	switch a.Verb {
 	case migration.Reserve:
-		t.from.send(t.id, &wire.Accept{})
+		t.from.send(t.id, &wire.Accept{Ahead: t.aheadRoom})
 	case migration.Restore:
 		t.restore()
 	case migration.SendCommit:
@@ -258,7 +272,7 @@ func (t *processTarget) lostSource(err error) {
 
 // store takes a part of the image. It is called by the goroutine that reads from the source.
 func (t *processTarget) store(m *wire.Image) {
-	if err := t.images.Write(criu.Piece{File: m.File, Data: m.Data}); err != nil {
+	if err := t.images.Write(criu.Piece{File: m.File, Data: m.Data, Pages: m.Pages}); err != nil {
 		if t.e.images.CompareAndDelete(t.id, t) {
 			t.e.post(func(*engine) { t.refuse(wire.Refusef(t.e.self.Host, wire.CodeFailed, "%v", err)) })
 		}
@@ -271,8 +285,12 @@ func (t *processTarget) flowSet(m *wire.FlowSet) {
 		return
 	}
 	t.flows, t.held = append(t.flows, m.Flows...), true
-	if err := t.e.gate.HoldAll(gate.Ingress, t.e.processTimes().HoldTTL(), m.Flows...); err != nil {
-		t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "hold packets: %v", err))
+	for _, f := range m.Flows {
+		// A path away from here, left by an earlier move, would also silence what CRIU makes the sockets send.
+		if err := t.e.gate.Serve(f, t.e.processTimes().HoldTTL()); err != nil {
+			t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "hold packets: %v", err))
+			return
+		}
 	}
 }
 
@@ -380,9 +398,13 @@ func (t *processTarget) replay() {
 	if !t.running || t.machine.State() != migration.TargetDraining {
 		return
 	}
+	ours := make(map[tcprepair.Flow]bool, len(t.flows))
+	for _, f := range t.flows {
+		ours[f] = true
+	}
 	frames := make(map[tcprepair.Flow][][]byte)
 	for _, b := range t.early {
-		if f, ok := gate.FlowOf(b); ok && slices.Contains(t.flows, f) {
+		if f, ok := gate.FlowOf(b); ok && ours[f] {
 			frames[f] = append(frames[f], b)
 		}
 	}
@@ -453,6 +475,11 @@ func (t *processTarget) finish() {
 	t.e.images.Delete(t.id)
 	delete(t.e.arrivals, t.id)
 	go t.clean(t.live)
+	defer func() {
+		for _, f := range t.after {
+			f()
+		}
+	}()
 	if t.live {
 		t.e.counters.movedIn++
 		t.e.metrics.taken.Inc()

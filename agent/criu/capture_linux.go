@@ -24,7 +24,8 @@ const (
 // capture takes a tree's image from CRIU without keeping it. CRIU's protocol knows no streams; so the files that the tree's memory is written
 // to are made beforehand, as named pipes, and passed on while CRIU writes. All others are small: they stay in the directory until the dump is complete.
 type capture struct {
-	dir *os.File
+	dir   *os.File
+	ahead *Ahead // nil if nothing was sent ahead
 	// sink gets the pieces. It may block: CRIU then waits.
 	sink    func(Piece) error
 	pipes   map[string]*pipe
@@ -43,8 +44,8 @@ type pipe struct {
 }
 
 // newCapture prepares the directory, which is to be CRIU's image directory, for a tree of so many processes.
-func newCapture(dir *os.File, processes int, sink func(Piece) error) (*capture, error) {
-	c := &capture{dir: dir, sink: sink, pipes: make(map[string]*pipe)}
+func newCapture(dir *os.File, processes int, ahead *Ahead, sink func(Piece) error) (*capture, error) {
+	c := &capture{dir: dir, ahead: ahead, sink: sink, pipes: make(map[string]*pipe)}
 	for i := range processes + sparePipes {
 		name := fmt.Sprintf("pages-%d.img", i+1)
 		p, err := newPipe(dir, name)
@@ -58,7 +59,7 @@ func newCapture(dir *os.File, processes int, sink func(Piece) error) (*capture, 
 	for name, p := range c.pipes {
 		go func() {
 			defer c.reading.Done()
-			c.pass(name, p.reader)
+			c.pass(name, p.reader, c.ahead)
 		}()
 	}
 	return c, nil
@@ -85,9 +86,9 @@ func newPipe(dir *os.File, name string) (*pipe, error) {
 func procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) }
 
 // pass passes one file on, and closes it: who writes to a pipe that nobody takes fails.
-func (c *capture) pass(name string, r *os.File) {
+func (c *capture) pass(name string, r *os.File, ahead *Ahead) {
 	sum := newFileDigest()
-	err := copyPieces(name, r, sum, c.sink)
+	err := copyPieces(name, r, sum, func(p Piece) error { return c.sink(ahead.shorten(p)) })
 	_ = r.Close()
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -100,15 +101,22 @@ func (c *capture) pass(name string, r *os.File) {
 }
 
 func copyPieces(name string, r io.Reader, sum *fileDigest, sink func(Piece) error) error {
-	b := make([]byte, MaxPiece)
+	b, part := make([]byte, MaxPiece), 0
 	for {
-		n, err := r.Read(b)
-		if n > 0 {
-			sum.add(b[:n])
-			if err := sink(Piece{File: name, Data: b[:n]}); err != nil {
+		// Memory comes in whole pages, but not always at once.
+		n, err := r.Read(b[part:])
+		n += part
+		whole := n
+		if err == nil {
+			whole = n / PageSize * PageSize
+		}
+		if whole > 0 {
+			sum.add(b[:whole])
+			if err := sink(Piece{File: name, Data: b[:whole]}); err != nil {
 				return err
 			}
 		}
+		part = copy(b, b[whole:n])
 		if errors.Is(err, io.EOF) {
 			return sink(Piece{File: name})
 		}
@@ -136,7 +144,7 @@ func (c *capture) finish() (Manifest, error) {
 		if err != nil {
 			return Manifest{}, fmt.Errorf("read the image: %w", err)
 		}
-		c.pass(f.Name(), r)
+		c.pass(f.Name(), r, nil)
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()

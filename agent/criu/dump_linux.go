@@ -34,6 +34,8 @@ type DumpConfig struct {
 	Inside int
 	// ShellJob is set when the tree's session is led by a process outside of it.
 	ShellJob bool
+	// Ahead is what was sent ahead of the dump; may be nil.
+	Ahead *Ahead
 	// BeforeFreeze is called when CRIU is about to stop the tree; the tree still runs. An error ends the dump.
 	BeforeFreeze func() error
 	// Sink takes the image while it is made, piece by piece, from several goroutines. It may block, and must not keep Data.
@@ -51,7 +53,7 @@ func Dump(c DumpConfig) (err error) {
 		return &OpError{Op: "dump", Err: err}
 	}
 	defer dir.Close() //nolint:errcheck // nothing in it is needed
-	taken, err := newCapture(dir, c.Processes, c.Sink)
+	taken, err := newCapture(dir, c.Processes, c.Ahead, c.Sink)
 	if err != nil {
 		return &OpError{Op: "dump", Err: err}
 	}

@@ -15,10 +15,13 @@ const MaxPiece = 256 << 10
 // MaxFiles bounds the files of one image. CRIU makes about 25, and 4 for each process.
 const MaxFiles = 1 << 14
 
-// Piece is the next part of one file of an image. A piece without data ends its file.
+// Piece is the next part of one file of an image. A piece without data and pages ends its file.
 type Piece struct {
 	File string
 	Data []byte
+	// Pages, if there are any, are what the part consists of: places of pages that were sent ahead, in that order, and LiteralPage for the
+	// next page of Data.
+	Pages []uint32
 }
 
 // Manifest says what an image consists of, so that the receiver knows that nothing is missing, doubled or in the wrong place. It guards

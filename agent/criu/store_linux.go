@@ -14,13 +14,17 @@ import (
 
 // Store keeps an image in memory for Restore. Its methods are safe for concurrent use.
 type Store struct {
-	mu       sync.Mutex
-	dir      *os.File
-	open     map[string]*storedFile
-	names    map[string]bool
-	first    []byte // the contents of firstFile
-	manifest Manifest
-	err      error
+	mu    sync.Mutex
+	dir   *os.File
+	open  map[string]*storedFile
+	names map[string]bool
+	first []byte // the contents of firstFile
+	// ahead is memory that was sent ahead of the freeze, buffer for pieces that name its pages.
+	ahead      *os.File
+	aheadPages int
+	buffer     [MaxPiece]byte
+	manifest   Manifest
+	err        error
 }
 
 type storedFile struct {
@@ -93,6 +97,19 @@ func (s *Store) write(p Piece) error {
 	if s.dir == nil {
 		return os.ErrClosed
 	}
+	if err := p.check(); err != nil {
+		return err
+	}
+	if p.File == aheadFile {
+		return s.writeAhead(p.Data)
+	}
+	if len(p.Pages) > 0 {
+		data, err := s.lengthen(p)
+		if err != nil {
+			return err
+		}
+		p = Piece{File: p.File, Data: data}
+	}
 	f := s.open[p.File]
 	if f == nil {
 		var err error
@@ -116,12 +133,61 @@ func (s *Store) write(p Piece) error {
 		return nil
 	}
 	if _, err := f.file.Write(p.Data); err != nil {
-		if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
-			return fmt.Errorf("%w (%w)", ErrFull, err)
-		}
-		return fmt.Errorf("store %s: %w", p.File, err)
+		return storeError(p.File, err)
 	}
 	return nil
+}
+
+func storeError(name string, err error) error {
+	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.ENOMEM) {
+		return fmt.Errorf("%w (%w)", ErrFull, err)
+	}
+	return fmt.Errorf("store %s: %w", name, err)
+}
+
+// writeAhead keeps memory that was sent ahead.
+func (s *Store) writeAhead(data []byte) error {
+	if len(data)%PageSize != 0 {
+		return fmt.Errorf("%w: memory of %d bytes", ErrImage, len(data))
+	}
+	if s.ahead == nil {
+		fd, err := unix.Openat(int(s.dir.Fd()), aheadFile, unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+		if err != nil {
+			return storeError(aheadFile, err)
+		}
+		s.ahead = os.NewFile(uintptr(fd), aheadFile)
+	}
+	n, err := s.ahead.Write(data)
+	s.aheadPages += n / PageSize
+	if err != nil {
+		return storeError(aheadFile, err)
+	}
+	return nil
+}
+
+// lengthen returns a piece's data with the pages that were sent ahead. Pages that follow one another there are read at once.
+func (s *Store) lengthen(p Piece) ([]byte, error) {
+	data := s.buffer[:0]
+	literal := p.Data
+	for i := 0; i < len(p.Pages); {
+		if p.Pages[i] == LiteralPage {
+			data, literal = append(data, literal[:PageSize]...), literal[PageSize:]
+			i++
+			continue
+		}
+		from := i
+		for i++; i < len(p.Pages) && p.Pages[i] == p.Pages[i-1]+1 && p.Pages[i] != LiteralPage; i++ {
+		}
+		if int(p.Pages[i-1]) >= s.aheadPages {
+			return nil, fmt.Errorf("%w: page %d was not sent ahead", ErrImage, p.Pages[i-1])
+		}
+		n := len(data)
+		data = data[:n+(i-from)*PageSize]
+		if _, err := s.ahead.ReadAt(data[n:], int64(p.Pages[from])*PageSize); err != nil {
+			return nil, storeError(aheadFile, err)
+		}
+	}
+	return data, nil
 }
 
 func (s *Store) create(name string) (*storedFile, error) {
@@ -180,7 +246,10 @@ func (s *Store) Close() error {
 			errs = append(errs, f.file.Close())
 		}
 	}
-	s.dir, s.open = nil, nil
+	if s.ahead != nil {
+		errs = append(errs, s.ahead.Close())
+	}
+	s.dir, s.open, s.ahead = nil, nil, nil
 	return errors.Join(errs...)
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 
@@ -45,7 +46,7 @@ func image(t *testing.T, limit int64, pieces ...Piece) (*Store, Manifest, error)
 func TestStore(t *testing.T) {
 	data := bytes.Repeat([]byte("0123456789"), 1000)
 	s, m, err := image(t, 1<<20,
-		Piece{"pages-1.img", data}, Piece{"core-1.img", data[:7]}, Piece{"pages-1.img", data}, Piece{File: "core-1.img"}, Piece{File: "pages-1.img"},
+		Piece{File: "pages-1.img", Data: data}, Piece{File: "core-1.img", Data: data[:7]}, Piece{File: "pages-1.img", Data: data}, Piece{File: "core-1.img"}, Piece{File: "pages-1.img"},
 		Piece{File: "empty.img"})
 	if err != nil {
 		t.Fatal(err)
@@ -74,14 +75,14 @@ func TestStoreRefuses(t *testing.T) {
 		pieces []Piece
 		want   error
 	}{
-		"a path":           {[]Piece{{"../x.img", nil}}, ErrImage},
-		"a hidden file":    {[]Piece{{".img", nil}}, ErrImage},
-		"another kind":     {[]Piece{{"criu.log", []byte("x")}}, ErrImage},
-		"no name":          {[]Piece{{"", []byte("x")}}, ErrImage},
-		"a long name":      {[]Piece{{strings.Repeat("x", 300) + ".img", nil}}, ErrImage},
-		"twice":            {[]Piece{{"a.img", []byte("x")}, {"a.img", nil}, {"a.img", []byte("y")}}, ErrImage},
-		"no room":          {[]Piece{{"a.img", make([]byte, 1<<20)}, {"a.img", make([]byte, 1<<20)}}, ErrFull},
-		"a large first":    {[]Piece{{firstFile, make([]byte, maxFirst+1)}}, ErrImage},
+		"a path":           {[]Piece{{File: "../x.img", Data: nil}}, ErrImage},
+		"a hidden file":    {[]Piece{{File: ".img", Data: nil}}, ErrImage},
+		"another kind":     {[]Piece{{File: "criu.log", Data: []byte("x")}}, ErrImage},
+		"no name":          {[]Piece{{File: "", Data: []byte("x")}}, ErrImage},
+		"a long name":      {[]Piece{{File: strings.Repeat("x", 300) + ".img", Data: nil}}, ErrImage},
+		"twice":            {[]Piece{{File: "a.img", Data: []byte("x")}, {File: "a.img", Data: nil}, {File: "a.img", Data: []byte("y")}}, ErrImage},
+		"no room":          {slices.Repeat([]Piece{{File: "a.img", Data: make([]byte, MaxPiece)}}, 8), ErrFull},
+		"a large first":    {[]Piece{{File: firstFile, Data: make([]byte, maxFirst+1)}}, ErrImage},
 		"too many of them": {many(MaxFiles + 1), ErrImage},
 	} {
 		s, m, err := image(t, 1<<20+1<<19, test.pieces...)
@@ -92,7 +93,7 @@ func TestStoreRefuses(t *testing.T) {
 			t.Errorf("%s: checked: %v", name, err)
 		}
 	}
-	s, m, err := image(t, 1<<20, Piece{"a.img", []byte("x")})
+	s, m, err := image(t, 1<<20, Piece{File: "a.img", Data: []byte("x")})
 	if err != nil || !errors.Is(s.Check(m), ErrImage) {
 		t.Errorf("a file without an end: %v, %v", err, s.Check(m))
 	}
@@ -104,6 +105,44 @@ func many(n int) []Piece {
 		list[i] = Piece{File: fmt.Sprintf("%d.img", i)}
 	}
 	return list
+}
+
+// TestStoreAhead names pages that were sent ahead.
+func TestStoreAhead(t *testing.T) {
+	page := func(c byte) []byte { return bytes.Repeat([]byte{c}, PageSize) }
+	s, _, err := image(t, 1<<20, Piece{File: aheadFile, Data: append(page('a'), page('b')...)}, Piece{File: aheadFile, Data: page('c')})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var want Manifest
+	sum := newFileDigest()
+	for _, c := range []byte("xbcay") {
+		sum.add(page(c))
+	}
+	want.end("pages-1.img", sum)
+	for _, p := range []Piece{
+		{File: "pages-1.img", Data: append(page('x'), page('y')...), Pages: []uint32{LiteralPage, 1, 2, 0, LiteralPage}},
+		{File: "pages-1.img"},
+	} {
+		if err := s.Write(p); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := s.Check(want); err != nil {
+		t.Error(err)
+	}
+	for name, p := range map[string]Piece{
+		"not sent":        {File: "pages-2.img", Pages: []uint32{3}},
+		"data is missing": {File: "pages-2.img", Pages: []uint32{LiteralPage}},
+		"too much data":   {File: "pages-2.img", Pages: []uint32{1}, Data: page('z')},
+		"too many pages":  {File: "pages-2.img", Pages: make([]uint32, MaxPiece/PageSize+1)},
+		"no whole page":   {File: aheadFile, Data: []byte("half")},
+	} {
+		s, _, err := image(t, 1<<20, Piece{File: aheadFile, Data: page('a')}, p)
+		if !errors.Is(err, ErrImage) || !errors.Is(s.Check(Manifest{}), ErrImage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestStoreIsClosed(t *testing.T) {

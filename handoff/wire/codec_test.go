@@ -96,6 +96,8 @@ func frameCases() []frameCase {
 			Files: []File{{Path: "/usr/bin/redis-server", Size: 12345}, {Path: "/dev/null", Size: -1}, {Path: "/var/log/empty"}},
 		}}},
 		{"image", Frame{47, &Image{File: "pages-1.img", Data: []byte("page")}}},
+		{"image pages", Frame{54, &Image{File: "pages-1.img", Data: []byte("page"), Pages: []uint32{7, 8, 1<<32 - 1, 9}}}},
+		{"accept process", Frame{55, &Accept{Ahead: 1 << 30}}},
 		{"image end of file", Frame{48, &Image{File: "pages-1.img"}}},
 		{"image end", Frame{49, &ImageEnd{Files: 29, Bytes: 1 << 40, Digest: 1<<64 - 1}}},
 		{"flow set", Frame{50, &FlowSet{Flows: []tcprepair.Flow{flow4(), flow6()}}}},

@@ -47,7 +47,10 @@ type Offer struct {
 }
 
 // Accept says that the target has reserved a place for the offered connection.
-type Accept struct{}
+type Accept struct {
+	// Ahead is, after a Process, how many bytes of its memory the target can take ahead of the freeze, besides its image.
+	Ahead uint64
+}
 
 // StateSent says that the State sent ahead is complete, and asks for StateStored.
 type StateSent struct{}
@@ -313,7 +316,7 @@ func (m *Offer) code(c *coder) {
 	integer(c, 3, &m.Epoch)
 	c.span(4, &m.Limit)
 }
-func (m *Accept) code(*coder)      {}
+func (m *Accept) code(c *coder)    { integer(c, 1, &m.Ahead) }
 func (m *StateSent) code(*coder)   {}
 func (m *StateStored) code(*coder) {}
 func (m *Transfer) code(c *coder) {

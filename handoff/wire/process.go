@@ -42,10 +42,13 @@ type File struct {
 	Size int64
 }
 
-// Image carries the next part of one file of a tree's image. One without data ends the file.
+// Image carries the next part of one file of a tree's image. One without data and pages ends the file.
 type Image struct {
 	File string
 	Data []byte
+	// Pages, if there are any, are what the part consists of: numbers of pages that the target has already, in the order in which they were sent
+	// ahead, and 2^32-1 for the next page of Data.
+	Pages []uint32
 }
 
 // ImageEnd says that the image is complete, as Transfer does for a connection: the tree has been stopped. Its fields say what must have
@@ -89,6 +92,7 @@ func (m *Process) code(c *coder) {
 func (m *Image) code(c *coder) {
 	c.text(1, &m.File)
 	c.bytes(2, &m.Data)
+	c.numbers(3, &m.Pages)
 }
 
 func (m *ImageEnd) code(c *coder) {
