@@ -42,8 +42,8 @@ func run(w io.Writer, sessions int) error {
 func base(w io.Writer, sessions int) error {
 	v := simulation.Variations()[0]
 	fmt.Fprintf(w, "%s, %d x %d sessions for each policy, seeds %v; the servers could complete %.1f sessions/s\n\n", v.Name, len(seeds()), sessions, seeds(), v.Config.Capacity())
-	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s\n", "", "completed", "least-most", "refused", "success", "of long", "busy", "in vain")
-	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s\n", "", "/s", "of a seed", "of come", "of let in", "", "", "")
+	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s %8s\n", "", "completed", "least-most", "refused", "success", "of long", "busy", "in vain", "answer")
+	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s %8s\n", "", "/s", "of a seed", "of come", "of let in", "", "", "", "ms")
 	for _, c := range simulation.Contenders() {
 		var results []simulation.Result
 		least, most := math.Inf(1), 0.0
@@ -56,8 +56,8 @@ func base(w io.Writer, sessions int) error {
 			least, most = min(least, r.CompletedPerSecond()), max(most, r.CompletedPerSecond())
 		}
 		r := simulation.Sum(results...)
-		fmt.Fprintf(w, "%-20s %9.1f %6.1f-%6.1f %8.3f %9.3f %7.3f %8.3f %8.3f\n", c.Name, r.CompletedPerSecond(), least, most,
-			float64(r.Refused)/float64(r.Offered), r.Success(), r.LongSuccess(), r.Busy, r.Wasted)
+		fmt.Fprintf(w, "%-20s %9.1f %6.1f-%6.1f %8.3f %9.3f %7.3f %8.3f %8.3f %8d\n", c.Name, r.CompletedPerSecond(), least, most,
+			float64(r.Refused)/float64(r.Offered), r.Success(), r.LongSuccess(), r.Busy, r.Wasted, r.Wait().Milliseconds())
 	}
 	return nil
 }
