@@ -213,7 +213,7 @@ func checkConfig(cfg *Config) []Finding {
 		}
 		found = append(found, f)
 	}
-	return append(found, checkServices(cfg)...)
+	return append(append(found, checkServices(cfg)...), checkReport(cfg)...)
 }
 
 // checkTLS reads the files that prove who this host is.

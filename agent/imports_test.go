@@ -29,6 +29,9 @@ func TestImportDirection(t *testing.T) {
 		{"handoff/gate", "agent"},
 		{"handoff/sockops", "handoff/gate"},
 		{"agent/api", "handoff"},
+		{"agent/report", "agent"},
+		{"handoff/vitals", "handoff"},
+		{"handoff/realtime", "handoff"},
 		{"agent", "netns-lab"},
 		{"agent", "cmd"},
 	}
