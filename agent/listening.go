@@ -13,7 +13,7 @@ const lookPause = 200 * time.Millisecond
 
 // lookForListeners begins to look, if it is time.
 func (e *engine) lookForListeners(now time.Time) {
-	if e.looking || now.Before(e.lookAt) || !slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool { return s.Process }) {
+	if e.looking || now.Before(e.lookAt) || !e.hasProcesses() {
 		return
 	}
 	e.looking, e.lookAt = true, now.Add(lookPause)
