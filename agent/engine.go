@@ -72,6 +72,7 @@ type engine struct {
 	listening map[string]bool
 	lookAt    time.Time // when to look for listeners again
 	looking   bool
+	looked    uint64 // counts what makes a look that is under way worthless
 	// processes leave this host, arrivals come to it. images are the arrivals' stores, for the goroutines that read from peers.
 	processes map[uint64]*processSource
 	arrivals  map[uint64]*processTarget
@@ -115,9 +116,9 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		queued:   make(map[*wire.Link]struct{}),
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
-		idle: make(map[string]map[string]bool), listening: make(map[string]bool),
+		idle:     make(map[string]map[string]bool), listening: make(map[string]bool),
 		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget),
-		ops:      make(map[*operation]struct{}),
+		ops: make(map[*operation]struct{}),
 	}
 	e.setConfig(cfg)
 	e.hosts = newDirectory(&e.cfg)

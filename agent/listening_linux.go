@@ -19,7 +19,7 @@ const (
 
 // Sizes and places in struct inet_diag_req_v2 and struct inet_diag_msg (linux/inet_diag.h).
 const (
-	socketQuerySize = 56
+	socketQuerySize  = 56
 	socketAnswerSize = 72
 )
 

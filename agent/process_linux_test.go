@@ -72,11 +72,11 @@ func requireCRIU(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for _, p := range []string{os.Getenv("REHOME_CRIU"), fetched, "criu"} {
-		if path, _, ferr := criu.Find(p); ferr == nil {
+		path, _, ferr := criu.Find(p)
+		if ferr == nil {
 			return path
-		} else {
-			err = ferr
 		}
+		err = ferr
 	}
 	t.Skip("no CRIU that works:", err)
 	return ""

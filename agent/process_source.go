@@ -98,7 +98,7 @@ func (s *processSource) check() error {
 	var servers []string
 	for _, svc := range e.cfg.Services {
 		for _, a := range svc.Addresses {
-			if !listensAt(s.process.Listeners(), a) {
+			if !svc.Process || !listensAt(s.process.Listeners(), a) {
 				continue
 			}
 			if s.entry != "" && s.entry != svc.Entry {
@@ -547,7 +547,7 @@ func (s *processSource) finish() {
 	case migration.SourceMoved:
 		r.Outcome = OutcomeMoved
 		s.e.counters.movedOut++
-		s.e.lookAt = time.Time{}
+		s.e.nowListening(s.addresses, false)
 	case migration.SourceLost:
 		r.Outcome = OutcomeLost
 		s.e.counters.lost++

@@ -85,10 +85,10 @@ func (t *processTarget) check() error {
 	}
 	for _, a := range m.Services {
 		i := slices.IndexFunc(e.cfg.Services, func(s ServiceConfig) bool {
-			return slices.Contains(s.Addresses, a) && slices.Contains(s.Servers, e.cfg.Host)
+			return s.Process && slices.Contains(s.Addresses, a) && slices.Contains(s.Servers, e.cfg.Host)
 		})
 		if i < 0 {
-			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not configured here", a)
+			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not configured here as the address of a process (process: true)", a)
 		}
 		if e.processMoves(e.cfg.Services[i]) {
 			return wire.Refusef(e.cfg.Host, wire.CodeInUse, "a process of %s is being moved already", e.cfg.Services[i].Name)
@@ -359,6 +359,7 @@ func (t *processTarget) commit() {
 // thaw lets the tree run. The holds go on for the sake of the packets' order.
 func (t *processTarget) thaw() {
 	t.live = true
+	t.e.nowListening(t.offer.Services, true)
 	for _, f := range t.flows {
 		if err := t.e.gate.Serve(f, 2*t.e.processTimes().HeldWait); err != nil {
 			t.e.log.Error("cannot end a hold in time", "flow", f, "error", err)
@@ -424,7 +425,6 @@ func (t *processTarget) ended(err error) {
 	t.restoring, t.hook = false, nil
 	switch {
 	case err == nil && t.live:
-		t.e.lookAt = time.Time{}
 	case err == nil:
 		// It runs without having been told to.
 		_ = unix.Kill(t.pid, unix.SIGKILL)
