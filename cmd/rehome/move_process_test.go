@@ -42,7 +42,11 @@ func TestProcessMove(t *testing.T) {
 // TestProcessMoveRefuses asks for what makes no sense.
 func TestProcessMoveRefuses(t *testing.T) {
 	for _, args := range [][]string{
-		{"--process", "-1"}, {"--process", "7", "--all"}, {"--process", "7", "x"}, {"--process", "7", "--service", "s"}, {"--service", "s", "x"},
+		{"--process", "-1"},
+		{"--process", "7", "--all"},
+		{"--process", "7", "x"},
+		{"--process", "7", "--service", "s"},
+		{"--service", "s", "x"},
 		{"--process", "x"},
 	} {
 		code, _, said := command(append([]string{"migrate"}, args...)...)
