@@ -62,6 +62,7 @@ type processSource struct {
 	pending  []migration.Event
 	stepping bool
 	over     bool // the machine has finished
+	gone     bool // the target has it, and says that it does not live
 	err      error
 
 	started, frozenAt time.Time
@@ -545,6 +546,12 @@ func (s *processSource) finish() {
 	r.Err, r.Total = s.err, time.Since(s.started)
 	switch s.machine.State() {
 	case migration.SourceMoved:
+		if r.NewPID == 0 && r.Err == nil && s.gone {
+			r.Err = errLostThere
+			r.Outcome = OutcomeLost
+			s.e.counters.lost++
+			break
+		}
 		r.Outcome = OutcomeMoved
 		s.e.counters.movedOut++
 		s.e.nowListening(s.addresses, false)
