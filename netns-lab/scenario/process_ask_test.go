@@ -264,7 +264,7 @@ func TestPausesAdd(t *testing.T) {
 	for i, pause := range [][]float64{{1, 2}, {30}} {
 		sum.Add(&Pauses{Mover: fmt.Sprint(i), Moves: 2, ClientErrors: i, pause: pause})
 	}
-	if sum.Moves != 4 || sum.ClientErrors != 1 || sum.Mover != "1" || sum.PauseMillis != (Milliseconds{Median: 2, P99: 30, Max: 30}) {
+	if sum.Moves != 4 || sum.ClientErrors != 1 || sum.Mover != "1" || sum.PauseMillis != (Milliseconds{Min: 1, Median: 2, P99: 30, Max: 30}) {
 		t.Errorf("%+v", sum)
 	}
 }
