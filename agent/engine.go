@@ -73,6 +73,7 @@ type engine struct {
 	listening map[string]bool
 	lookAt    time.Time // when to look for listeners again
 	looking   bool
+	looked    uint64 // counts what makes a look that is under way worthless
 	// processes leave this host, arrivals come to it. images are the arrivals' stores, for the goroutines that read from peers.
 	processes map[uint64]*processSource
 	arrivals  map[uint64]*processTarget

@@ -22,10 +22,16 @@ func (e *engine) presence(in *incoming, m *wire.Presence) {
 		idle[s] = true
 	}
 	was, known := e.idle[in.name]
-	if e.absent[in.name] != m.Draining || !known || !maps.Equal(was, idle) {
-		e.absent[in.name], e.idle[in.name] = m.Draining, idle
+	changed := e.absent[in.name] != m.Draining || e.hasProcesses() && (!known || !maps.Equal(was, idle))
+	e.absent[in.name], e.idle[in.name] = m.Draining, idle
+	if changed {
 		e.setServices()
 	}
+}
+
+// hasProcesses reports whether a service of the configuration is a process.
+func (e *engine) hasProcesses() bool {
+	return slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool { return s.Process })
 }
 
 // isIdle reports whether a service that is a process has none on a host, as far as this entry knows.

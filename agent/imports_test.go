@@ -33,6 +33,12 @@ func TestImportDirection(t *testing.T) {
 		{"handoff/vitals", "handoff"},
 		{"handoff/realtime", "handoff"},
 		{"agent", "netns-lab"},
+		{"agent/criu", "handoff"},
+		{"agent/criu", "handoff/gate"},
+		{"agent/criu", "handoff/wire"},
+		{"agent/criu", "tcprepair"},
+		{"agent/criu", "netns-lab"},
+		{"handoff/entry", "agent"},
 		{"agent", "cmd"},
 	}
 	deps := make(map[string][]string)

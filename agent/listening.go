@@ -13,14 +13,18 @@ const lookPause = 200 * time.Millisecond
 
 // lookForListeners begins to look, if it is time.
 func (e *engine) lookForListeners(now time.Time) {
-	if e.looking || now.Before(e.lookAt) || !slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool { return s.Process }) {
+	if e.looking || now.Before(e.lookAt) || !e.hasProcesses() {
 		return
 	}
 	e.looking, e.lookAt = true, now.Add(lookPause)
+	began := e.looked
 	go func() {
 		found, err := whoListens()
 		e.post(func(*engine) {
 			e.looking = false
+			if e.looked != began {
+				return
+			}
 			if err != nil {
 				e.log.Warn("cannot see who listens on this host", "error", err)
 				return
@@ -44,13 +48,31 @@ func (e *engine) heardListeners(found []netip.AddrPort) {
 			tell[s.Entry] = true
 		}
 	}
-	for host := range tell {
+	e.tellIdle(tell)
+}
+
+// tellIdle tells entries what nobody listens for here.
+func (e *engine) tellIdle(entries map[string]bool) {
+	for host := range entries {
 		if p := e.peers[host]; p != nil {
 			p.tellPresence()
 		} else {
 			e.setServices()
 		}
 	}
+}
+
+// nowListening takes in that a process has come, or gone, with its move: no look is needed, and none of before counts.
+func (e *engine) nowListening(addresses []netip.AddrPort, here bool) {
+	e.looked++
+	tell := make(map[string]bool)
+	for _, s := range e.cfg.Services {
+		if s.Process && slices.ContainsFunc(s.Addresses, func(a netip.AddrPort) bool { return slices.Contains(addresses, a) }) {
+			e.listening[s.Name] = here
+			tell[s.Entry] = true
+		}
+	}
+	e.tellIdle(tell)
 }
 
 // listensAt reports whether one of the addresses takes connections to a.

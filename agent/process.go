@@ -44,6 +44,7 @@ var (
 	errOwnFlow      = errors.New("a connection that is not of its service is open: only connections of the service can move")
 	errConnecting   = errors.New("it is just opening a connection")
 	errHandshakes   = errors.New("new connections do not come to rest")
+	errLostThere    = errors.New("the target could not let the process run, nor give it back: it is lost")
 	errProcessMoves = errors.New("a process of this service is being moved already")
 )
 
@@ -127,9 +128,14 @@ func (e *engine) processesLost(host string, err error) {
 		}
 	}
 	for _, t := range slices.Collect(maps.Values(e.arrivals)) {
-		if t.entry == host {
-			t.step(migration.Event{Kind: migration.EntryLost, Err: err})
+		if t.entry != host {
+			continue
 		}
+		if t.returning {
+			t.gaveBack(migration.Owner{Unknown: true})
+			continue
+		}
+		t.step(migration.Event{Kind: migration.EntryLost, Err: err})
 	}
 }
 
@@ -184,7 +190,11 @@ func (e *engine) abortProcesses() int {
 func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 	if t := e.arrivals[f.ID]; t != nil && t.entry == p.name {
 		if m, ok := f.Message.(*wire.Owner); ok {
-			t.step(ownerEvent(m))
+			if t.returning {
+				t.gaveBack(ownerEvent(m).Owner)
+			} else {
+				t.step(ownerEvent(m))
+			}
 			return true
 		}
 	}
@@ -205,7 +215,7 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 		}
 	case *wire.Committed:
 		if fromTarget {
-			s.result.NewPID = int(m.PID)
+			s.result.NewPID, s.gone = int(m.PID), m.PID == 0
 			s.step(migration.Event{Kind: migration.Committed})
 		}
 	case *wire.Leased, *wire.LeaseRefused:

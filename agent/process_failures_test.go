@@ -45,6 +45,19 @@ func (c criuFiles) set(host, version string) {
 	}
 }
 
+// breakLate makes a host's CRIU one that fails when everything has been decided.
+func (c criuFiles) breakLate(host string) {
+	c.t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	text := fmt.Sprintf("#!/bin/sh\n%s=%s exec %s \"$@\"\n", brokenCRIU, c.real, self)
+	if err := os.WriteFile(c.path(host), []byte(text), 0o755); err != nil {
+		c.t.Fatal(err)
+	}
+}
+
 func (c criuFiles) remove(host string) {
 	c.t.Helper()
 	if err := os.Remove(c.path(host)); err != nil {
@@ -122,6 +135,7 @@ func TestProcessFailures(t *testing.T) {
 			},
 			"aborted by the operator", func() { old.say("run memory = 0") },
 		},
+		{"the restore fails when the entry has decided", func() { files.breakLate("b") }, nil, "given back, as it did not run: criu restore", func() { files.set("b", "") }},
 		{"the process is none", func() { s.pid, s.t = s.pid+1<<22, t }, nil, "no such process", func() { s.pid -= 1 << 22 }},
 	}
 	for _, test := range tests {

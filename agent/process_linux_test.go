@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/netip"
 	"os"
@@ -72,11 +73,11 @@ func requireCRIU(t testing.TB) string {
 		t.Fatal(err)
 	}
 	for _, p := range []string{os.Getenv("REHOME_CRIU"), fetched, "criu"} {
-		if path, _, ferr := criu.Find(p); ferr == nil {
+		path, _, ferr := criu.Find(p)
+		if ferr == nil {
 			return path
-		} else {
-			err = ferr
 		}
+		err = ferr
 	}
 	t.Skip("no CRIU that works:", err)
 	return ""
@@ -97,6 +98,17 @@ s.bind(("::", 7777))
 s.listen(512)
 s.setblocking(False)
 pair = socket.socketpair()
+pair[0].send(b"inside")
+child, ask = os.pipe()
+answer, back = os.pipe()
+if os.fork() == 0:
+    while True:
+        b = os.read(child, 9)
+        if not b:
+            os._exit(0)
+        os.write(back, b"!" + b)
+os.close(child)
+os.close(back)
 udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 udp.bind(("0.0.0.0", 7777))
 memory = bytearray(os.urandom(8 << 20))
@@ -314,17 +326,48 @@ func TestProcessMoves(t *testing.T) {
 	s.serve("a", "python3", "-c", echoProgram)
 	old := s.dial()
 	old.say("hello")
+	half := s.halfClosed()
 	at := "a"
 	for i, to := range []string{"b", "a", "b"} {
 		s.move(at, to)
 		at = to
 		old.say("hop %d", i)
 		s.dial().say("new at %s", to)
+		// What the tree has besides: a pair of UNIX sockets with something in it, a bound UDP socket, a child at a pipe.
+		old.say("run assert pair[1].recv(9) == b'inside'; pair[0].send(b'inside')")
+		old.say("run assert udp.getsockname()[1] == 7777")
+		old.say("run os.write(ask, b'?'); assert os.read(answer, 9) == b'!?'")
+		if i == 1 {
+			half()
+		}
 	}
 }
 
 func addrPort(addr string, port uint16) netip.AddrPort {
 	return netip.AddrPortFrom(netip.MustParseAddr(addr), port)
+}
+
+// halfClosed opens a connection, and closes its client's end for writing; the returned function checks that the server's end still works, and closes
+// it.
+func (s *site) halfClosed() func() {
+	c := s.dial()
+	c.say("run last = k.fileobj; sel.unregister(last)")
+	tcp, ok := c.conn.(*net.TCPConn)
+	if !ok {
+		s.t.Fatalf("%T", c.conn)
+	}
+	if err := tcp.CloseWrite(); err != nil {
+		s.t.Fatal(err)
+	}
+	return func() {
+		s.t.Helper()
+		s.dial().say("run last.sendall(b'from the other end\\n'); last.close()")
+		_ = c.conn.SetDeadline(time.Now().Add(10 * time.Second))
+		got, err := io.ReadAll(c.reader)
+		if err != nil || string(got) != "from the other end\n" {
+			s.t.Errorf("got %q and %v", got, err)
+		}
+	}
 }
 
 // TestProcessUnderLoad moves a server while clients send without a pause, and others connect anew.

@@ -62,6 +62,7 @@ type processSource struct {
 	pending  []migration.Event
 	stepping bool
 	over     bool // the machine has finished
+	gone     bool // the target has it, and says that it does not live
 	err      error
 
 	started, frozenAt time.Time
@@ -98,7 +99,7 @@ func (s *processSource) check() error {
 	var servers []string
 	for _, svc := range e.cfg.Services {
 		for _, a := range svc.Addresses {
-			if !listensAt(s.process.Listeners(), a) {
+			if !svc.Process || !listensAt(s.process.Listeners(), a) {
 				continue
 			}
 			if s.entry != "" && s.entry != svc.Entry {
@@ -545,9 +546,15 @@ func (s *processSource) finish() {
 	r.Err, r.Total = s.err, time.Since(s.started)
 	switch s.machine.State() {
 	case migration.SourceMoved:
+		if r.NewPID == 0 && r.Err == nil && s.gone {
+			r.Err = errLostThere
+			r.Outcome = OutcomeLost
+			s.e.counters.lost++
+			break
+		}
 		r.Outcome = OutcomeMoved
 		s.e.counters.movedOut++
-		s.e.lookAt = time.Time{}
+		s.e.nowListening(s.addresses, false)
 	case migration.SourceLost:
 		r.Outcome = OutcomeLost
 		s.e.counters.lost++

@@ -46,6 +46,8 @@ type processTarget struct {
 	// live is set when the tree is this host's, running when it runs.
 	live, running bool
 	pid           int
+	// returning is set while the entry is asked to give the tree back to the source.
+	returning bool
 
 	pending  []migration.Event
 	stepping bool
@@ -85,10 +87,10 @@ func (t *processTarget) check() error {
 	}
 	for _, a := range m.Services {
 		i := slices.IndexFunc(e.cfg.Services, func(s ServiceConfig) bool {
-			return slices.Contains(s.Addresses, a) && slices.Contains(s.Servers, e.cfg.Host)
+			return s.Process && slices.Contains(s.Addresses, a) && slices.Contains(s.Servers, e.cfg.Host)
 		})
 		if i < 0 {
-			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not configured here", a)
+			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not configured here as the address of a process (process: true)", a)
 		}
 		if e.processMoves(e.cfg.Services[i]) {
 			return wire.Refusef(e.cfg.Host, wire.CodeInUse, "a process of %s is being moved already", e.cfg.Services[i].Name)
@@ -236,7 +238,10 @@ func (t *processTarget) perform(a migration.Action) {
 	case migration.Release:
 		t.release()
 	case migration.Finish:
-		t.over, t.err = true, a.Err
+		t.over = true
+		if a.Err != nil {
+			t.err = a.Err
+		}
 		if t.machine.State() != migration.TargetLive {
 			t.giveUp(a.Err)
 		}
@@ -359,6 +364,7 @@ func (t *processTarget) commit() {
 // thaw lets the tree run. The holds go on for the sake of the packets' order.
 func (t *processTarget) thaw() {
 	t.live = true
+	t.e.nowListening(t.offer.Services, true)
 	for _, f := range t.flows {
 		if err := t.e.gate.Serve(f, 2*t.e.processTimes().HeldWait); err != nil {
 			t.e.log.Error("cannot end a hold in time", "flow", f, "error", err)
@@ -424,12 +430,13 @@ func (t *processTarget) ended(err error) {
 	t.restoring, t.hook = false, nil
 	switch {
 	case err == nil && t.live:
-		t.e.lookAt = time.Time{}
 	case err == nil:
 		// It runs without having been told to.
 		_ = unix.Kill(t.pid, unix.SIGKILL)
+	case t.live && !t.running:
+		t.giveBack(err)
 	case t.live:
-		t.e.log.Error("a process was lost: its restore failed after the entry had given it to this host", "name", t.offer.Name, "error", err)
+		t.e.log.Warn("CRIU failed when a process that it has restored ran already", "name", t.offer.Name, "error", err)
 	}
 	if err == nil {
 		err = migration.ErrNoReason
@@ -441,6 +448,32 @@ func (t *processTarget) ended(err error) {
 		}
 		t.step(migration.Event{Kind: kind, Err: wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "%v", err)})
 	}
+	t.finish()
+}
+
+// giveBack asks the entry to take the tree back that did not come to life: nothing of it is left here, and the source, which has not been told
+// anything, still has it.
+func (t *processTarget) giveBack(err error) {
+	t.e.log.Error("a process could not run here after the entry had given it to this host: giving it back", "name", t.offer.Name, "error", err)
+	t.live, t.returning, t.err = false, true, err
+	t.e.nowListening(t.offer.Services, false)
+	if t.entry != t.e.cfg.Host {
+		t.e.peers[t.entry].send(t.id, &wire.Abort{Flow: t.offer.Token, Epoch: 2})
+		return
+	}
+	t.gaveBack(t.e.entry.Abort(time.Now(), t.id, t.offer.Token, t.e.cfg.Host))
+}
+
+// gaveBack takes in who has the tree then.
+func (t *processTarget) gaveBack(o migration.Owner) {
+	t.returning = false
+	if o.Host == t.from.name {
+		t.from.send(t.id, refusal(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "given back, as it did not run: %v", t.err)))
+	} else {
+		// It is lost, and the source need not keep it.
+		t.from.send(t.id, &wire.Committed{Epoch: 2})
+	}
+	t.over = true
 	t.finish()
 }
 
@@ -465,7 +498,7 @@ func (t *processTarget) release() {
 
 // finish ends the move when the machine and CRIU have.
 func (t *processTarget) finish() {
-	if !t.over || t.restoring {
+	if !t.over || t.restoring || t.returning {
 		return
 	}
 	if _, ok := t.e.arrivals[t.id]; !ok {

@@ -7,8 +7,7 @@ top=$(cd "$(dirname "$0")/.." && pwd)
 PATH=$top/bin:$PATH
 export REHOME_CRIU="${REHOME_CRIU:-$top/.cache/criu/criu}"
 root=$(mktemp -d)
-pid=
-trap '[ -z "$pid" ] || kill $pid; rehome lab down; rm -rf "$root"' EXIT
+trap 'rehome lab down; rm -rf "$root"' EXIT
 dd if=/dev/urandom of="$root/file" bs=1M count=64 status=none
 
 rehome lab up --processes --servers 2        # a client, an entry and two hosts for servers; none is started

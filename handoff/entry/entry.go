@@ -126,9 +126,7 @@ func (e *Entry) Commit(now time.Time, id uint64, f tcprepair.Flow, epoch uint32,
 func (e *Entry) Abort(now time.Time, id uint64, f tcprepair.Flow, host string) migration.Owner {
 	e.mu.Lock()
 	e.ledger.Abort(now, id, f, host)
-	if g := e.groups[id]; g != nil && g.token == f && (g.from == host || g.to == host) {
-		e.endGroup(id)
-	}
+	e.abortGroup(id, f, host)
 	e.mu.Unlock()
 	return e.Owner(f)
 }

@@ -39,6 +39,8 @@ type group struct {
 	flows    map[tcprepair.Flow]uint32 // their epochs
 	until    time.Time
 	shut     bool
+	// committed is set when all this is the target's. Until its time is over, the target can give it back.
+	committed bool
 }
 
 // Guard makes the entry one that processes can move behind: it needs to say where new connections go.
@@ -65,7 +67,7 @@ func (e *Entry) leaseGroup(now time.Time, id uint64, m *wire.LeaseGroup, from st
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for _, g := range e.groups {
-		if slices.ContainsFunc(m.Services, func(s netip.AddrPort) bool { return slices.Contains(g.services, s) }) && now.Before(g.until) {
+		if slices.ContainsFunc(m.Services, func(s netip.AddrPort) bool { return slices.Contains(g.services, s) }) && now.Before(g.until) && !g.committed {
 			return wire.Refusef("entry", wire.CodeInUse, "a process of this service is being moved from %s to %s", g.from, g.to)
 		}
 	}
@@ -89,7 +91,7 @@ func (e *Entry) leaseGroup(now time.Time, id uint64, m *wire.LeaseGroup, from st
 // group returns the group of a lease that stands, for its source.
 func (e *Entry) group(now time.Time, id uint64, from string) (*group, error) {
 	g := e.groups[id]
-	if g == nil || g.from != from || !now.Before(g.until) {
+	if g == nil || g.from != from || g.committed || !now.Before(g.until) {
 		return nil, wire.Refusef("entry", wire.CodeTimeout, "no such lease")
 	}
 	return g, nil
@@ -148,13 +150,53 @@ func (e *Entry) commitGroup(id uint64, n gate.Node) {
 	if g == nil {
 		return
 	}
+	g.follow(e, n)
+	e.doors.Moved(g.services, g.from, g.to)
+	g.committed = true
+	e.open(g)
+}
+
+// follow gives the connections to a host, and makes their epochs those of after it. A connection that is not what it was is left out from then on.
+func (g *group) follow(e *Entry, n gate.Node) {
 	for f, epoch := range g.flows {
 		if _, err := e.flows.Commit(f, epoch, n); err != nil {
 			e.log.Debug("a connection has ended during the move of its process", "flow", f, "error", err)
+			delete(g.flows, f)
+			continue
 		}
+		g.flows[f] = epoch + 1
 	}
-	e.doors.Moved(g.services, g.from, g.to)
-	e.endGroup(id)
+}
+
+// abortGroup ends the group of a lease that was aborted for host, its source or its target. When the group is the target's already, only the target
+// can say so: what it was given did not come to life there, and is the source's again. e.mu is held.
+func (e *Entry) abortGroup(id uint64, f tcprepair.Flow, host string) {
+	g := e.groups[id]
+	switch {
+	case g == nil || g.token != f:
+	case !g.committed && (g.from == host || g.to == host):
+		e.endGroup(id)
+	case g.committed && g.to == host:
+		n, ok := e.dir.Node(g.from)
+		if !ok {
+			return
+		}
+		if _, err := e.flows.Commit(f, tokenEpoch+1, n); err != nil {
+			e.log.Warn("a process cannot be given back", "to", g.from, "error", err)
+			return
+		}
+		g.follow(e, n)
+		e.doors.Moved(g.services, g.to, g.from)
+		e.endGroup(id)
+	}
+}
+
+// open lets the new connections of a group's services go on. e.mu is held.
+func (e *Entry) open(g *group) {
+	if g.shut {
+		g.shut = false
+		e.doors.Open(g.services)
+	}
 }
 
 // endGroup forgets a group; its services' new connections go on. e.mu is held.
@@ -164,9 +206,7 @@ func (e *Entry) endGroup(id uint64) {
 		return
 	}
 	delete(e.groups, id)
-	if g.shut {
-		e.doors.Open(g.services)
-	}
+	e.open(g)
 }
 
 // Lost ends the moves of processes whose source is gone: without its agent the tree goes on there, and new connections with it. A commit
@@ -175,7 +215,7 @@ func (e *Entry) Lost(now time.Time, source string) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	for id, g := range e.groups {
-		if g.from == source {
+		if g.from == source && !g.committed {
 			e.ledger.Abort(now, id, g.token, source)
 			e.endGroup(id)
 		}

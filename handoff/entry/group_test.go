@@ -165,6 +165,33 @@ func TestGroupEnds(t *testing.T) {
 	}
 }
 
+// TestGroupIsGivenBack has the target say that what it was given does not live. Nobody else can, and not for ever.
+func TestGroupIsGivenBack(t *testing.T) {
+	s := newSite(t)
+	s.lease()
+	s.entry.Commit(s.now, moveID, token(), tokenEpoch, "b")
+	s.entry.Lost(s.now, "a")
+	for _, host := range []string{"a", "c"} {
+		s.entry.Abort(s.now, moveID, token(), host)
+		s.expect("aborted by "+host, "b/2 b/8 b/2", shutDoor, newHome, openDoor)
+	}
+	delete(s.table.flows, connection(1))
+	for range 2 {
+		if o := s.entry.Abort(s.now, moveID, token(), "b"); o.Host != "a" || o.Epoch != 3 {
+			t.Errorf("owner %v", o)
+		}
+		s.expect("given back", "a/3 a/9 unknown", shutDoor, newHome, openDoor, "[192.0.2.1:80] from b to a")
+	}
+	s = newSite(t)
+	s.lease()
+	s.entry.Commit(s.now, moveID, token(), tokenEpoch, "b")
+	s.now = s.now.Add(time.Minute)
+	s.entry.Sweep(s.now)
+	if o := s.entry.Abort(s.now, moveID, token(), "b"); o.Host != "b" {
+		t.Errorf("given back too late: %v", o)
+	}
+}
+
 // TestGroupLeavesOthers commits while one connection has ended, and its client has used its port again.
 func TestGroupLeavesOthers(t *testing.T) {
 	s := newSite(t)

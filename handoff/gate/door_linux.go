@@ -80,6 +80,22 @@ func (g *Gate) lapseDoors(now time.Time) {
 	}
 }
 
+// forgetDoors opens what a former process has shut in a pinned table: what it kept is lost with it, and nobody keeps what would come.
+func (g *Gate) forgetDoors() error {
+	var keys []gateServiceKey
+	var k gateServiceKey
+	var v gateDoor
+	all := g.table.objects.Doors.Iterate()
+	for all.Next(&k, &v) {
+		keys = append(keys, k)
+	}
+	errs := []error{all.Err()}
+	for _, k := range keys {
+		errs = append(errs, ignoreMissing(g.table.objects.Doors.Delete(k)))
+	}
+	return errors.Join(errs...)
+}
+
 // monotonic returns the kernel's time as BPF programs see it, in nanoseconds.
 func monotonic() (uint64, error) {
 	var t unix.Timespec

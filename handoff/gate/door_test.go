@@ -124,3 +124,33 @@ func TestDoorRefuses(t *testing.T) {
 		t.Errorf("an open door: %+v, %v", held, err)
 	}
 }
+
+// TestDoorOpensWithNextProcess shuts a door and dies: the next process finds it open.
+func TestDoorOpensWithNextProcess(t *testing.T) {
+	pin := bpffs(t)
+	h := network(t, 1)[0]
+	at := netip.MustParseAddrPort("10.1.2.3:80")
+	for range 2 {
+		g, err := h.open(t, Config{Interfaces: []string{"eth0"}, PinPath: pin})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var door gateDoor
+		if err := g.table.objects.Doors.Lookup(serviceKey(at), &door); err == nil {
+			t.Errorf("it is shut until %d", door.Until)
+		}
+		if err := g.Shut(at, time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if err := g.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	g, err := h.open(t, Config{Interfaces: []string{"eth0"}, PinPath: pin})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Remove(); err != nil {
+		t.Fatal(err)
+	}
+}

@@ -71,6 +71,9 @@ func Open(config Config) (_ *Gate, err error) {
 	if g.table, err = newTable(objects); err != nil {
 		return nil, errors.Join(err, objects.Close())
 	}
+	if err := g.forgetDoors(); err != nil {
+		return nil, err
+	}
 	for _, name := range g.config.Interfaces {
 		if err := g.guard(name); err != nil {
 			return nil, fmt.Errorf("interface %s: %w", name, err)

@@ -42,7 +42,7 @@ func BenchmarkProcessPause(b *testing.B) {
 
 func reportPauses(b *testing.B, p *scenario.Pauses) {
 	report(b, map[string]float64{
-		"pause-ms-median": p.PauseMillis.Median, "pause-ms-max": p.PauseMillis.Max, "worst-ms-median": p.WorstMillis.Median,
+		"pause-ms-median": p.PauseMillis.Median, "pause-ms-max": p.PauseMillis.Max, "worst-ms-median": p.WorstMillis.Median, "worst-ms-min": p.WorstMillis.Min,
 		"idle-ms-median": p.IdleMillis.Median, "freeze-ms-median": p.FreezeMillis.Median, "move-ms-median": p.MoveMillis.Median,
 		"rto": float64(p.RetransmissionTimeouts), "sent-again": float64(p.Retransmitted), "errors": float64(p.ClientErrors),
 		"image-B": float64(p.ImageBytes),

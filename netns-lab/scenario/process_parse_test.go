@@ -139,7 +139,7 @@ func TestProcessTree(t *testing.T) {
 }
 
 func TestMilliseconds(t *testing.T) {
-	if got, want := milliseconds([]float64{3, 1, 2}), (Milliseconds{Median: 2, P99: 3, Max: 3}); got != want {
+	if got, want := milliseconds([]float64{3, 1, 2}), (Milliseconds{Min: 1, Median: 2, P99: 3, Max: 3}); got != want {
 		t.Errorf("%+v, want %+v", got, want)
 	}
 	if got := milliseconds(nil); got != (Milliseconds{}) {

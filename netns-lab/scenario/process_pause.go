@@ -12,6 +12,7 @@ import (
 
 // Milliseconds are quantiles of times, in milliseconds.
 type Milliseconds struct {
+	Min    float64 `json:"min"`
 	Median float64 `json:"median"`
 	P99    float64 `json:"p99"`
 	Max    float64 `json:"max"`
@@ -22,7 +23,7 @@ func milliseconds(v []float64) Milliseconds {
 		return Milliseconds{}
 	}
 	v = slices.Sorted(slices.Values(v))
-	return Milliseconds{Median: v[len(v)/2], P99: v[len(v)*99/100], Max: v[len(v)-1]}
+	return Milliseconds{Min: v[0], Median: v[len(v)/2], P99: v[len(v)*99/100], Max: v[len(v)-1]}
 }
 
 // PauseConfig describes a measurement of what clients of an echo server feel when it moves.

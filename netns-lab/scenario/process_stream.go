@@ -50,6 +50,38 @@ type stream struct {
 	sums   [2]hash.Hash // of what was sent, and of what came
 	gap    time.Duration
 	got    int64
+	done   chan error
+}
+
+// newStream starts to send and to receive.
+func newStream(conn *net.TCPConn) *stream {
+	s := &stream{conn: conn, sums: [2]hash.Hash{sha256.New(), sha256.New()}, done: make(chan error, 2)}
+	for _, half := range []func() error{s.send, s.receive} {
+		go func() {
+			err := half()
+			if err != nil {
+				s.broken.Store(true)
+			}
+			s.done <- err
+		}()
+	}
+	return s
+}
+
+// finish ends the stream and waits for what is on its way; after an error it does not wait.
+func (s *stream) finish(err error) error {
+	s.stop.Store(true)
+	limit := streamStall
+	if err != nil {
+		limit = 0 // nobody may be there any more
+	}
+	_ = s.conn.SetDeadline(time.Now().Add(limit))
+	return errors.Join(err, <-s.done, <-s.done)
+}
+
+// equal reports whether what came is what was sent.
+func (s *stream) equal() bool {
+	return s.got == s.sent.Load() && string(s.sums[0].Sum(nil)) == string(s.sums[1].Sum(nil))
 }
 
 // send sends a ramp, which has no period that buffers have, so that what is lost, doubled or shifted shows.
@@ -102,25 +134,10 @@ func MeasureHops(ctx context.Context, b *ProcessBed, m ProcessMover, cfg HopsCon
 	}
 	defer conn.Close() //nolint:errcheck // both halves have ended
 	defer context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Now()) })()
-	s := &stream{conn: conn, sums: [2]hash.Hash{sha256.New(), sha256.New()}}
-	ended := make(chan error, 2)
 	begin := time.Now()
-	for _, half := range []func() error{s.send, s.receive} {
-		go func() {
-			err := half()
-			s.broken.Store(s.broken.Load() || err != nil)
-			ended <- err
-		}()
-	}
+	s := newStream(conn)
 	h := &Hops{Mover: m.Name()}
-	err = h.move(ctx, m, server, s, cfg)
-	s.stop.Store(true)
-	if err != nil {
-		_ = conn.SetDeadline(time.Now()) // nobody may be there any more
-	} else {
-		_ = conn.SetDeadline(time.Now().Add(streamStall))
-	}
-	if err := errors.Join(err, <-ended, <-ended); err != nil {
+	if err := s.finish(h.move(ctx, m, server, s, cfg)); err != nil {
 		return nil, fmt.Errorf("%s, after %d moves: %w", m.Name(), h.Moves, err)
 	}
 	var again sentAgain
@@ -128,7 +145,7 @@ func MeasureHops(ctx context.Context, b *ProcessBed, m ProcessMover, cfg HopsCon
 	h.RetransmissionTimeouts, h.Retransmitted = again.timeouts, again.segments
 	h.Bytes, h.LongestGapMillis = s.got, millis(s.gap)
 	h.MegabitsPerS = float64(s.got) * 8 / time.Since(begin).Seconds() / 1e6
-	h.SHA256Equal = s.got == s.sent.Load() && string(s.sums[0].Sum(nil)) == string(s.sums[1].Sum(nil))
+	h.SHA256Equal = s.equal()
 	return h, b.killServers()
 }
 
