@@ -51,6 +51,10 @@ type Diverted struct {
 	Protocol uint8          // IPPROTO_TCP or IPPROTO_UDP
 	Node     gate.Node      // its flow's owner when the packet came; 0 while undecided
 	Payload  []byte         // of the transport protocol
+	// Of TCP: the sequence number of the segment, which is that of the payload's first byte (of a SYN, of the byte before it), and the header's
+	// flags (RFC 9293, 3.1). Segments may be repeated, and come out of order, as the client has sent them.
+	Sequence uint32
+	Flags    uint8
 
 	frame  []byte
 	at     int    // of the payload in it
@@ -75,9 +79,15 @@ func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, o
 		Reason: Reason(frame[1] &^ reasonCounted), last: frame[1]&reasonCounted != 0, Node: gate.Node(binary.LittleEndian.Uint16(frame[2:])), frame: frame,
 		number: binary.LittleEndian.Uint16(frame[4:]), port: binary.LittleEndian.Uint16(frame[10:]),
 	}
-	if d.Flow, d.Protocol, d.Payload, ok = parseFrame(frame); !ok {
+	var segment []byte
+	var header int
+	if d.Flow, d.Protocol, segment, header, ok = parseFrame(frame); !ok {
 		return Diverted{}, 0, 0, false
 	}
+	if d.Protocol == protoTCP {
+		d.Sequence, d.Flags = binary.BigEndian.Uint32(segment[4:]), segment[13]
+	}
+	d.Payload = segment[header:]
 	d.at = cap(frame) - cap(d.Payload)
 	return d, binary.LittleEndian.Uint16(frame[8:]), frame[7], true
 }

@@ -179,6 +179,9 @@ func TestInspected(t *testing.T) {
 				if got != want || diverted != (d != nil) {
 					t.Errorf("%v, %v, %s: %s, %+v", f.Local, mode, when, got, d)
 				}
+				if d != nil && d.Protocol == protoTCP && (d.Sequence != 1 || d.Flags != frame[len(frame)-len(d.Payload)-20+13]) {
+					t.Errorf("%v, %v, %s: %+v", f.Local, mode, when, d)
+				}
 				if d != nil && (d.Reason != Inspected || d.Node != node || !bytes.Equal(d.frame[12:], frame[12:])) {
 					t.Errorf("%v, %v, %s: %+v", f.Local, mode, when, d)
 				}
