@@ -95,7 +95,7 @@ func (s *sessions) listen(now time.Time, v *sessionService, k session.Key, node 
 			s.d.log.Info("what was announced is not served", "flow", k, "error", err)
 		}
 	}
-	if _, flags := p.Segment(); flags&(tcpFIN|tcpRST) != 0 {
+	if p.Flags&(tcpFIN|tcpRST) != 0 {
 		s.hangUp(now, k)
 	}
 }
@@ -105,7 +105,7 @@ func (g *signalling) read(p *forward.Diverted) []inspect.Half {
 	if p.Protocol == unix.IPPROTO_UDP {
 		return g.parser.Datagram(p.Payload)
 	}
-	sequence, flags := p.Segment()
+	sequence, flags := p.Sequence, p.Flags
 	var halves []inspect.Half
 	g.stream.add(sequence, flags, p.Payload, func(b []byte, lost bool) {
 		if lost {
