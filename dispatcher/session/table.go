@@ -79,6 +79,30 @@ func (t *Table) ServerOf(client netip.Addr) (Server, bool) {
 	return t.sessions.at(t.clients.at(ref).sessions).server, true
 }
 
+// maxServers bounds how many of a client's sessions ServerWith looks at.
+const maxServers = 64
+
+// ServerWith is ServerOf among the servers that fit: those of one service, where a client uses several. Of a client with many sessions the
+// newest are looked at.
+func (t *Table) ServerWith(client netip.Addr, fits func(Server) bool) (Server, bool) {
+	if !client.IsValid() {
+		return 0, false
+	}
+	owner, _ := t.findClient(clientOf(client.As16()))
+	if owner == 0 {
+		return 0, false
+	}
+	ref := t.clients.at(owner).sessions
+	for n := 0; ref != 0 && n < maxServers; n++ {
+		d := t.sessions.at(ref)
+		if fits(d.server) {
+			return d.server, true
+		}
+		ref = d.next
+	}
+	return 0, false
+}
+
 // Named returns the session that has the name. See Name.
 func (t *Table) Named(text string) (ID, bool) {
 	ref, _ := t.findName(sha256.Sum256([]byte(text)))
