@@ -328,8 +328,7 @@ func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *pa
 	}
 	var node gate.Node
 	if v.cfg.sticksToClient() {
-		to, _ := s.table.ServerWith(k.Client.Addr(), func(n session.Server) bool { return v.pool.serves(gate.Node(n)) })
-		node = gate.Node(to)
+		node = s.stick(v, k)
 	}
 	if node == 0 {
 		m := v.pool.member(now, balance.KeyAddr(k.Client.Addr()), nil)
@@ -339,6 +338,19 @@ func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *pa
 		node = m.host.node
 	}
 	return node, s.open(now, k, node)
+}
+
+// stick returns the server of the client's newest session, first among those of the same service; 0: none that serves it.
+func (s *sessions) stick(v *sessionService, k session.Key) gate.Node {
+	serves := func(n session.Server, _ session.Key) bool { return v.pool.serves(gate.Node(n)) }
+	same := func(n session.Server, has session.Key) bool {
+		return has.Server == k.Server && has.Protocol == k.Protocol && serves(n, has)
+	}
+	to, ok := s.table.ServerWith(k.Client.Addr(), same)
+	if !ok {
+		to, _ = s.table.ServerWith(k.Client.Addr(), serves)
+	}
+	return gate.Node(to)
 }
 
 // connectionTimeout is after which silence signalling over TCP is inactive. Agents tell when such a connection ends.

@@ -194,7 +194,10 @@ func (s *sessions) follow(now time.Time, id session.ID, protocol inspect.Protoco
 		}
 	}
 	if o.Identity != "" {
-		failed = errors.Join(failed, s.table.Name(id, protocol.String()+":"+o.Identity))
+		// Without it the session is not found from other flows; what it has announced is served all the same.
+		if err := s.table.Name(id, protocol.String()+":"+o.Identity); err != nil {
+			s.d.log.Debug("a session is not known by its name", "session", id, "error", err)
+		}
 	}
 	if o.Timeout > 0 {
 		failed = errors.Join(failed, s.table.SetTimeouts(id, session.Timeouts{Signalling: o.Timeout}))
