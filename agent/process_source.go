@@ -562,6 +562,7 @@ func (s *processSource) finish() {
 		r.Outcome = OutcomeResumed
 		s.e.counters.resumed++
 	}
+	s.e.metrics.moved(Moved{Outcome: r.Outcome, Freeze: r.Freeze, Total: r.Total, Held: r.Held})
 	if r.Err != nil {
 		s.e.log.Warn("a process did not move", "name", r.Name, "pid", r.PID, "to", r.To, "outcome", r.Outcome, "error", r.Err)
 	} else {

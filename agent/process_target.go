@@ -152,6 +152,11 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if t.images, err = criu.NewStore(limit); err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
+	if uint64(limit) > 3*m.Bytes+imageSlack {
+		if err := t.images.Reserve(m.Bytes); err != nil {
+			return wire.Refusef(host, wire.CodeBusy, "%v", err)
+		}
+	}
 	ids := make([]int, len(m.IDs))
 	for i, id := range m.IDs {
 		ids[i] = int(id)

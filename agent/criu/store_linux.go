@@ -19,10 +19,10 @@ type Store struct {
 	open  map[string]*storedFile
 	names map[string]bool
 	first []byte // the contents of firstFile
-	// ahead is memory that was sent ahead of the freeze, buffer for pieces that name its pages.
+	// ahead is memory that was sent ahead of the freeze, mapped the same in this process's memory.
 	ahead      *os.File
 	aheadPages int
-	buffer     [MaxPiece]byte
+	mapped     []byte
 	manifest   Manifest
 	err        error
 }
@@ -104,12 +104,14 @@ func (s *Store) write(p Piece) error {
 		return s.writeAhead(p.Data)
 	}
 	if len(p.Pages) > 0 {
-		data, err := s.lengthen(p)
-		if err != nil {
-			return err
-		}
-		p = Piece{File: p.File, Data: data}
+		return s.lengthen(p, func(data []byte) error { return s.append(p.File, data) })
 	}
+	return s.append(p.File, p.Data)
+}
+
+// append adds data to a file, or ends it if there is none.
+func (s *Store) append(name string, data []byte) error {
+	p := Piece{File: name, Data: data}
 	f := s.open[p.File]
 	if f == nil {
 		var err error
@@ -147,7 +149,7 @@ func storeError(name string, err error) error {
 
 // writeAhead keeps memory that was sent ahead.
 func (s *Store) writeAhead(data []byte) error {
-	if len(data)%PageSize != 0 {
+	if len(data)%PageSize != 0 || s.mapped != nil {
 		return fmt.Errorf("%w: memory of %d bytes", ErrImage, len(data))
 	}
 	if s.ahead == nil {
@@ -165,30 +167,70 @@ func (s *Store) writeAhead(data []byte) error {
 	return nil
 }
 
-// lengthen returns a piece's data with the pages that were sent ahead. Pages that follow one another there are read at once.
-func (s *Store) lengthen(p Piece) ([]byte, error) {
-	data := s.buffer[:0]
+// lengthen passes on a piece's data with the pages that were sent ahead. Pages that follow one another there are passed on at once, from where they
+// are.
+func (s *Store) lengthen(p Piece, pass func([]byte) error) error {
+	if err := s.mapAhead(); err != nil {
+		return err
+	}
 	literal := p.Data
 	for i := 0; i < len(p.Pages); {
-		if p.Pages[i] == LiteralPage {
-			data, literal = append(data, literal[:PageSize]...), literal[PageSize:]
-			i++
+		from, fresh := i, p.Pages[i] == LiteralPage
+		for i++; i < len(p.Pages) && (fresh && p.Pages[i] == LiteralPage || !fresh && p.Pages[i] == p.Pages[i-1]+1 && p.Pages[i] != LiteralPage); i++ {
+		}
+		size := (i - from) * PageSize
+		if fresh {
+			if err := pass(literal[:size]); err != nil {
+				return err
+			}
+			literal = literal[size:]
 			continue
 		}
-		from := i
-		for i++; i < len(p.Pages) && p.Pages[i] == p.Pages[i-1]+1 && p.Pages[i] != LiteralPage; i++ {
+		at := int(p.Pages[from]) * PageSize
+		if at+size > len(s.mapped) {
+			return fmt.Errorf("%w: page %d was not sent ahead", ErrImage, p.Pages[i-1])
 		}
-		if int(p.Pages[i-1]) >= s.aheadPages {
-			return nil, fmt.Errorf("%w: page %d was not sent ahead", ErrImage, p.Pages[i-1])
-		}
-		n := len(data)
-		data = data[:n+(i-from)*PageSize]
-		if _, err := s.ahead.ReadAt(data[n:], int64(p.Pages[from])*PageSize); err != nil {
-			return nil, storeError(aheadFile, err)
+		if err := pass(s.mapped[at : at+size]); err != nil {
+			return err
 		}
 	}
-	return data, nil
+	return nil
 }
+
+// mapAhead brings the memory that was sent ahead into this process's, when the first page of it is needed: nothing is added from then on.
+func (s *Store) mapAhead() (err error) {
+	if s.mapped != nil || s.aheadPages == 0 {
+		return nil
+	}
+	s.mapped, err = unix.Mmap(int(s.ahead.Fd()), 0, s.aheadPages*PageSize, unix.PROT_READ, unix.MAP_SHARED|unix.MAP_POPULATE)
+	if err != nil {
+		s.mapped = nil
+		return fmt.Errorf("map %s: %w", aheadFile, err)
+	}
+	return nil
+}
+
+// Reserve makes room for the memory of a tree that will have about so many bytes, so that it need not be made within the freeze.
+func (s *Store) Reserve(bytes uint64) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.dir == nil {
+		return os.ErrClosed
+	}
+	// The first process of a tree is the largest, as a rule. What is not used goes with the store.
+	fd, err := unix.Openat(int(s.dir.Fd()), largestFile, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return storeError(largestFile, err)
+	}
+	err = unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, int64(bytes))
+	if err != nil {
+		err = storeError(largestFile, err)
+	}
+	return errors.Join(err, unix.Close(fd))
+}
+
+// largestFile has the memory of a tree's first process.
+const largestFile = "pages-1.img"
 
 func (s *Store) create(name string) (*storedFile, error) {
 	if !validName(name) || s.names[name] || len(s.names) >= MaxFiles {
@@ -200,7 +242,7 @@ func (s *Store) create(name string) (*storedFile, error) {
 	if name == firstFile {
 		return f, nil
 	}
-	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
+	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		delete(s.open, name)
 		return nil, fmt.Errorf("store %s: %w", name, err)
@@ -249,7 +291,10 @@ func (s *Store) Close() error {
 	if s.ahead != nil {
 		errs = append(errs, s.ahead.Close())
 	}
-	s.dir, s.open, s.ahead = nil, nil, nil
+	if s.mapped != nil {
+		errs = append(errs, unix.Munmap(s.mapped))
+	}
+	s.dir, s.open, s.ahead, s.mapped = nil, nil, nil, nil
 	return errors.Join(errs...)
 }
 

@@ -120,6 +120,9 @@ func TestStoreAhead(t *testing.T) {
 		sum.add(page(c))
 	}
 	want.end("pages-1.img", sum)
+	if err := s.Reserve(1 << 19); err != nil {
+		t.Fatal(err)
+	}
 	for _, p := range []Piece{
 		{File: "pages-1.img", Data: append(page('x'), page('y')...), Pages: []uint32{LiteralPage, 1, 2, 0, LiteralPage}},
 		{File: "pages-1.img"},
@@ -130,6 +133,12 @@ func TestStoreAhead(t *testing.T) {
 	}
 	if err := s.Check(want); err != nil {
 		t.Error(err)
+	}
+	if err := s.Write(Piece{File: aheadFile, Data: page('z')}); !errors.Is(err, ErrImage) {
+		t.Errorf("memory that was sent ahead came late: %v", err)
+	}
+	if s, _, _ := image(t, 1<<20); !errors.Is(s.Reserve(1<<21), ErrFull) {
+		t.Error("more was reserved than there is room for")
 	}
 	for name, p := range map[string]Piece{
 		"not sent":        {File: "pages-2.img", Pages: []uint32{3}},
