@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/rehome-net/rehome/dispatcher/admission"
+	"github.com/rehome-net/rehome/dispatcher/balance"
+)
+
+// OverloadPolicy names what decides who is let in.
+type OverloadPolicy string
+
+// Policies of the scene. All but the last two are the dispatcher's of the same name.
+const (
+	OverloadNone      OverloadPolicy = OverloadPolicy(admission.None)
+	OverloadStatic    OverloadPolicy = OverloadPolicy(admission.Static)
+	OverloadLeastConn OverloadPolicy = OverloadPolicy(admission.LeastConnections503)
+	OverloadRequest   OverloadPolicy = OverloadPolicy(admission.Request)
+	OverloadSA2C      OverloadPolicy = OverloadPolicy(admission.SA2C)
+	// OverloadBare is a dispatcher without admission control and without reports.
+	OverloadBare OverloadPolicy = "bare"
+	// OverloadDirect is no dispatcher: clients go to the servers in turn.
+	OverloadDirect OverloadPolicy = "direct"
+)
+
+// OverloadPolicies are those that the scene compares.
+func OverloadPolicies() []OverloadPolicy {
+	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadSA2C}
+}
+
+// Times of admission's decisions, in a scene that lasts some seconds.
+const (
+	decisionInterval = 200 * time.Millisecond
+	decisionFloor    = 100 * time.Millisecond
+)
+
+// setup is what a policy makes of the dispatcher.
+type setup struct {
+	direct   bool
+	balance  balance.Kind
+	sections sections
+}
+
+func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
+	admit := sections{"policy": string(p), "interval": decisionInterval, "floor": decisionFloor, "retry_after": time.Second}
+	s := setup{balance: balance.Shell, sections: sections{"admission": admit, "forecast": sections{"window": 8}}}
+	switch p {
+	case OverloadDirect:
+		return setup{direct: true}, nil
+	case OverloadBare:
+		return setup{balance: balance.LeastConnections}, nil
+	case OverloadLeastConn:
+		s.balance = balance.LeastConnections
+		admit["connections"] = c.bestBound()
+	case OverloadNone, OverloadStatic, OverloadRequest, OverloadSA2C:
+	default:
+		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)
+	}
+	return s, nil
+}
+
+// bestBound is how many sessions keep one server just busy: each of its workers serves as many as can take turns in the time of a request and the
+// pause after it. An operator would have to know as much to choose it.
+func (c OverloadConfig) bestBound() int {
+	turns := 1 + float64(c.Think)/float64(c.ServiceTime)
+	return int(math.Ceil(float64(c.Workers) * turns))
+}
