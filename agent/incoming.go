@@ -128,6 +128,8 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 		e.handedOff(in, f.ID, m)
 	case *wire.Locate:
 		e.locate(in, f.ID, m)
+	case *wire.Relocate:
+		e.relocate(in, f.ID, m)
 	case *wire.Cookies:
 		e.cookies(in, f.ID, m)
 	case *wire.Chunk, *wire.StateSent, *wire.Transfer, *wire.Held, *wire.Cancel:

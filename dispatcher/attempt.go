@@ -92,7 +92,7 @@ func (c *dispatched) next(cause error) {
 
 func newID() uint64 {
 	for {
-		if id := rand.Uint64(); id != 0 {
+		if id := rand.Uint64() &^ shedBit; id != 0 {
 			return id
 		}
 	}

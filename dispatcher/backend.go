@@ -55,6 +55,8 @@ type backend struct {
 	// socketless is nil unless a service is; cookies means that the backend makes connections of first packets.
 	socketless *socketless
 	cookies    atomic.Bool
+	// management is nil without reports.
+	management *management
 }
 
 func newBackend(name, addr string, node gate.Node, self peer.Self, flushAll func(), log *slog.Logger) *backend {
@@ -238,6 +240,10 @@ func (b *backend) answer(f wire.Frame) error {
 	case *wire.Committed:
 		ev.Kind = migration.Committed
 	case *wire.Refuse:
+		if f.ID&shedBit != 0 && b.management != nil && b.management.shedder != nil {
+			b.management.shedder.refused(f.ID)
+			return nil
+		}
 		if f.ID == cookiesID {
 			b.log.Warn("a backend's connections need sockets here", "backend", b.name, "reason", m.Reason)
 			return nil

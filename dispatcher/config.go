@@ -61,6 +61,11 @@ type Config struct {
 	Peers []PeerConfig `yaml:"peers"`
 	// Services are the virtual addresses, and what happens to the connections that come in there.
 	Services []ServiceConfig `yaml:"services"`
+	// Reports are what backends tell of themselves; Forecast, Admission and Shedding go by it.
+	Reports   ReportsConfig   `yaml:"reports,omitempty"`
+	Forecast  ForecastConfig  `yaml:"forecast,omitempty"`
+	Admission AdmissionConfig `yaml:"admission,omitempty"`
+	Shedding  SheddingConfig  `yaml:"shedding,omitempty"`
 	// Gateways are the names of the hosts, as in their certificates, that may report what servers say in signalling (rehome gateway).
 	Gateways []string `yaml:"gateways,omitempty"`
 	// Sessions bounds the sessions of the modes rtsp, sip, ftp and udp.
@@ -169,7 +174,7 @@ func ReadConfig(r io.Reader) (Config, error) {
 // Validate fills in defaults and returns everything that is wrong, each with what to do.
 func (c *Config) Validate() error {
 	c.setDefaults()
-	return errors.Join(c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices())
+	return errors.Join(c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateManagement())
 }
 
 func (c *Config) setDefaults() {

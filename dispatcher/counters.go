@@ -25,6 +25,7 @@ type counters struct {
 	latency  *prometheus.HistogramVec
 	relayed  prometheus.Counter
 
+	shed, unshed           prometheus.Counter
 	sessions, unplaced     prometheus.Counter
 	announced, unannounced prometheus.Counter
 	findings               *prometheus.CounterVec
@@ -53,6 +54,9 @@ func newCounters() *counters {
 			Buckets: prometheus.ExponentialBuckets(20e-6, 1.3, 46), // to about 2.6 s
 		}, []string{"delivery"}),
 	}
+	c.shed = counter("shed_total", "Connections that were ordered away from servers that are too loaded.")
+	c.unshed = counter("shed_refused_total", "Of those: connections that did not move.")
+	c.registry.MustRegister(c.shed, c.unshed)
 	c.sessions = counter("sessions_total", "Sessions opened.")
 	c.unplaced = counter("sessions_refused_total", "First packets of sessions that no server took, or the session table.")
 	c.announced = counter("announced_flows_total", "Flows that signalling has announced and that were installed.")

@@ -65,6 +65,8 @@ type Dispatcher struct {
 	workers []*worker
 	// socketless is nil unless a service is.
 	socketless *socketless
+	// management is nil without reports.
+	management *management
 	// sessions is nil unless flows of a service belong to sessions.
 	sessions *sessions
 	outlines outlines
@@ -113,6 +115,12 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if d.socketless != nil {
 		defer func() { err = errors.Join(err, d.socketless.close()) }()
 	}
+	if d.cfg.Reports.on() {
+		if d.management, err = newManagement(d); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, d.management.monitor.Close()) }()
+	}
 	if d.cfg.hasSessions() {
 		if d.sessions, err = newSessions(d, sessionForwarder{path.Forwarder}); err != nil {
 			return err
@@ -144,6 +152,9 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 	}
 	if d.sessions != nil {
 		run(d.sessions.run)
+	}
+	if d.management != nil {
+		run(d.management.run)
 	}
 	live := d.live.Load()
 	for name, b := range live.backends {
@@ -225,8 +236,9 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 	case to == nil:
 		refuse("no-route", peek.NoRoute)
 		return
-	case d.admission != nil && !d.admission.Admit(time.Now(), s.cfg.Name, &key):
-		refuse("admission", peek.Unavailable)
+	case !d.admits(s, &key):
+		d.count.unrouted.WithLabelValues("admission").Inc()
+		d.refuse(&dispatched{d: d, fd: p.fd, service: p.service, flow: p.flow}, d.sorry(&key))
 		return
 	case !s.reserve():
 		refuse("limit", peek.Unavailable)
@@ -237,6 +249,19 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 		c.hash = to.hash(p.flow, &key)
 	}
 	c.start()
+}
+
+// admits reports whether a service takes one more connection.
+func (d *Dispatcher) admits(s *service, key *peek.Key) bool {
+	if d.admission != nil && !d.admission.Admit(time.Now(), s.cfg.Name, key) {
+		return false
+	}
+	return d.management == nil || d.management.admit(s)
+}
+
+// sorry is what a client is told that admission has refused.
+func (d *Dispatcher) sorry(key *peek.Key) []byte {
+	return key.AnswerLater(d.cfg.Admission.RetryAfter)
 }
 
 // refuse tells a client that it is not served, and leaves the rest of the connection to a worker.

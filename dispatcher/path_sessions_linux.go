@@ -44,6 +44,11 @@ func (f sessionForwarder) Handle(protocol uint8, at netip.AddrPort, h forward.Ha
 	return f.of(protocol).SetHandling(at, h)
 }
 
+// SetAdmission is Flows.SetAdmission for the protocol.
+func (f sessionForwarder) SetAdmission(protocol uint8, at netip.AddrPort, a forward.Admission) error {
+	return f.of(protocol).SetAdmission(at, a)
+}
+
 // Unhandle implements sessionPath.
 func (f sessionForwarder) Unhandle(protocol uint8, at netip.AddrPort) error {
 	return f.of(protocol).RemoveService(at)

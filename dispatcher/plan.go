@@ -55,7 +55,7 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		if b == nil || old.peers[c.Name] != c {
 			was := b
 			b = newBackend(c.Name, c.Address, gate.Node(c.ID), d.self, d.flush, d.log)
-			b.socketless = d.socketless
+			b.socketless, b.management = d.socketless, d.management
 			if was != nil {
 				b.draining.Store(was.draining.Load())
 			}
@@ -189,6 +189,10 @@ func needRestart(old, cfg *Config) error {
 		{"workers", old.Workers == cfg.Workers},
 		{"services.mode: the first of rtsp, sip, ftp or udp", old.hasSessions() || !cfg.hasSessions()},
 		{"gateways", slices.Equal(old.Gateways, cfg.Gateways)},
+		{"reports", old.Reports == cfg.Reports},
+		{"admission", old.Admission == cfg.Admission},
+		{"forecast", old.Forecast == cfg.Forecast},
+		{"shedding", old.Shedding == cfg.Shedding},
 		{"sessions", old.Sessions == cfg.Sessions},
 		{"services.socketless", old.socketless() || !cfg.socketless()},
 	} {

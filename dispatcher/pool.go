@@ -109,6 +109,9 @@ func (m *member) view(tried []*member) balance.Backend {
 	b.Active = int(m.host.active.Load())
 	b.Drained = b.Drained || m.host.draining.Load()
 	b.Down = !m.host.up()
+	if g := m.host.management; g != nil {
+		g.judge(m.host, &b)
+	}
 	b.Tried = slices.Contains(tried, m)
 	return b
 }

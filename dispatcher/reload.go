@@ -178,6 +178,10 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 	if d.socketless != nil {
 		d.socketless.tell()
 	}
+	if d.management != nil {
+		d.management.watch(next)
+		d.management.enforce(*d.management.decision.Load())
+	}
 	for b := range gone {
 		d.roster.lose(b)
 		gone[b] = d.succeed(b, 0)

@@ -241,7 +241,7 @@ func TestRestartKeys(t *testing.T) {
 	reloadable := []string{"peers", "services", "pools"}
 	typ := reflect.TypeFor[Config]()
 	for i := range typ.NumField() {
-		key := typ.Field(i).Tag.Get("yaml")
+		key, _, _ := strings.Cut(typ.Field(i).Tag.Get("yaml"), ",")
 		var old, cfg Config
 		other(t, reflect.ValueOf(&cfg).Elem().Field(i))
 		err := needRestart(&old, &cfg)

@@ -180,6 +180,30 @@ func (s *sessions) end(now time.Time, k session.Key) {
 	s.perform(now, actions)
 }
 
+// abandon ends the sessions of a server that is gone: the next packets of their clients find another, or are answered with RST.
+func (s *sessions) abandon(n gate.Node) {
+	const some = 1024
+	var found []session.Session
+	for at := session.Cursor(0); ; {
+		s.mu.Lock()
+		found, at = s.table.Scan(at, some, found[:0])
+		now := time.Now()
+		for _, v := range found {
+			if gate.Node(v.Server) != n {
+				continue
+			}
+			actions, err := s.table.Close(v.ID, s.actions[:0])
+			if err == nil {
+				s.perform(now, actions)
+			}
+		}
+		s.mu.Unlock()
+		if at == 0 {
+			return
+		}
+	}
+}
+
 // errNoServer means that a pool has no server for a session.
 var errNoServer = errors.New("no server takes the session")
 

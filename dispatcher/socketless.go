@@ -126,9 +126,12 @@ func (s *socketless) decide(q synproxy.Request) synproxy.Decision {
 	if to == nil || to.delivery != wire.DeliverUnmodified {
 		return synproxy.Decision{Verb: synproxy.Local}
 	}
-	if q.Returned == 0 && d.admission != nil && !d.admission.Admit(time.Now(), v.cfg.Name, &key) {
+	if q.Returned == 0 && !d.admits(v, &key) {
 		d.count.unrouted.WithLabelValues("admission").Inc()
-		return synproxy.Decision{Verb: synproxy.Answer, Answer: key.Answer(peek.Unavailable)}
+		if text := d.sorry(&key); len(text) > 0 {
+			return synproxy.Decision{Verb: synproxy.Answer, Answer: text}
+		}
+		return synproxy.Decision{Verb: synproxy.Reset}
 	}
 	var hash uint64
 	if to.cfg.Hash != "" {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/dispatcher/gateway"
 )
 
@@ -46,5 +47,41 @@ Nothing is left behind when it ends, however it ends: signalling then passes unr
 	}
 	cmd.Flags().StringVar(&config, "config", defaultGatewayConfig, "configuration file")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	cmd.AddCommand(newGatewayCheck())
+	return cmd
+}
+
+func newGatewayCheck() *cobra.Command {
+	var output outputFormat
+	var config string
+	cmd := &cobra.Command{
+		Use:   "check",
+		Short: "Validate a gateway's configuration and look at what this machine can do",
+		Long: `Validate a gateway's configuration, and look at what it expects of this machine: kernel, capabilities, interfaces, forwarding,
+certificates, the dispatcher and the servers. The exit code is 2 if the configuration is wrong, 1 if something is missing that cannot
+be done without.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg, err := gateway.LoadConfig(config)
+			if err != nil {
+				return &exitError{exitUsage, err}
+			}
+			var found []agent.Finding
+			missing := false
+			for _, f := range gateway.Check(&cfg) {
+				found = append(found, agent.Finding(f))
+				missing = missing || !f.OK && !f.Optional
+			}
+			if err := printFindings(cmd.OutOrStdout(), found, output); err != nil {
+				return &exitError{exitFailed, err}
+			}
+			if missing {
+				return &exitError{exitFailed, errors.New("something is missing: see above")}
+			}
+			return nil
+		},
+	}
+	output.register(cmd)
+	cmd.Flags().StringVar(&config, "config", defaultGatewayConfig, "configuration file")
 	return cmd
 }

@@ -34,10 +34,10 @@ const (
 // Defaults of Config.
 const (
 	DefaultAlpha       = 0.9
-	DefaultT1          = 0.62
-	DefaultT2          = 0.72
-	DefaultT3          = 0.80
-	DefaultC           = 0.90
+	DefaultT1          = 0.65
+	DefaultT2          = 0.80
+	DefaultT3          = 0.90
+	DefaultC           = 1.00
 	DefaultGap         = 0.01
 	DefaultInterval    = time.Second
 	DefaultFloor       = 100 * time.Millisecond
@@ -53,7 +53,7 @@ type Config struct {
 	// Alpha of eq. 1 weighs the mean of the nodes' loads against their variance (above 0, at most 1); 0 means 0.9.
 	Alpha float64
 	// T1 < T2 < T3 < C are the thresholds of eq. 2, in units of the load that eq. 1 gives. All four are given, or none: then they
-	// are 0.62, 0.72, 0.80 and 0.90.
+	// are 0.65, 0.80, 0.90 and 1.
 	T1, T2, T3, C float64
 	// Gap is the least distance between two thresholds, which stops eq. 4; 0 means 0.01.
 	Gap float64

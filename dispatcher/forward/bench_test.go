@@ -18,6 +18,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 
+	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -87,6 +88,7 @@ func generator(b testing.TB, kind ebpf.ProgramType, n uint32, v6 bool, target *e
 		asm.StoreMem(asm.R2, 4, asm.R5, asm.Half),
 		asm.Mov.Imm(asm.R5, 0x55),
 		asm.StoreMem(asm.R2, 6, asm.R5, asm.Word),
+		asm.StoreMem(asm.R2, 10, asm.R5, asm.Half),
 		// Whole words, as the program will read them: what a load takes together from several stores, the processor
 		// cannot forward, and the packets would wait for one another as they never do behind a device.
 		asm.Mov.Reg(asm.R5, asm.R0),
@@ -241,7 +243,9 @@ func BenchmarkPacket(b *testing.B) {
 					b.Run(c.name, func(b *testing.B) {
 						p := generator(b, c.kind, uint32(flows), v6, c.program)
 						h.do(b, func() error {
-							const repeat = 1 << 15
+							// Each run of an XDP program begins with cold caches, because the kernel rewrites code for it, which takes
+							// 20 ms: it must be long for that not to count.
+							const repeat = 1 << 20
 							var each []time.Duration
 							before := f.Stats().Forwarded
 							for b.Loop() {
@@ -274,6 +278,99 @@ func BenchmarkPacket(b *testing.B) {
 			})
 		}
 	}
+}
+
+// BenchmarkAdmission reports what admission costs a packet of an established flow: the same program without it ("none"), with
+// nothing to refuse ("zero"), and throwing dice for every packet ("dice"). They take turns, so that what else the machine does
+// meets all alike.
+func BenchmarkAdmission(b *testing.B) {
+	for _, flows := range []int{1 << 10, 1 << 20} {
+		b.Run(fmt.Sprintf("flows=%d", flows), func(b *testing.B) {
+			h := network(b, 1)[0]
+			f := h.forwarder(b, Config{MaxFlows: 1 << 20})
+			if err := f.SetNode(9, h.index(b), net.HardwareAddr{2, 0, 0, 0, 0, 9}, h.mac(b)); err != nil {
+				b.Fatal(err)
+			}
+			vip := benchFlow(0, false).Local
+			if err := f.SetService(vip, []gate.Node{9}); err != nil {
+				b.Fatal(err)
+			}
+			if failed := fill(b, f.Flows, flows, false); failed > 0 {
+				b.Fatalf("%d flows have no room", failed)
+			}
+			o := f.table.objects
+			frame := packetOf(make(net.HardwareAddr, 6), benchFlow(0, false), protoTCP, ack, 0)
+			type run struct {
+				name    string
+				program *ebpf.Program
+				set     Admission
+				each    []float64
+			}
+			runs := []*run{
+				{"none", generator(b, ebpf.SchedCLS, uint32(flows), false, without(b, o)), Admission{}, nil},
+				{"zero", generator(b, ebpf.SchedCLS, uint32(flows), false, o.RehomeForward), Admission{}, nil},
+				{"dice", generator(b, ebpf.SchedCLS, uint32(flows), false, o.RehomeForward), Admission{Established: 0x1p-32, Segments: true}, nil},
+			}
+			h.do(b, func() error {
+				for b.Loop() {
+					for _, r := range runs {
+						if err := f.SetAdmission(vip, r.set); err != nil {
+							return err
+						}
+						before := f.Stats()
+						const repeat = 1 << 17
+						_, took, err := r.program.Benchmark(frame, repeat, nil)
+						if err != nil {
+							return err
+						}
+						if after := f.Stats(); after.Forwarded+after.Degraded-before.Forwarded-before.Degraded < repeat {
+							return fmt.Errorf("%s: only %d packets were forwarded", r.name, after.Forwarded-before.Forwarded)
+						}
+						r.each = append(r.each, float64(took.Nanoseconds()))
+					}
+				}
+				return nil
+			})
+			for _, r := range runs {
+				slices.Sort(r.each)
+				b.ReportMetric(r.each[len(r.each)/2], r.name+"-ns")
+				b.ReportMetric(r.each[0], r.name+"-least-ns")
+			}
+		})
+	}
+}
+
+// without is the program on the same tables that never degrades a flow.
+func without(b *testing.B, o *forwardObjects) *ebpf.Program {
+	b.Helper()
+	spec, err := loadForward()
+	if err != nil {
+		b.Fatal(err)
+	}
+	var setting forwardSetting
+	if err := o.Settings.Lookup(uint32(0), &setting); err != nil {
+		b.Fatal(err)
+	}
+	for name, value := range map[string]any{
+		"seed": setting.Seed, "count4": o.Lines4.MaxEntries(), "count6": o.Lines6.MaxEntries(), "degrades": uint32(0),
+	} {
+		if err := spec.Variables[name].Set(value); err != nil {
+			b.Fatal(err)
+		}
+	}
+	same := make(map[string]*ebpf.Map)
+	for name, m := range map[string]*ebpf.Map{
+		"lines4": o.Lines4, "lines6": o.Lines6, "slots4": o.Slots4, "slots6": o.Slots6, "nodes": o.Nodes, "services": o.Services, "stats": o.Stats,
+	} {
+		spec.Maps[name].MaxEntries = m.MaxEntries()
+		same[name] = m
+	}
+	c, err := ebpf.NewCollectionWithOptions(spec, ebpf.CollectionOptions{MapReplacements: same})
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(c.Close)
+	return c.Programs["rehome_forward"]
 }
 
 // BenchmarkMemory reports what the kernel charges for a table of 2^20 flows for each IP version.

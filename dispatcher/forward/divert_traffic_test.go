@@ -115,14 +115,14 @@ func TestTrafficUndecided(t *testing.T) {
 	for _, mode := range []Mode{TCX, XDP} {
 		for _, vip := range []string{"10.66.0.100:9000", "[fd66::100]:9000"} {
 			t.Run(mode.String()+"/"+vip, func(t *testing.T) {
+				const before, datagrams = 20, 1000
 				c := newCluster(t)
 				f := c.diverting(t, mode, Config{})
 				at := netip.MustParseAddrPort(vip)
-				if err := f.UDP().SetHandling(at, Handling{Divert: true}); err != nil {
+				if err := f.UDP().SetHandling(at, Handling{Divert: true, MaxWaiting: 2 * datagrams}); err != nil {
 					t.Fatal(err)
 				}
 				got := receiver(t, c.servers[1], vip)
-				const before, datagrams = 20, 1000
 				var held []Diverted
 				var decided atomic.Bool
 				divert(t, f, func(d Diverted) {
@@ -159,15 +159,36 @@ func TestTrafficUndecided(t *testing.T) {
 				}
 				s := f.Stats()
 				t.Logf("%d of %d diverted", s.Diverted, datagrams)
-				if s.Diverted < before || s.Diverted > datagrams/2 || s.Unread+s.Crowded != 0 {
+				if s.Diverted < before || s.Unread+s.Crowded != 0 {
 					t.Errorf("%+v", s)
 				}
+				eventually(t, "the short way is taken", func() bool {
+					diverted, arrived := f.Stats().Diverted, len(got())
+					if _, err := conn.Write(binary.BigEndian.AppendUint32(nil, datagrams)); err != nil {
+						t.Fatal(err)
+					}
+					eventually(t, "another datagram arrives", func() bool { return len(got()) > arrived })
+					return f.Stats().Diverted == diverted
+				})
 				if r, err := f.UDP().Route(flowOf(conn)); err != nil || r.Node != 2 || r.Epoch != 2 {
 					t.Errorf("%+v, %v", r, err)
 				}
 			})
 		}
 	}
+}
+
+// shortWay waits until a flow's datagrams do not come by user space any more. On a busy machine the client may be answered, and have sent the
+// next datagram, before Send comes to the release.
+func shortWay(t *testing.T, f *Forwarder, conn net.Conn, server string) {
+	t.Helper()
+	eventually(t, "datagrams take the short way", func() bool {
+		before := f.Stats().Diverted
+		if s := who(t, conn); s != server {
+			t.Errorf("answered by %s, want %s", s, server)
+		}
+		return f.Stats().Diverted == before
+	})
 }
 
 // A datagram that this host keeps reaches its own stack, as if it had just arrived.
@@ -192,17 +213,13 @@ func TestTrafficKept(t *testing.T) {
 		})
 		for _, vip := range []string{vip4, vip6} {
 			conn := c.dial(t, "udp", vip)
-			for range 10 {
-				if s := who(t, conn); s != "0" {
-					t.Errorf("%v, %s: answered by %s", mode, vip, s)
-				}
+			if s := who(t, conn); s != "0" || f.Stats().Diverted == 0 {
+				t.Errorf("%v, %s: answered by %s", mode, vip, s)
 			}
+			shortWay(t, f, conn, "0")
 			if r, err := f.UDP().Route(flowOf(conn)); err != nil || r.Node != 0 || r.Epoch != 2 {
 				t.Errorf("%+v, %v", r, err)
 			}
-		}
-		if got := f.Stats().Diverted; got != 2 {
-			t.Errorf("%v: %d datagrams diverted, want the first of each flow", mode, got)
 		}
 	}
 }
@@ -298,7 +315,7 @@ func TestTrafficInspected(t *testing.T) {
 // A reader that falls silent costs its flows at most Config.DivertTimeout.
 func TestReaderFallsSilent(t *testing.T) {
 	c := newCluster(t)
-	f := c.diverting(t, TCX, Config{DivertTimeout: 200 * time.Millisecond})
+	f := c.diverting(t, TCX, Config{DivertTimeout: 500 * time.Millisecond})
 	if err := errors.Join(
 		f.SetHandling(netip.MustParseAddrPort(vip4), Handling{Inspect: true}),
 		f.UDP().SetHandling(netip.MustParseAddrPort(vip4), Handling{Divert: true}),
@@ -460,21 +477,19 @@ func TestDivertRestart(t *testing.T) {
 	var reasons []Reason
 	stop = divert(t, f, func(d Diverted) {
 		reasons = append(reasons, d.Reason)
-		if _, err := f.UDP().Assign(d.Flow, 2, false); err != nil {
-			t.Error(err)
+		if d.Reason == Undecided {
+			if _, err := f.UDP().Assign(d.Flow, 2, false); err != nil {
+				t.Error(err)
+			}
 		}
 		if err := f.Send(d, 2); err != nil {
 			t.Error(err)
 		}
 	})
-	for range 5 {
-		if s := who(t, conn); s != "2" {
-			t.Errorf("served by %s", s)
-		}
-	}
+	shortWay(t, f, conn, "2")
 	stop()
-	if len(reasons) != 1 || reasons[0] != Undecided {
-		t.Errorf("%v: want one packet, of an undecided flow", reasons)
+	if len(reasons) == 0 || reasons[0] != Undecided || slices.Contains(reasons[1:], Undecided) {
+		t.Errorf("%v: want one packet of an undecided flow", reasons)
 	}
 	if err := f.Remove(); err != nil {
 		t.Fatal(err)

@@ -116,5 +116,5 @@
 //
 // It knows nothing of sockets, chooses servers only by taking turns (or leaves that to user space), and tracks no connection: a flow ends when an agent
 // reports it (Forget), or by silence. It translates no address and builds no tunnel: servers must be on a link of this
-// host's. It does not defragment. Forwarding by nftables, for kernels without BPF, is not built.
+// host's. It does not defragment. Package nft forwards by nftables, for kernels that refuse BPF.
 package forward

@@ -59,6 +59,7 @@ type forwardCounters struct {
 	Untold             uint64
 	RefusedNew         uint64
 	RefusedEstablished uint64
+	Thrown             uint64
 }
 
 type forwardFragment struct {
@@ -297,9 +298,10 @@ type forwardMapSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type forwardVariableSpecs struct {
-	Count4 *ebpf.VariableSpec `ebpf:"count4"`
-	Count6 *ebpf.VariableSpec `ebpf:"count6"`
-	Seed   *ebpf.VariableSpec `ebpf:"seed"`
+	Count4   *ebpf.VariableSpec `ebpf:"count4"`
+	Count6   *ebpf.VariableSpec `ebpf:"count6"`
+	Degrades *ebpf.VariableSpec `ebpf:"degrades"`
+	Seed     *ebpf.VariableSpec `ebpf:"seed"`
 }
 
 // forwardObjects contains all objects after they have been loaded into the kernel.
@@ -365,9 +367,10 @@ func (m *forwardMaps) Close() error {
 //
 // It can be passed to loadForwardObjects or ebpf.CollectionSpec.LoadAndAssign.
 type forwardVariables struct {
-	Count4 *ebpf.Variable `ebpf:"count4"`
-	Count6 *ebpf.Variable `ebpf:"count6"`
-	Seed   *ebpf.Variable `ebpf:"seed"`
+	Count4   *ebpf.Variable `ebpf:"count4"`
+	Count6   *ebpf.Variable `ebpf:"count6"`
+	Degrades *ebpf.Variable `ebpf:"degrades"`
+	Seed     *ebpf.Variable `ebpf:"seed"`
 }
 
 // forwardPrograms contains all programs after they have been loaded into the kernel.

@@ -175,6 +175,13 @@ func (d *diverter) learned(host string, mac net.HardwareAddr) error {
 	return errors.Join(append(errs, d.putServices())...)
 }
 
+// known returns how many hosts' link-layer addresses are known.
+func (d *diverter) known() int {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.macs)
+}
+
 // uses reports whether a host of the service has the address: d.mu is held.
 func (d *diverter) uses(s divertedService, mac [6]byte) bool {
 	for host := range s.roles {

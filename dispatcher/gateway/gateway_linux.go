@@ -123,6 +123,7 @@ func (g *Gateway) Stats() Stats {
 		s.Diverted, s.Released = c.Diverted, c.Released
 		s.Refused, s.Unverified, s.Lapsed, s.Exempt, s.Fragments = c.Refused, c.Unverified, c.Lapsed, c.Exempt, c.Fragments
 	}
+	s.Unknown = 1 + len(g.cfg.Servers) - g.divert.known()
 	return s
 }
 
@@ -346,7 +347,7 @@ func (g *Gateway) follow(ctx context.Context) error {
 		return nil
 	}
 	err := neighbour.Watch(ctx, sources{g.divert, hosts}, hosts, func(h neighbour.Host, mac net.HardwareAddr) {
-		g.log.Info("learned a link-layer address", "host", h.Name, "mac", mac)
+		g.log.Info("learned a link-layer address", "host", h.Name, "mac", mac.String())
 	}, g.log)
 	if ctx.Err() != nil {
 		return nil

@@ -18,7 +18,7 @@ func Signalling(mode Mode, flow session.Key) Parser {
 	if err != nil {
 		return nil
 	}
-	return &inspector{parser: p, datagrams: flow.Protocol == protocolUDP}
+	return inspect.NewEncoder(p, flow, false)
 }
 
 func newInspector(mode Mode, flow session.Key) (inspect.Parser, error) {
@@ -32,26 +32,3 @@ func newInspector(mode Mode, flow session.Key) (inspect.Parser, error) {
 	}
 	return nil, fmt.Errorf("mode %q: no parser", mode)
 }
-
-// inspector is an inspect.Parser whose halves are encoded.
-type inspector struct {
-	parser    inspect.Parser
-	datagrams bool
-}
-
-func (i *inspector) Parse(b []byte) (encoded [][]byte) {
-	halves := i.parser.Datagram
-	if !i.datagrams {
-		halves = i.parser.Feed
-	}
-	for _, h := range halves(b) {
-		// No parser makes a half that cannot be encoded; the dispatcher could not use one.
-		if e, err := h.Append(nil); err == nil {
-			encoded = append(encoded, e)
-		}
-	}
-	return encoded
-}
-
-func (i *inspector) Gap()         { i.parser.Lost() }
-func (i *inspector) Opaque() bool { return i.parser.Opaque() }

@@ -28,6 +28,8 @@ type Stats struct {
 	Failed uint64
 	// Lost packets could not be written back.
 	Lost uint64
+	// Unknown is the number of hosts, the dispatcher and the servers, whose link-layer address is not known.
+	Unknown int
 	// Connected says that the dispatcher is there; Connections is how often it was reached.
 	Connected   bool
 	Connections uint64
@@ -37,7 +39,8 @@ type Stats struct {
 type collector struct {
 	stats func() Stats
 	names []counterName
-	up    *prometheus.Desc
+
+	up, unknown *prometheus.Desc
 }
 
 type counterName struct {
@@ -46,7 +49,11 @@ type counterName struct {
 }
 
 func newCollector(stats func() Stats) *collector {
-	c := &collector{stats: stats, up: prometheus.NewDesc("rehome_gateway_dispatcher_up", "Whether the dispatcher is connected.", nil, nil)}
+	c := &collector{
+		stats:   stats,
+		up:      prometheus.NewDesc("rehome_gateway_dispatcher_up", "Whether the dispatcher is connected.", nil, nil),
+		unknown: prometheus.NewDesc("rehome_gateway_unknown_hosts", "Hosts whose link-layer address is not known: nothing of theirs is read.", nil, nil),
+	}
 	add := func(name, help string, value func(Stats) uint64) {
 		c.names = append(c.names, counterName{prometheus.NewDesc("rehome_gateway_"+name+"_total", help, nil, nil), value})
 	}
@@ -72,6 +79,7 @@ func newCollector(stats func() Stats) *collector {
 // Describe implements prometheus.Collector.
 func (c *collector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.up
+	ch <- c.unknown
 	for _, n := range c.names {
 		ch <- n.desc
 	}
@@ -85,6 +93,7 @@ func (c *collector) Collect(ch chan<- prometheus.Metric) {
 		up = 1
 	}
 	ch <- prometheus.MustNewConstMetric(c.up, prometheus.GaugeValue, up)
+	ch <- prometheus.MustNewConstMetric(c.unknown, prometheus.GaugeValue, float64(s.Unknown))
 	for _, n := range c.names {
 		ch <- prometheus.MustNewConstMetric(n.desc, prometheus.CounterValue, float64(n.value(s)))
 	}

@@ -291,7 +291,7 @@ func TestSpoofedReplyIsRefused(t *testing.T) {
 	if err != nil || strings.TrimSpace(string(b[:n])) != "say b1" {
 		t.Errorf("the client has %q, %v", b[:n], err)
 	}
-	if st := g.Stats(); st.Refused != 1 || s.Stats().Reports != 1 {
+	if st := g.Stats(); st.Unknown != 0 || st.Refused != 1 || s.Stats().Reports != 1 {
 		t.Errorf("%+v, %+v", st, s.Stats())
 	}
 }

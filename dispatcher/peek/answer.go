@@ -2,7 +2,10 @@
 
 package peek
 
-import "strconv"
+import (
+	"strconv"
+	"time"
+)
 
 // Status says why a connection is refused, as the client is told.
 type Status uint8
@@ -59,6 +62,15 @@ func (k *Key) Answer(s Status) []byte {
 	status := append([]byte{0x08, 3}, s.line()[:3]...)
 	b = appendFrame(b, frameHeaders, flagEndHeaders|flagEndStream, k.stream, status)
 	return goAway(b, k.stream, errorNone)
+}
+
+// AnswerLater is Answer for a client that may come back after a time: of HTTP/1 it is told when (RFC 9110, 10.2.3), in whole seconds.
+func (k *Key) AnswerLater(after time.Duration) []byte {
+	if k.Mode != HTTP || after <= 0 {
+		return k.Answer(Unavailable)
+	}
+	seconds := int64((after + time.Second - 1) / time.Second)
+	return []byte("HTTP/1.1 " + Unavailable.line() + "\r\nRetry-After: " + strconv.FormatInt(seconds, 10) + "\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
 }
 
 // Answer returns what to write to the client that was rejected. One that speaks another protocol is answered in its own.

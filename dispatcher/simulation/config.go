@@ -56,7 +56,7 @@ type Config struct {
 	// RefuseAll is a probability with which every request is refused, be it a session's first or last, in the place of what Admission
 	// decides by the load: admission control that knows no sessions, at a rate that somebody has found best. 0: Admission decides.
 	RefuseAll float64
-	// Forecast is how loads are forecast.
+	// Forecast is how loads are forecast; its ceiling is 1, as no load reported here is more.
 	Forecast forecast.Config
 	// Unforecast shows the measured loads to admission and balance.
 	Unforecast bool
@@ -99,6 +99,7 @@ func (c Config) withDefaults() Config {
 	orDefault(&c.Report, 100*time.Millisecond)
 	orDefault(&c.Balance, balance.LeastConnections)
 	orDefault(&c.WarmUp, time.Minute)
+	orDefault(&c.Forecast.Ceiling, 1)
 	return c
 }
 

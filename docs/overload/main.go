@@ -94,7 +94,7 @@ func settings(w io.Writer, sessions int) error {
 		if err != nil {
 			return err
 		}
-		fmt.Fprintf(w, "%-48s %.3f, success %.3f\n", name, r.CompletedPerSecond()/v.Config.Capacity(), r.Success())
+		fmt.Fprintf(w, "%-72s %.3f, success %.3f\n", name, r.CompletedPerSecond()/v.Config.Capacity(), r.Success())
 		return nil
 	}
 	line := func(name string, config admission.Config) error { return run(name, v, config) }
@@ -110,9 +110,18 @@ func settings(w io.Writer, sessions int) error {
 		}
 	}
 	for _, kind := range []admission.Kind{admission.Static, admission.Request, admission.SA2C} {
-		for _, t := range [][2]float64{{0.40, 0.60}, {0.55, 0.70}, {0.62, 0.72}, {0.68, 0.74}, {0.70, 0.78}} {
-			config := admission.Config{Kind: kind, T1: t[0], T2: t[1], T3: 0.8, C: 0.9}
+		for _, t := range [][2]float64{{0.40, 0.60}, {0.55, 0.70}, {0.62, 0.72}, {0.65, 0.80}, {0.70, 0.85}} {
+			config := admission.Config{Kind: kind, T1: t[0], T2: t[1], T3: 0.9, C: 1}
 			if err := line(fmt.Sprintf("%s, T1 = %.2f, T2 = %.2f", kind, t[0], t[1]), config); err != nil {
+				return err
+			}
+		}
+	}
+	for _, part := range []float64{0, 1} {
+		for _, t := range [][4]float64{{0.65, 0.80, 0.90, 1}, {0.62, 0.72, 0.90, 1}, {0.62, 0.72, 0.80, 0.90}} {
+			world := simulation.Variation{Config: simulation.Config{LargestPart: part}}
+			name := map[float64]string{0: "sum of parts", 1: "largest part"}[part]
+			if err := run(fmt.Sprintf("sa2c, load is the %s, thresholds %v", name, t), world, admission.Config{T1: t[0], T2: t[1], T3: t[2], C: t[3]}); err != nil {
 				return err
 			}
 		}
@@ -120,7 +129,7 @@ func settings(w io.Writer, sessions int) error {
 	for _, alpha := range []float64{1, 0.9, 0.5} {
 		// Thresholds go with alpha: equal loads give alpha times the load.
 		scale := alpha / admission.DefaultAlpha
-		config := admission.Config{Alpha: alpha, T1: 0.62 * scale, T2: 0.72 * scale, T3: 0.8 * scale, C: 0.9 * scale}
+		config := admission.Config{Alpha: alpha, T1: 0.65 * scale, T2: 0.8 * scale, T3: 0.9 * scale, C: scale}
 		if err := line(fmt.Sprintf("sa2c, alpha = %.1f, thresholds to scale", alpha), config); err != nil {
 			return err
 		}

@@ -98,8 +98,9 @@ type every struct {
 // Ticks implements plot.Ticker.
 func (e every) Ticks(low, high float64) []plot.Tick {
 	var ticks []plot.Tick
-	for n := math.Ceil(low/e.step - 1e-9); n*e.step <= high+1e-9; n++ {
-		ticks = append(ticks, plot.Tick{Value: n * e.step, Label: fmt.Sprintf(e.format, n*e.step)})
+	for n := int(math.Ceil(low/e.step - 1e-9)); float64(n)*e.step <= high+1e-9; n++ {
+		at := float64(n) * e.step
+		ticks = append(ticks, plot.Tick{Value: at, Label: fmt.Sprintf(e.format, at)})
 	}
 	return ticks
 }

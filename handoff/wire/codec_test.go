@@ -103,6 +103,7 @@ func frameCases() []frameCase {
 		{"halves", Frame{45, &Halves{Flow: flow4(), Protocol: 6, Halves: [][]byte{[]byte("one"), []byte("two")}}}},
 		{"halves 6", Frame{46, &Halves{Flow: flow6(), Protocol: 17, Halves: [][]byte{[]byte("one")}}}},
 		{"installed", Frame{46, &Installed{}}},
+		{"relocate", Frame{47, &Relocate{Flow: flow6(), To: "web-2"}}},
 		{"lease refused", Frame{38, &LeaseRefused{Code: CodeEpoch, Reason: "stale"}}},
 	}
 }

@@ -41,6 +41,7 @@ const (
 	KindGatewayHello Kind = 48
 	KindHalves       Kind = 49
 	KindInstalled    Kind = 50
+	KindRelocate     Kind = 51
 	KindRegister     Kind = 64
 	KindRegistered   Kind = 65
 	KindList         Kind = 66
@@ -137,6 +138,8 @@ func newMessage(k Kind) Message {
 		return &Halves{}
 	case KindInstalled:
 		return &Installed{}
+	case KindRelocate:
+		return &Relocate{}
 	case KindRegister:
 		return &Register{}
 	case KindRegistered:
@@ -199,6 +202,7 @@ func (*Owner) Kind() Kind        { return KindOwner }
 func (*Ended) Kind() Kind        { return KindEnded }
 func (*LeaseRefused) Kind() Kind { return KindLeaseRefused }
 func (*Presence) Kind() Kind     { return KindPresence }
+func (*Relocate) Kind() Kind     { return KindRelocate }
 func (*Cookies) Kind() Kind      { return KindCookies }
 func (*CookiesTaken) Kind() Kind { return KindCookiesTaken }
 func (*Unmade) Kind() Kind       { return KindUnmade }

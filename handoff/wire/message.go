@@ -189,6 +189,13 @@ type Unmade struct {
 	Reason string
 }
 
+// Relocate asks the host of a connection's server to move it on, because that is too loaded (M-TCP 8). There is no answer if it has moved, else a
+// Refuse.
+type Relocate struct {
+	Flow tcprepair.Flow
+	To   string
+}
+
 // Endpoints returns the addresses of m.
 func (m *Cookies) Endpoints() ([]netip.AddrPort, error) {
 	all := make([]netip.AddrPort, 0, len(m.Addresses))
@@ -456,6 +463,11 @@ func (m *Cookies) code(c *coder) {
 	c.list(4, &m.Addresses)
 }
 func (m *CookiesTaken) code(*coder) {}
+func (m *Relocate) code(c *coder) {
+	c.flow(1, &m.Flow)
+	c.text(2, &m.To)
+}
+
 func (m *Unmade) code(c *coder) {
 	c.flow(1, &m.Flow)
 	c.text(2, &m.Reason)

@@ -17,6 +17,7 @@ import (
 	"github.com/google/gopacket/pcapgo"
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/dispatcher/session"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -221,4 +222,23 @@ func (t MediaTraffic) home(f mediaFlow) int {
 		}
 	}
 	return -1
+}
+
+// Unannounced returns the flows on which the client has sent media and that none of the announcements is about.
+func (t MediaTraffic) Unannounced(list []session.Announcement) []session.Key {
+	var missing []session.Key
+	for f, s := range t.client {
+		covers := func(a session.Announcement) bool {
+			return a.Protocol == f.Protocol && covered(a.Client, f.Client) && covered(a.Server, f.Server)
+		}
+		if s.toServer > 0 && !slices.ContainsFunc(list, covers) {
+			missing = append(missing, session.Key{Client: f.Client, Server: f.Server, Protocol: f.Protocol})
+		}
+	}
+	return missing
+}
+
+// covered reports whether an address is the one that was announced, whose port may be open.
+func covered(announced, a netip.AddrPort) bool {
+	return announced.Addr() == a.Addr() && (announced.Port() == 0 || announced.Port() == a.Port())
 }

@@ -10,9 +10,11 @@ import (
 	"os"
 	"slices"
 	"sync"
+	"time"
 
 	dto "github.com/prometheus/client_model/go"
 	"go.yaml.in/yaml/v3"
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/dispatcher/gateway"
@@ -70,6 +72,13 @@ func (m *Media) StartGateway(ctx context.Context) (*MediaGateway, error) {
 		if err == nil && up == 0 {
 			err = errors.New("it has no connection to the dispatcher yet")
 		}
+		if err != nil {
+			return err
+		}
+		unknown, err := g.Counter(ctx, "rehome_gateway_unknown_hosts")
+		if err == nil && unknown > 0 {
+			err = fmt.Errorf("it does not know %v of its hosts yet", unknown)
+		}
 		return err
 	})
 }
@@ -88,6 +97,12 @@ func (g *MediaGateway) Kill() error { return g.running.kill() }
 
 // Stop is described at Kill.
 func (g *MediaGateway) Stop() error { return g.running.stop() }
+
+// Hang stops the gateway's process where it is, until the function that it returns is called.
+func (g *MediaGateway) Hang() (wake func() error, err error) {
+	p := g.running.cmd.Process
+	return func() error { return p.Signal(unix.SIGCONT) }, p.Signal(unix.SIGSTOP)
+}
 
 // Counter returns one of the gateway's metrics.
 func (g *MediaGateway) Counter(ctx context.Context, name string) (float64, error) {
@@ -111,11 +126,17 @@ type Listener struct {
 	*gateway.Server
 
 	mu   sync.Mutex
-	said []gateway.Said
+	said []Heard
+}
+
+// Heard is what a server has said, and when it was reported.
+type Heard struct {
+	gateway.Said
+	At time.Time
 }
 
 // Said returns what was reported so far.
-func (l *Listener) Said() []gateway.Said {
+func (l *Listener) Said() []Heard {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return slices.Clone(l.said)
@@ -135,7 +156,7 @@ func (m *Media) ListenAsDispatcher(ctx context.Context) (*Listener, error) {
 	l.Server, err = gateway.NewServer(gateway.ServerConfig{Gateways: []string{GatewayHost}, Install: func(_ context.Context, s gateway.Said) error {
 		l.mu.Lock()
 		defer l.mu.Unlock()
-		l.said = append(l.said, s)
+		l.said = append(l.said, Heard{s, time.Now()})
 		return nil
 	}})
 	if err != nil {

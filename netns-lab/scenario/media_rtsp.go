@@ -23,17 +23,19 @@ import (
 const (
 	rtpInterval = 20 * time.Millisecond
 	rtpPayload  = 160
-	livePath    = "live"
+	livePath    = "live/"
+	maxLive     = 1000
 )
 
-// RTSPServer is gortsplib's server: /live can be played, every other path recorded.
+// RTSPServer is gortsplib's server: every path below /live/ can be played, all others recorded.
 type RTSPServer struct {
 	server gortsplib.Server
-	live   *gortsplib.ServerStream
 	stop   chan struct{}
 	ended  chan struct{}
 
-	mu       sync.Mutex
+	mu sync.Mutex
+	// live has a stream for each path: gortsplib has a race between two SETUPs of one.
+	live     map[string]*gortsplib.ServerStream
 	received int
 	recorded int
 }
@@ -43,7 +45,7 @@ func (m *Media) ServeRTSP(ctx context.Context, server string) (*RTSPServer, erro
 	h := m.host(server)
 	media := uint16(rtpPorts + portsEach*m.number(server))
 	at := func(port uint16) string { return netip.AddrPortFrom(m.VIP(), port).String() }
-	s := &RTSPServer{stop: make(chan struct{}), ended: make(chan struct{})}
+	s := &RTSPServer{stop: make(chan struct{}), ended: make(chan struct{}), live: make(map[string]*gortsplib.ServerStream)}
 	s.server = gortsplib.Server{
 		Handler: s, RTSPAddress: at(RTSPPort), UDPRTPAddress: at(media), UDPRTCPAddress: at(media + 1),
 		Listen: func(network, address string) (net.Listener, error) { return h.Listen(ctx, tcpOf(network), address) },
@@ -52,13 +54,6 @@ func (m *Media) ServeRTSP(ctx context.Context, server string) (*RTSPServer, erro
 		},
 	}
 	if err := s.server.Start(); err != nil {
-		return nil, fmt.Errorf("rtsp server on %s: %w", server, err)
-	}
-	s.live = &gortsplib.ServerStream{Server: &s.server, Desc: &description.Session{Medias: []*description.Media{{
-		Type: description.MediaTypeAudio, Formats: []format.Format{&format.G711{PayloadTyp: 0, MULaw: true, SampleRate: 8000, ChannelCount: 1}},
-	}}}}
-	if err := s.live.Initialize(); err != nil {
-		s.server.Close()
 		return nil, fmt.Errorf("rtsp server on %s: %w", server, err)
 	}
 	go s.play()
@@ -75,12 +70,37 @@ func udpOf(network string) string { return strings.TrimRight(network, "46") }
 func (s *RTSPServer) close() error {
 	close(s.stop)
 	<-s.ended
-	s.live.Close()
+	s.mu.Lock()
+	for _, stream := range s.live {
+		stream.Close()
+	}
+	s.mu.Unlock()
 	s.server.Close()
 	return nil
 }
 
-// play sends the live stream to whoever plays it.
+// stream returns the live stream of a path; nil when there is none, or no room for another.
+func (s *RTSPServer) stream(path string) *gortsplib.ServerStream {
+	path = strings.Trim(path, "/")
+	if !strings.HasPrefix(path, livePath) {
+		return nil
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if stream := s.live[path]; stream != nil || len(s.live) >= maxLive {
+		return stream
+	}
+	stream := &gortsplib.ServerStream{Server: &s.server, Desc: &description.Session{Medias: []*description.Media{{
+		Type: description.MediaTypeAudio, Formats: []format.Format{&format.G711{PayloadTyp: 0, MULaw: true, SampleRate: 8000, ChannelCount: 1}},
+	}}}}
+	if stream.Initialize() != nil {
+		return nil
+	}
+	s.live[path] = stream
+	return stream
+}
+
+// play sends the live streams to whoever plays them.
 func (s *RTSPServer) play() {
 	defer close(s.ended)
 	t := time.NewTicker(rtpInterval)
@@ -93,7 +113,11 @@ func (s *RTSPServer) play() {
 		case <-t.C:
 			p.SequenceNumber++
 			p.Timestamp += rtpPayload
-			_ = s.live.WritePacketRTP(s.live.Desc.Medias[0], p) // fails for single readers, which have gone
+			s.mu.Lock()
+			for _, stream := range s.live {
+				_ = stream.WritePacketRTP(stream.Desc.Medias[0], p) // fails for a reader that has gone
+			}
+			s.mu.Unlock()
 		}
 	}
 }
@@ -107,10 +131,7 @@ func (s *RTSPServer) Received() (packets, recordings int) {
 
 // OnDescribe implements gortsplib.ServerHandlerOnDescribe.
 func (s *RTSPServer) OnDescribe(c *gortsplib.ServerHandlerOnDescribeCtx) (*base.Response, *gortsplib.ServerStream, error) {
-	if strings.Trim(c.Path, "/") != livePath {
-		return &base.Response{StatusCode: base.StatusNotFound}, nil, nil
-	}
-	return &base.Response{StatusCode: base.StatusOK}, s.live, nil
+	return s.found(c.Path)
 }
 
 // OnAnnounce implements gortsplib.ServerHandlerOnAnnounce.
@@ -123,7 +144,15 @@ func (s *RTSPServer) OnSetup(c *gortsplib.ServerHandlerOnSetupCtx) (*base.Respon
 	if c.Session.State() == gortsplib.ServerSessionStatePreRecord {
 		return &base.Response{StatusCode: base.StatusOK}, nil, nil
 	}
-	return &base.Response{StatusCode: base.StatusOK}, s.live, nil
+	return s.found(c.Path)
+}
+
+func (s *RTSPServer) found(path string) (*base.Response, *gortsplib.ServerStream, error) {
+	stream := s.stream(path)
+	if stream == nil {
+		return &base.Response{StatusCode: base.StatusNotFound}, nil, nil
+	}
+	return &base.Response{StatusCode: base.StatusOK}, stream, nil
 }
 
 // OnPlay implements gortsplib.ServerHandlerOnPlay.
@@ -144,9 +173,9 @@ func (s *RTSPServer) OnRecord(c *gortsplib.ServerHandlerOnRecordCtx) (*base.Resp
 	return &base.Response{StatusCode: base.StatusOK}, nil
 }
 
-// PlayRTSP plays the live stream with ffmpeg over UDP for a time.
-func (m *Media) PlayRTSP(ctx context.Context, d time.Duration) error {
-	_, err := m.run(ctx, startTimeout+d, m.path(ClientHost, "."), "ffmpeg", "-nostdin", "-v", "error", "-rtsp_transport", "udp", "-i", m.rtspURL(livePath),
+// PlayRTSP plays a live stream with ffmpeg over UDP for a time. Plays at the same time have names of their own.
+func (m *Media) PlayRTSP(ctx context.Context, name string, d time.Duration) error {
+	_, err := m.run(ctx, startTimeout+d, m.path(ClientHost, "."), "ffmpeg", "-nostdin", "-v", "error", "-rtsp_transport", "udp", "-i", m.rtspURL(livePath+name),
 		"-t", seconds(d), "-c", "copy", "-f", "null", "-")
 	return err
 }

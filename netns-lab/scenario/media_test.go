@@ -3,6 +3,7 @@
 package scenario_test
 
 import (
+	"bytes"
 	"errors"
 	"testing"
 	"time"
@@ -11,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rehome-net/rehome/dispatcher/session/inspect"
+	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/scenario"
 )
 
@@ -61,7 +63,7 @@ func TestMediaPeers(t *testing.T) {
 		over := []scenario.SIPTransport{scenario.SIPOverUDP, scenario.SIPOverTCP}[i%2]
 		g.Go(func() error { return m.CallSIP(ctx, over, i) })
 	}
-	g.Go(func() error { return m.PlayRTSP(ctx, time.Second) })
+	g.Go(func() error { return m.PlayRTSP(ctx, "one", time.Second) })
 	g.Go(func() error { return m.RecordRTSP(ctx, "one", time.Second) })
 	for _, mode := range scenario.FTPModes() {
 		g.Go(func() error {
@@ -112,10 +114,43 @@ func TestMediaGateway(t *testing.T) {
 	if err := m.ServeAll(ctx, server); err != nil {
 		t.Fatal(err)
 	}
+	var spoken bytes.Buffer
+	client, err := m.Lab.Host(scenario.ClientHost)
+	if err != nil {
+		t.Fatal(err)
+	}
+	listening, err := client.Capture(netnslab.CaptureConfig{Pcap: &spoken, SnapLen: 65535})
+	if err != nil {
+		t.Fatal(err)
+	}
+	capture, err := m.Capture()
+	if err != nil {
+		t.Fatal(err)
+	}
 	work := scenario.MediaWork{Calls: 4, Plays: 2, Records: 2, Transfers: 1}
 	sessions, err := m.Work(ctx, work, nil)
 	if err != nil {
 		t.Error(err)
+	}
+	traffic, err := capture.Close()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := listening.Close(); err != nil {
+		t.Fatal(err)
+	}
+	// What both sides have said must announce every flow that there was.
+	k := newTalks(t, m.VIP())
+	for _, said := range listener.Said() {
+		k.add(said.At, said.Halves...)
+	}
+	k.readClient(&spoken)
+	k.pair()
+	for _, flow := range traffic.Unannounced(k.installed) {
+		t.Errorf("nobody has announced %+v", flow)
+	}
+	if len(k.findings) > 0 || len(k.installed) < work.Flows() {
+		t.Errorf("%d announcements, findings %v", len(k.installed), k.findings)
 	}
 	if sessions != work.Sessions() {
 		t.Errorf("%d sessions of %d", sessions, work.Sessions())
@@ -138,6 +173,19 @@ func TestMediaGateway(t *testing.T) {
 		if got, err := gw.Counter(ctx, "rehome_gateway_"+name+"_total"); err != nil || got != want {
 			t.Errorf("%s: %v, want %v, %v", name, got, want, err)
 		}
+	}
+	wake, err := gw.Hang()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.FetchFTP(ctx, scenario.FTPPassive); err != nil {
+		t.Errorf("while the gateway hangs: %v", err)
+	}
+	if err := wake(); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.FetchFTP(ctx, scenario.FTPPassive); err != nil {
+		t.Errorf("after the gateway has hung: %v", err)
 	}
 	before := len(listener.Said())
 	killed := make(chan error, 1)

@@ -5,6 +5,7 @@ package scenario
 import (
 	"context"
 	"fmt"
+	"strconv"
 	"sync/atomic"
 	"time"
 
@@ -73,11 +74,11 @@ func (m *Media) Work(ctx context.Context, w MediaWork, midway func()) (int, erro
 		over := []SIPTransport{SIPOverUDP, SIPOverTCP}[i%2]
 		session(func() error { return m.CallSIP(ctx, over, i) })
 	}
-	for range w.Plays {
-		session(func() error { return m.PlayRTSP(ctx, mediaTime) })
+	for i := range w.Plays {
+		session(func() error { return m.PlayRTSP(ctx, strconv.Itoa(i), mediaTime) })
 	}
 	for i := range w.Records {
-		session(func() error { return m.RecordRTSP(ctx, fmt.Sprint("record", i), mediaTime) })
+		session(func() error { return m.RecordRTSP(ctx, "record"+strconv.Itoa(i), mediaTime) })
 	}
 	for range w.Transfers {
 		for _, mode := range FTPModes() {

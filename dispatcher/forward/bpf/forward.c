@@ -5,9 +5,10 @@
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
-	const __u16 *x = (const void *)a, *y = (const void *)b;
+	const __u32 *x = (const void *)a, *y = (const void *)b;
+	const __u16 *v = (const void *)(a + 4), *w = (const void *)(b + 4);
 
-	return x[0] == y[0] && x[1] == y[1] && x[2] == y[2];
+	return *x == *y && *v == *w;
 }
 
 static __always_inline int pass(int xdp) { return xdp ? XDP_PASS : TCX_NEXT; }

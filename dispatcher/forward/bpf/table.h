@@ -145,6 +145,7 @@ struct counters {
 	__u64 untold;
 	__u64 refused_new;
 	__u64 refused_established;
+	__u64 thrown; // state of the dice: see service.h
 };
 
 // Set by user space before the object is loaded: the verifier folds them into the code.

@@ -67,6 +67,8 @@ func TestCommands(t *testing.T) {
 		method  inspect.Method
 		streams []inspect.Stream
 		none    bool
+		// malformed counts; the others are commands that do not matter
+		malformed bool
 	}{
 		{line: "PORT 192,0,2,7,0,1", method: inspect.Port, streams: tcp("192.0.2.7:1")},
 		{line: "port  192,0,2,7,255,255 ", method: inspect.Port, streams: tcp("192.0.2.7:65535")},
@@ -78,29 +80,60 @@ func TestCommands(t *testing.T) {
 		{line: "PASV", method: inspect.Passive},
 		{line: "ABOR", method: inspect.Abort},
 		{line: "QUIT", method: inspect.Quit},
-		{line: "PORT", none: true},
-		{line: "PORT ,,,,,", none: true},
-		{line: "PORT 192.0.2.7,1,1", none: true},
-		{line: "PORT -1,0,2,7,1,1", none: true},
-		{line: "PORT 00192,0,2,7,1,1", none: true},
-		{line: "EPRT 1192.0.2.71500001", none: true},
-		{line: "EPRT |1|192.0.2.7|50000|x", none: true},
-		{line: "EPRT |1|example.com|50000|", none: true},
+		{line: "PORT", none: true, malformed: true},
+		{line: "PORT ,,,,,", none: true, malformed: true},
+		{line: "PORT 192.0.2.7,1,1", none: true, malformed: true},
+		{line: "PORT -1,0,2,7,1,1", none: true, malformed: true},
+		{line: "PORT 00192,0,2,7,1,1", none: true, malformed: true},
+		{line: "EPRT 1192.0.2.71500001", none: true, malformed: true},
+		{line: "EPRT |1|192.0.2.7|50000|x", none: true, malformed: true},
+		{line: "EPRT |1|example.com|50000|", none: true, malformed: true},
 		{line: "RETR PORT 192,0,2,7,0,1", none: true},
 		{line: "NOOP", none: true},
-		{line: "PORTS 192,0,2,7,0,1", none: true},
-		{line: "", none: true},
+		{line: "PORTS 192,0,2,7,0,1", none: true, malformed: true},
+		{line: "", none: true, malformed: true},
+		{line: "NO", none: true, malformed: true},
+		{line: "EPRT ||||", none: true, malformed: true},
 	} {
-		got := newParser(t, Config{}, inspect.Client).Feed([]byte(test.line + "\r\n"))
+		p := newParser(t, Config{}, inspect.Client)
+		got := p.Feed([]byte(test.line + "\r\n"))
 		if test.none {
-			if len(got) != 0 {
-				t.Errorf("%q: %+v", test.line, got)
+			if len(got) != 0 || (p.Stats().Malformed == 1) != test.malformed {
+				t.Errorf("%q: %+v, %+v", test.line, got, p.Stats())
 			}
 			continue
 		}
 		want := []inspect.Half{{Protocol: inspect.FTP, Side: inspect.Client, Flow: testFlow(), Method: test.method, Streams: test.streams}}
 		if d := cmp.Diff(want, got, inspecttest.Comparer()); d != "" {
 			t.Errorf("%q (-want +got):\n%s", test.line, d)
+		}
+	}
+}
+
+// TestReplies reads a connection's replies up to a last line, which is a 421.
+func TestReplies(t *testing.T) {
+	for replies, want := range map[string]inspect.Stats{
+		"":                                    {Messages: 1},
+		"200 ok\r\n":                          {Messages: 2},
+		"200\r\n":                             {Messages: 2},
+		"200-a\r\n200-b\r\n200 c\r\n":         {Messages: 2},
+		"200-a\r\n421 b\r\n 200 c\r\n200\r\n": {Messages: 2},
+		"20\r\n":                              {Messages: 1, Malformed: 1},
+		"2000 x\r\n":                          {Messages: 1, Malformed: 1},
+		"099 x\r\n":                           {Messages: 1, Malformed: 1},
+		"700 x\r\n":                           {Messages: 1, Malformed: 1},
+		"x00 x\r\n":                           {Messages: 1, Malformed: 1},
+		"\r\n":                                {Messages: 1, Malformed: 1},
+	} {
+		p := newParser(t, Config{}, inspect.Server)
+		got := p.Feed([]byte(replies + "421 bye\r\n"))
+		if len(got) != 1 || got[0].Status != replyGone || p.Stats() != want {
+			t.Errorf("%q: %+v, %+v", replies, got, p.Stats())
+		}
+	}
+	for _, code := range []string{"221", "225", "226"} {
+		if got := newParser(t, Config{}, inspect.Server).Feed([]byte(code + "\r\n")); len(got) != 1 {
+			t.Errorf("%s without a text: %+v", code, got)
 		}
 	}
 }

@@ -4,6 +4,7 @@ package rtsp
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -55,6 +56,7 @@ func TestTransport(t *testing.T) {
 			Transport: inspect.RTP, RTP: at("192.0.2.7:8000"), RTCP: at("192.0.2.7:8001"),
 		}},
 		{`RTP/AVP;unicast;dest_addr="fe80::1%eth0"`, inspect.Stream{Transport: inspect.RTP, RTP: host("fe80::1"), RTCP: host("fe80::1")}},
+		{`RTP/AVP;unicast;destination=192.0.2.8;dest_addr="192.0.2.7:8000"`, inspect.Stream{Transport: inspect.RTP, RTP: at("192.0.2.7:8000"), RTCP: at("192.0.2.7:8001")}},
 		{`RTP/AVP;unicast;dest_addr=":"/"x/y"`, inspect.Stream{Transport: inspect.RTP}},
 	} {
 		got := parseTransport([]byte(c.spec), inspect.Client)
@@ -75,6 +77,29 @@ func TestTransports(t *testing.T) {
 	} {
 		if got := appendTransports(nil, []byte(spec), inspect.Client); len(got) != want {
 			t.Errorf("%q: %d", spec, len(got))
+		}
+	}
+}
+
+func TestStart(t *testing.T) {
+	for line, ok := range map[string]bool{
+		"SETUP rtsp://cam/1 RTSP/1.0":           true,
+		"GET_PARAMETER * RTSP/2.0":              true,
+		"X rtsp://cam/1 RTSP/1.1":               true,
+		"RTSP/1.0 404 Not Found":                true,
+		"setup rtsp://cam/1 RTSP/1.0":           false,
+		"SETUP  RTSP/1.0":                       false,
+		" rtsp://cam/1 RTSP/1.0":                false,
+		"SETUP rtsp://cam/1":                    false,
+		"SETUP rtsp://cam/1 RTSP/1.0 ":          false,
+		"SETUP rtsp://cam/1 RTSP/1":             false,
+		"SETUP rtsp://cam/1 HTTP/1.0":           false,
+		"x\xffSETUP rtsp://cam/1 RTSP/1.0":      false,
+		strings.Repeat("X", 33) + " * RTSP/1.0": false,
+	} {
+		var m message
+		if got := m.start([]byte(line)); got != ok {
+			t.Errorf("%q: %v", line, got)
 		}
 	}
 }

@@ -52,6 +52,7 @@ func TestPorts(t *testing.T) {
 		rtp, rtcp uint16
 		transport inspect.Transport
 		mux, open bool
+		pairs     uint8
 	}{
 		{medium: "m=audio 0 RTP/AVP 0", transport: inspect.Rejected},
 		{medium: "m=audio 65535 RTP/AVP 0", rtp: 65535, transport: inspect.RTP},
@@ -68,6 +69,9 @@ func TestPorts(t *testing.T) {
 		{medium: "m=application 4 UDP/DTLS/SCTP webrtc-datachannel", rtp: 4, transport: inspect.Datagrams},
 		{medium: "m=application 4 DTLS/SCTP 5000", rtp: 4, transport: inspect.Datagrams},
 		{medium: "m=audio 4 TCP/RTP/AVP 0", rtp: 4, transport: inspect.Unsupported},
+		{medium: "m=audio 4/4 RTP/AVP 0", rtp: 4, rtcp: 5, transport: inspect.RTP, pairs: 4},
+		{medium: "m=audio 4/5 RTP/AVP 0", rtp: 4, rtcp: 5, transport: inspect.RTP},
+		{medium: "m=audio 4/-1 RTP/AVP 0", rtp: 4, rtcp: 5, transport: inspect.RTP},
 		{medium: "m=", transport: inspect.Rejected},
 	} {
 		got, ok := parseSDP([]byte("v=0\r\nc=IN IP4 192.0.2.7\r\n" + c.medium + "\r\n"))
@@ -76,8 +80,18 @@ func TestPorts(t *testing.T) {
 			continue
 		}
 		rtp, rtcp := ports(got[0])
-		if rtp != c.rtp || rtcp != c.rtcp || got[0].Transport != c.transport || got[0].Mux != c.mux || got[0].Open != c.open {
+		if rtp != c.rtp || rtcp != c.rtcp || got[0].Transport != c.transport || got[0].Mux != c.mux || got[0].Open != c.open || got[0].Pairs != c.pairs {
 			t.Errorf("%q: %+v", c.medium, got[0])
+		}
+	}
+}
+
+// TestNoAddress has nothing to say where media go but a port.
+func TestNoAddress(t *testing.T) {
+	for _, text := range []string{"m=audio 4 RTP/AVP 0", "c=IN IP4\r\nm=audio 4 RTP/AVP 0", "c=IN IP4 pc.example.com\r\nm=audio 4 RTP/AVP 0"} {
+		got, ok := parseSDP([]byte(text))
+		if !ok || len(got) != 1 || got[0].RTP != netip.AddrPortFrom(netip.Addr{}, 4) || got[0].RTCP != netip.AddrPortFrom(netip.Addr{}, 5) {
+			t.Errorf("%q: %+v, %v", text, got, ok)
 		}
 	}
 }

@@ -103,7 +103,7 @@ func (d *dialog) exchange(h *inspect.Half, limit int) (e *exchange, changed bool
 	}
 	*where = h.Streams
 	// The client's own packets say best where it is: a server may answer to another port (RFC 3261, 18.2.2).
-	if h.Side == inspect.Client || e.flow == (session.Key{}) {
+	if h.Side == inspect.Client {
 		e.flow = h.Flow
 	}
 	if tag != "" {

@@ -75,6 +75,7 @@ func TestHeadsRefused(t *testing.T) {
 		"two spaces":           "INVITE  sip:b@h SIP/2.0|From: <sip:a@h>|To: <sip:b@h>|Call-ID: c|CSeq: 1 INVITE",
 		"status 99":            "SIP/2.0 099 x|From: <sip:a@h>|To: <sip:b@h>|Call-ID: c|CSeq: 1 INVITE",
 		"status 700":           "SIP/2.0 700 x|From: <sip:a@h>|To: <sip:b@h>|Call-ID: c|CSeq: 1 INVITE",
+		"an odd RAck":          "PRACK sip:b@h SIP/2.0|From: <sip:a@h>|To: <sip:b@h>|Call-ID: c|CSeq: 1 PRACK|RAck: 1 x INVITE",
 		"no RAck":              "PRACK sip:b@h SIP/2.0|From: <sip:a@h>|To: <sip:b@h>|Call-ID: c|CSeq: 1 PRACK",
 	} {
 		p := newParser(t, Config{}, inspect.Client)

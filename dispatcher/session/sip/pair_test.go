@@ -268,6 +268,9 @@ func TestRefusedAnew(t *testing.T) {
 				t.Errorf("%v: %+v", asker, o)
 			}
 		}
+		if e := p.dialogs[0].exchanges; len(e) != 1 || e[0].seq != 1 {
+			t.Errorf("%v: %d exchanges are remembered", asker, len(e))
+		}
 	}
 }
 

@@ -156,6 +156,32 @@ func TestLimits(t *testing.T) {
 	}
 }
 
+// TestOpaque tells a TLS record from a byte that is none, in any pieces.
+func TestOpaque(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for stream, opaque := range map[string]bool{
+		"\x16\x03\x01":              true,
+		"\x17\x03\x03":              true,
+		"\r\n\x16\x03\x01":          true,
+		invite("", "") + "\x16\x03": true,
+		"\x16INVITE":                false,
+		"\x16\r\n" + invite("", ""): false,
+		"\x18\x03\x01":              false,
+		"INVITE sip:\x16\x03 SIP/2.0\r\n\x16\x03\r\n": false,
+	} {
+		inspecttest.SameInPieces(t, func() inspect.Parser { return newParser(t, Config{}, inspect.Client) }, []byte(stream), random, 4096)
+		p := newParser(t, Config{}, inspect.Client)
+		p.Feed([]byte(stream))
+		if p.Opaque() != opaque {
+			t.Errorf("%q: %v", stream, p.Opaque())
+		}
+		p.Lost()
+		if got := p.Feed([]byte("\r\n" + invite("", ""))); p.Opaque() != opaque || (len(got) == 0) != opaque {
+			t.Errorf("%q, and a loss: %v, %+v", stream, p.Opaque(), got)
+		}
+	}
+}
+
 // TestBounded sends a stream whose head or body never ends, and looks at what is kept.
 func TestBounded(t *testing.T) {
 	for name, piece := range map[string]string{

@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/dispatcher/admission"
+	"github.com/rehome-net/rehome/dispatcher/availability"
+	"github.com/rehome-net/rehome/dispatcher/balance"
+	"github.com/rehome-net/rehome/dispatcher/forecast"
+	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/load"
+	"github.com/rehome-net/rehome/dispatcher/monitor"
+	"github.com/rehome-net/rehome/handoff/gate"
+)
+
+// vital is what a backend's reports say of it. The zero value: nothing.
+type vital struct {
+	state availability.State
+	// load is eq. 8's value of SARA, known while reports come; report numbers the report.
+	load   float64
+	known  bool
+	report uint64
+}
+
+// management carries out what SARA's engines decide: who is available (24-27), how loaded everybody will be (18-21, 29), and so what is refused
+// (12-16). Balancing (22) looks at the same loads.
+type management struct {
+	d       *Dispatcher
+	monitor *monitor.Monitor
+
+	mu     sync.Mutex
+	series map[uint32]*forecast.Series
+	vitals map[uint32]vital
+
+	policy   admission.Policy // owned by decide
+	decision atomic.Pointer[admission.Decision]
+	shedder  *shedding
+}
+
+func newManagement(d *Dispatcher) (_ *management, err error) {
+	m := &management{d: d, series: make(map[uint32]*forecast.Series), vitals: make(map[uint32]vital)}
+	m.decision.Store(&admission.Decision{})
+	if d.cfg.Admission.Policy != "" {
+		if m.policy, err = admission.New(d.cfg.Admission.policy()); err != nil {
+			return nil, err
+		}
+	}
+	keys, err := d.cfg.Reports.keys()
+	if err != nil {
+		return nil, err
+	}
+	m.monitor, err = monitor.Open(monitor.Config{
+		Listen: d.cfg.Reports.Listen, Keys: keys, Availability: d.cfg.Reports.availability(), Load: d.cfg.Reports.load(),
+		Changed: m.changed, LoadChanged: m.loadChanged, Reported: m.reported, Logger: d.log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("reports: %w", err)
+	}
+	if d.cfg.Shedding.Enabled {
+		if m.shedder, err = newShedding(d, m); err != nil {
+			return nil, err
+		}
+	}
+	return m, nil
+}
+
+// watch has the hosts of a plan watched.
+func (m *management) watch(p *plan) {
+	ids := make([]uint32, 0, len(p.backends))
+	for _, b := range p.backends {
+		ids = append(ids, uint32(b.node))
+	}
+	m.monitor.SetHosts(ids)
+}
+
+// run works until ctx ends.
+func (m *management) run(ctx context.Context) error {
+	m.watch(m.d.live.Load())
+	if m.policy != nil {
+		m.d.roster.spawn(ctx, m.decide)
+	}
+	if m.shedder != nil {
+		m.d.roster.spawn(ctx, m.shedder.run)
+	}
+	return m.monitor.Run(ctx)
+}
+
+// changed takes in that a host is there, or is not. The monitor's thread calls it.
+func (m *management) changed(e availability.Event) {
+	m.mu.Lock()
+	v := m.vitals[e.Host]
+	v.state = e.To
+	m.vitals[e.Host] = v
+	m.mu.Unlock()
+	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
+	if e.To == availability.Down && m.d.sessions != nil {
+		go m.d.sessions.abandon(gate.Node(e.Host)) // not on this thread, which must not wait
+	}
+}
+
+// loadChanged takes in that a host's load is not known any more.
+func (m *management) loadChanged(e load.Event) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if _, ok := m.monitor.Host(e.Host); !ok || !e.Failed {
+		return
+	}
+	v := m.vitals[e.Host]
+	v.known, v.report = false, 0
+	m.vitals[e.Host] = v
+	if s := m.series[e.Host]; s != nil {
+		s.Reset()
+	}
+}
+
+// reported takes in a load vector.
+func (m *management) reported(host uint32, sample load.Sample) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	s := m.series[host]
+	if s == nil {
+		var err error
+		if s, err = forecast.New(m.d.cfg.Forecast.series()); err != nil {
+			return // Config.Validate has seen to it
+		}
+		m.series[host] = s
+	}
+	e, err := s.Observe(sample.Load)
+	if err != nil {
+		return
+	}
+	v := m.vitals[host]
+	v.load, v.known = e.Value, true
+	v.report++
+	m.vitals[host] = v
+}
+
+// of returns what is known of a host.
+func (m *management) of(n gate.Node) vital {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.vitals[uint32(n)]
+}
+
+// tablePressure is the share of the flow table from which on new flows find no room (package forward).
+const tablePressure = 0.84
+
+// loads are what admission goes by. The head's own load is that of the one thing that it can run out of, its flow table: packets cost it little.
+func (m *management) loads() admission.Loads {
+	l := admission.Loads{Head: m.d.stats().Pressure / tablePressure}
+	for _, b := range m.d.live.Load().backends {
+		if v := m.of(b.node); v.known && v.state.Serves() {
+			l.Nodes = append(l.Nodes, v.load)
+		}
+	}
+	return l
+}
+
+// minDecision bounds how often decisions are made.
+const minDecision = 10 * time.Millisecond
+
+// decide decides again and again what is refused.
+func (m *management) decide(ctx context.Context) error {
+	for ctx.Err() == nil {
+		next := m.policy.Update(m.loads())
+		if last := m.decision.Swap(&next); last.State != next.State {
+			m.d.log.Info("admission", "from", last.State, "to", next.State, "load", next.Load, "new", next.New, "established", next.Established)
+		}
+		m.enforce(next)
+		wait(ctx, max(next.Next, minDecision))
+	}
+	m.enforce(admission.Decision{}) // nobody decides any more
+	return nil
+}
+
+// enforce has the packet path refuse. Where clients are told so, their connections are refused later (Admit).
+func (m *management) enforce(a admission.Decision) {
+	k, ok := m.d.path.(*kernelPath)
+	if !ok {
+		return
+	}
+	path := sessionForwarder{k.Forwarder}
+	set := func(protocol uint8, at netip.AddrPort, f forward.Admission) {
+		if err := path.SetAdmission(protocol, at, f); err != nil {
+			m.d.log.Warn("the packet path does not refuse what admission wants", "address", at, "error", err)
+		}
+	}
+	live := m.d.live.Load()
+	for e := range live.sessions {
+		set(e.protocol, e.at, forward.Admission{New: a.New, Established: a.Established})
+	}
+	for at, s := range live.at {
+		if !m.tells(s) && !s.cfg.Socketless {
+			set(unix.IPPROTO_TCP, at, forward.Admission{New: a.New})
+		}
+	}
+}
+
+// tells reports whether refused clients of a service are told.
+func (m *management) tells(s *service) bool {
+	return m.d.cfg.Admission.RetryAfter > 0 && (s.cfg.Mode == ModeHTTP || s.cfg.Mode == ModeH2)
+}
+
+// admit reports whether a connection whose request has been read is taken.
+func (m *management) admit(s *service) bool {
+	if !m.tells(s) && !s.cfg.Socketless {
+		return true // its SYN was
+	}
+	return !admission.ShareOf(m.decision.Load().New).Refuses(rand.Uint32())
+}
+
+// judge adds to what a policy sees of a backend what its reports say.
+func (m *management) judge(host *backend, b *balance.Backend) {
+	v := m.of(host.node)
+	switch v.state {
+	case availability.Down, availability.ApplicationDown:
+		b.Down = true
+	case availability.Draining:
+		b.Drained = true
+	case availability.Unknown, availability.Up: // its agent's link counts
+	}
+	if v.known {
+		b.Load, b.Report = v.load, v.report
+	}
+	if most := m.bound(); most > 0 && b.Active >= most {
+		b.Drained = true
+	}
+}
+
+// bound returns how many connections each backend may have; 0: there is no bound.
+func (m *management) bound() int { return m.decision.Load().Connections }

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/load"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+const (
+	// shedTime is how often it is looked whether a server is too hot.
+	shedTime = 250 * time.Millisecond
+	// shedFlows is how many flows of the table are looked at in one go.
+	shedFlows = 4096
+)
+
+// shedding moves live connections away from hot servers (M-TCP 8): those of linked servers, which can move at any moment.
+type shedding struct {
+	d       *Dispatcher
+	m       *management
+	shedder *load.Shedder
+
+	// moving are the flows that may be ordered away, by their number, and arrived those that have moved, with when that was seen.
+	moving  map[uint64]tcprepair.Flow
+	arrived map[uint64]time.Time
+	failed  chan uint64
+}
+
+func newShedding(d *Dispatcher, m *management) (*shedding, error) {
+	s, err := load.NewShedder(d.cfg.Shedding.shedder())
+	if err != nil {
+		return nil, fmt.Errorf("shedding: %w", err)
+	}
+	return &shedding{d: d, m: m, shedder: s, moving: make(map[uint64]tcprepair.Flow), arrived: make(map[uint64]time.Time), failed: make(chan uint64, shedFlows)}, nil
+}
+
+// run works until ctx ends.
+func (s *shedding) run(ctx context.Context) error {
+	for ctx.Err() == nil {
+		wait(ctx, shedTime)
+		s.learn()
+		s.shed(time.Now())
+	}
+	return nil
+}
+
+// learn takes in which moves have failed.
+func (s *shedding) learn() {
+	for {
+		select {
+		case id := <-s.failed:
+			s.shedder.Failed(id)
+		default:
+			return
+		}
+	}
+}
+
+// shed orders away what the policy says.
+func (s *shedding) shed(now time.Time) {
+	servers, hot := s.servers()
+	if hot {
+		if err := s.fill(now, servers); err != nil {
+			s.d.log.Warn("cannot see what a hot server has", "error", err)
+			return
+		}
+	}
+	for _, m := range s.shedder.Plan(now, servers) {
+		s.order(m)
+	}
+	s.d.flush()
+}
+
+// servers are those whose load is known. hot means that one of them may have to shed.
+func (s *shedding) servers() (servers []load.Server, hot bool) {
+	low := s.shedder.Config().Low
+	for _, b := range s.d.live.Load().backends {
+		v := s.m.of(b.node)
+		if !v.known {
+			continue
+		}
+		servers = append(servers, load.Server{
+			Host: uint32(b.node), Load: v.load, Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
+		})
+		hot = hot || v.load > low
+	}
+	return servers, hot
+}
+
+// drained reports whether an operator keeps connections away from a backend in any pool.
+func (s *shedding) drained(b *backend) bool {
+	for _, p := range s.d.live.Load().pools {
+		for _, m := range p.members {
+			if m.host == b && m.view(nil).Drained {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// scanner is a packet path whose flows can be seen.
+type scanner interface {
+	Scan(at forward.Cursor, into []forward.Known) (n int, next forward.Cursor, err error)
+}
+
+// fill gives servers their connections.
+func (s *shedding) fill(now time.Time, servers []load.Server) error {
+	path, ok := s.d.path.(scanner)
+	if !ok {
+		return nil
+	}
+	byHost := make(map[uint32]*load.Server, len(servers))
+	for i := range servers {
+		byHost[servers[i].Host] = &servers[i]
+	}
+	clear(s.moving)
+	defer func() {
+		for id := range s.arrived {
+			if _, ok := s.moving[id]; !ok {
+				delete(s.arrived, id)
+			}
+		}
+	}()
+	known := make([]forward.Known, shedFlows)
+	for at := forward.Cursor(0); ; {
+		n, next, err := path.Scan(at, known)
+		if err != nil {
+			return err
+		}
+		for _, k := range known[:n] {
+			server := byHost[uint32(k.Node)]
+			if server == nil || k.Closing {
+				continue
+			}
+			id := identity(k)
+			s.moving[id] = k.Flow
+			server.Sessions = append(server.Sessions, load.Session{ID: id, Weight: 1, Fixed: !s.movable(k), Since: s.since(now, id, k)})
+		}
+		if at = next; at == 0 {
+			return nil
+		}
+	}
+}
+
+// identity is a flow's number: that of its ports and addresses, and of who had it, so that one that comes back is another.
+func identity(k forward.Known) uint64 {
+	h := uint64(14695981039346656037)
+	mix := func(b []byte) {
+		for _, c := range b {
+			h = (h ^ uint64(c)) * 1099511628211
+		}
+	}
+	raw, _ := k.Flow.Remote.MarshalBinary() // never fails
+	mix(raw)
+	raw, _ = k.Flow.Local.MarshalBinary()
+	mix(append(raw, k.Protocol, byte(k.Epoch), byte(k.Epoch>>8)))
+	return h &^ shedBit
+}
+
+// since is when a connection came to its server, as far as it matters: one that has moved already stays for a while.
+func (s *shedding) since(now time.Time, id uint64, k forward.Known) time.Time {
+	const accepted = 2 // the epoch of a connection that was handed off once
+	if k.Epoch <= accepted {
+		return time.Time{}
+	}
+	at, ok := s.arrived[id]
+	if !ok {
+		at = now
+		s.arrived[id] = at
+	}
+	return at
+}
+
+// movable reports whether a connection's server gives it away.
+func (s *shedding) movable(k forward.Known) bool {
+	if k.Protocol != unix.IPPROTO_TCP || k.Fresh {
+		return false
+	}
+	v := s.d.live.Load().at[k.Flow.Local]
+	if v == nil {
+		return false
+	}
+	for _, p := range v.routing.Load().pools {
+		if p.delivery != wire.DeliverLinked || !v.leadsTo(p) {
+			continue
+		}
+		for _, m := range p.members {
+			if m.host.node == k.Node {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// order has an agent move a connection.
+func (s *shedding) order(m load.Move) {
+	f, ok := s.moving[m.Session]
+	from, to := s.d.host(gate.Node(m.From)), s.d.host(gate.Node(m.To))
+	if !ok || from == nil || to == nil {
+		s.shedder.Failed(m.Session)
+		return
+	}
+	s.d.count.shed.Inc()
+	from.send(m.Session|shedBit, &wire.Relocate{Flow: f, To: to.name})
+}
+
+// shedBit marks the ids of Relocate; attempts' ids do not have it.
+const shedBit = 1 << 63
+
+// refused takes in that a connection has not moved.
+func (s *shedding) refused(id uint64) {
+	s.d.count.unshed.Inc()
+	select {
+	case s.failed <- id &^ shedBit:
+	default:
+	}
+}
