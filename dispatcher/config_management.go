@@ -28,6 +28,27 @@ type ReportsConfig struct {
 	Misses   int           `yaml:"misses,omitempty"`
 	// LoadInterval is the time between its load vectors, delta (200 ms).
 	LoadInterval time.Duration `yaml:"load_interval,omitempty"`
+	// Weights say how much each part of a load vector counts.
+	Weights WeightsConfig `yaml:"weights,omitempty"`
+}
+
+// WeightsConfig is vitals.Weights as the configuration file has it: 0 to 1 for each part of a load vector. Without any all count fully; as soon as one
+// is given, those that are not do not count. Hosts that share a machine, for instance, report the same processors: their applications alone
+// say which of them is busy.
+type WeightsConfig struct {
+	CPU         float64 `yaml:"cpu,omitempty"`
+	Memory      float64 `yaml:"memory,omitempty"`
+	Network     float64 `yaml:"network,omitempty"`
+	IO          float64 `yaml:"io,omitempty"`
+	Backlog     float64 `yaml:"backlog,omitempty"`
+	Application float64 `yaml:"application,omitempty"`
+}
+
+func (c WeightsConfig) weights() vitals.Weights {
+	return vitals.Weights{
+		vitals.CPU: c.CPU, vitals.Memory: c.Memory, vitals.Network: c.Network, vitals.IO: c.IO, vitals.Backlog: c.Backlog,
+		vitals.Application: c.Application,
+	}
 }
 
 func (c ReportsConfig) on() bool { return c.Keys != "" }
@@ -36,7 +57,9 @@ func (c ReportsConfig) availability() availability.Config {
 	return availability.Config{Interval: c.Interval, Misses: c.Misses}
 }
 
-func (c ReportsConfig) load() load.Config { return load.Config{Interval: c.LoadInterval} }
+func (c ReportsConfig) load() load.Config {
+	return load.Config{Interval: c.LoadInterval, Weights: c.Weights.weights()}
+}
 
 // keys reads the key file.
 func (c ReportsConfig) keys() ([]vitals.Key, error) {

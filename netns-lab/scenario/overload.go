@@ -179,14 +179,18 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 	if setup.direct {
 		return o.runs(ctx, p, o.direct())
 	}
-	if len(setup.sections) > 0 {
-		reports, err := o.lab.reports()
-		if err != nil {
-			return err
-		}
-		setup.sections["reports"] = reports["reports"]
+	reports, err := o.lab.reports()
+	if err != nil {
+		return err
 	}
-	if err := o.lab.startDispatcher(ctx, dispatcher.ModeHTTP, setup.balance, setup.sections); err != nil {
+	err = o.lab.startDispatcher(ctx, dispatcher.ModeHTTP, func(c *dispatcher.Config) {
+		c.Pools[0].Balance = setup.balance
+		c.Admission, c.Forecast = setup.admission, setup.forecast
+		if setup.reports {
+			c.Reports = reports
+		}
+	})
+	if err != nil {
 		return err
 	}
 	err = o.runs(ctx, p, o.lab.dial(o.lab.target()))

@@ -3,7 +3,6 @@
 package scenario
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -20,7 +19,6 @@ import (
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/dispatcher"
-	"github.com/rehome-net/rehome/dispatcher/balance"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -133,39 +131,29 @@ func (m *managedLab) dial(to netip.AddrPort) dialer {
 	}
 }
 
-// sections are parts of a dispatcher's configuration by their names.
-type sections map[string]any
-
-// reports is the section for heartbeats and load vectors.
-func (m *managedLab) reports() (sections, error) {
+// reports returns how the dispatcher hears of the servers. All hosts of a lab share the machine's processors, memory and disks: what the
+// applications say is all that tells one from another.
+func (m *managedLab) reports() (dispatcher.ReportsConfig, error) {
 	front, err := m.Lab.Host(FrontHost)
-	if err != nil {
-		return nil, err
-	}
-	return sections{"reports": sections{
-		"listen": netip.AddrPortFrom(front.Addr4(), reportPort).String(), "keys": m.keyFile(), "interval": heartbeatInterval, "misses": heartbeatMisses,
-		"load_interval": loadInterval,
-	}}, nil
+	return dispatcher.ReportsConfig{
+		Listen: netip.AddrPortFrom(front.Addr4(), reportPort).String(), Keys: m.keyFile(), Interval: heartbeatInterval, Misses: heartbeatMisses,
+		LoadInterval: loadInterval, Weights: dispatcher.WeightsConfig{Application: 1},
+	}, err
 }
 
-// startDispatcher starts `rehome dispatcher` on the front with further sections in its configuration, and returns when it serves all servers.
-func (m *managedLab) startDispatcher(ctx context.Context, mode dispatcher.Mode, kind balance.Kind, more sections) error {
-	cfg, err := m.dispatcherConfig(mode, kind)
+// startDispatcher starts `rehome dispatcher` on the front with a configuration that adjust completes, and returns when it serves all servers.
+func (m *managedLab) startDispatcher(ctx context.Context, mode dispatcher.Mode, adjust func(*dispatcher.Config)) error {
+	cfg, err := m.dispatcherConfig(mode)
 	if err != nil {
 		return err
 	}
-	var text bytes.Buffer
-	for _, part := range []any{cfg, more} {
-		raw, err := yaml.Marshal(part)
-		if err != nil {
-			return err
-		}
-		if part != nil && len(raw) > 3 { // not "{}\n"
-			text.Write(raw)
-		}
+	adjust(cfg)
+	raw, err := yaml.Marshal(cfg)
+	if err != nil {
+		return err
 	}
 	path := filepath.Join(m.dir, FrontHost, "dispatcher.yaml")
-	if err := os.WriteFile(path, text.Bytes(), 0o644); err != nil {
+	if err := os.WriteFile(path, raw, 0o644); err != nil {
 		return err
 	}
 	level := m.cfg.LogLevel
@@ -214,7 +202,7 @@ func (m *managedLab) frontGauge(ctx context.Context, metric string) (map[string]
 	return values, nil
 }
 
-func (m *managedLab) dispatcherConfig(mode dispatcher.Mode, kind balance.Kind) (*dispatcher.Config, error) {
+func (m *managedLab) dispatcherConfig(mode dispatcher.Mode) (*dispatcher.Config, error) {
 	own, err := agent.LoadConfig(m.configPath(FrontHost))
 	if err != nil {
 		return nil, err
@@ -226,7 +214,7 @@ func (m *managedLab) dispatcherConfig(mode dispatcher.Mode, kind balance.Kind) (
 		TLS:      dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
 		Services: []dispatcher.ServiceConfig{{Name: m.cfg.Service, Mode: mode, Addresses: at(topo.VIPs, m.cfg.Port), Default: m.cfg.Service}},
 	}
-	pool := dispatcher.PoolConfig{Name: m.cfg.Service, Delivery: dispatcher.DeliveryLinked, Service: m.cfg.Service, Balance: kind}
+	pool := dispatcher.PoolConfig{Name: m.cfg.Service, Delivery: dispatcher.DeliveryLinked, Service: m.cfg.Service}
 	for _, p := range own.Peers {
 		if slices.Contains(m.Servers(), p.Name) {
 			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})

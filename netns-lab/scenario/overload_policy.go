@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher"
 	"github.com/rehome-net/rehome/dispatcher/admission"
 	"github.com/rehome-net/rehome/dispatcher/balance"
 )
@@ -38,16 +39,25 @@ const (
 	decisionFloor    = 100 * time.Millisecond
 )
 
+// forecastWindow is how many reports forecasts are made of.
+const forecastWindow = 8
+
 // setup is what a policy makes of the dispatcher.
 type setup struct {
-	direct   bool
-	balance  balance.Kind
-	sections sections
+	direct    bool
+	balance   balance.Kind
+	reports   bool
+	admission dispatcher.AdmissionConfig
+	forecast  dispatcher.ForecastConfig
 }
 
 func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
-	admit := sections{"policy": string(p), "interval": decisionInterval, "floor": decisionFloor, "retry_after": time.Second}
-	s := setup{balance: balance.Shell, sections: sections{"admission": admit, "forecast": sections{"window": 8}}}
+	s := setup{
+		balance: balance.Shell, reports: true, forecast: dispatcher.ForecastConfig{Window: forecastWindow},
+		admission: dispatcher.AdmissionConfig{
+			Policy: admission.Kind(p), Interval: decisionInterval, Floor: decisionFloor, RetryAfter: time.Second,
+		},
+	}
 	switch p {
 	case OverloadDirect:
 		return setup{direct: true}, nil
@@ -55,7 +65,7 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 		return setup{balance: balance.LeastConnections}, nil
 	case OverloadLeastConn:
 		s.balance = balance.LeastConnections
-		admit["connections"] = c.bestBound()
+		s.admission.Connections = c.bestBound()
 	case OverloadNone, OverloadStatic, OverloadRequest, OverloadSA2C:
 	default:
 		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)
