@@ -27,15 +27,17 @@ type OverloadConfig struct {
 	Seeds []uint64
 	// Offered is the load in units of what the servers can complete; 2 when zero.
 	Offered float64
-	// Length is how long sessions come in one run; 6 s when zero. What ends in the first WarmUp, 2 s when zero, is left out of the figures.
+	// Length is how long sessions come in one run; 8 s when zero. What ends in the first WarmUp, 4 s when zero, is left out of the figures.
 	Length, WarmUp time.Duration
 	// Workers is how many requests a server serves at a time, 2 when zero, each for ServiceTime, 10 ms when zero.
 	Workers     int
 	ServiceTime time.Duration
 	// Requests is the mean of a session's requests, 6 when zero, Think that of the pauses between them, 150 ms when zero. Who waits for an answer for
-	// longer than Patience, 1 s when zero, gives up.
+	// longer than Patience, 400 ms when zero, gives up.
 	Requests        int
 	Think, Patience time.Duration
+	// Connections bounds each server's with leastconn503; bestBound when zero.
+	Connections int
 	// Report gets progress; may be nil.
 	Report io.Writer
 	// LogLevel is that of rehome's processes.
@@ -45,13 +47,14 @@ type OverloadConfig struct {
 func (c OverloadConfig) withDefaults() OverloadConfig {
 	setDefault(&c.Lab, "overload")
 	setDefault(&c.Offered, 2)
-	setDefault(&c.Length, 6*time.Second)
-	setDefault(&c.WarmUp, 2*time.Second)
+	setDefault(&c.Length, 8*time.Second)
+	setDefault(&c.WarmUp, 4*time.Second)
 	setDefault(&c.Workers, 2)
 	setDefault(&c.ServiceTime, 10*time.Millisecond)
 	setDefault(&c.Requests, 6)
 	setDefault(&c.Think, 150*time.Millisecond)
-	setDefault(&c.Patience, time.Second)
+	setDefault(&c.Patience, 400*time.Millisecond)
+	setDefault(&c.Connections, c.bestBound())
 	if len(c.Policies) == 0 {
 		c.Policies = OverloadPolicies()
 	}
@@ -177,7 +180,7 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 		return err
 	}
 	if setup.direct {
-		return o.runs(ctx, p, o.direct())
+		return o.runs(ctx, p, o.client(o.direct(), setup))
 	}
 	reports, err := o.lab.reports()
 	if err != nil {
@@ -193,8 +196,12 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 	if err != nil {
 		return err
 	}
-	err = o.runs(ctx, p, o.lab.dial(o.lab.target()))
+	err = o.runs(ctx, p, o.client(o.lab.dial(o.lab.target()), setup))
 	return errors.Join(err, o.lab.stopDispatcher())
+}
+
+func (o *overload) client(dial dialer, s setup) *patient {
+	return &patient{dial: dial, patience: o.cfg.Patience, each: s.each}
 }
 
 // direct dials the servers' own addresses in turn.
@@ -211,15 +218,15 @@ func (o *overload) direct() dialer {
 }
 
 // runs plays one run for each seed.
-func (o *overload) runs(ctx context.Context, p OverloadPolicy, dial dialer) error {
+func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) error {
 	for _, seed := range o.cfg.Seeds {
-		if err := o.rest(ctx, dial); err != nil {
+		if err := o.rest(ctx, client); err != nil {
 			return fmt.Errorf("before the run of seed %d: %w", seed, err)
 		}
 		before := o.given()
 		rate := o.cfg.Offered * o.cfg.Capacity(len(o.servers))
 		all := visits(seed, rate, o.cfg.Length, o.cfg.Requests, o.cfg.Think)
-		ends := (&patient{dial: dial, patience: o.cfg.Patience}).play(ctx, all, o.cfg.Length)
+		ends := client.play(ctx, all, o.cfg.Length)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
@@ -231,14 +238,14 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, dial dialer) erro
 			o.say("%s, seed %d: first failure: %v", p, seed, firstFailure(ends))
 		}
 	}
-	return o.rest(ctx, dial)
+	return o.rest(ctx, client)
 }
 
 // restLimit bounds how long a cluster takes to serve again after an overload.
 const restLimit = 15 * time.Second
 
 // rest waits until no server has anything left to do, and a session of one request is served.
-func (o *overload) rest(ctx context.Context, dial dialer) error {
+func (o *overload) rest(ctx context.Context, client *patient) error {
 	ctx, cancel := context.WithTimeout(ctx, restLimit)
 	defer cancel()
 	for _, s := range o.servers {
@@ -246,9 +253,8 @@ func (o *overload) rest(ctx context.Context, dial dialer) error {
 			return fmt.Errorf("a server has a queue of %v: %w", s.wait(), err)
 		}
 	}
-	p := &patient{dial: dial, patience: o.cfg.Patience}
 	for {
-		_, err := p.session(ctx, visit{})
+		_, err := client.session(ctx, visit{})
 		if err == nil {
 			return nil
 		}

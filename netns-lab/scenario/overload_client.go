@@ -21,7 +21,7 @@ type fate int
 const (
 	visitCompleted fate = iota // every request was answered in time
 	visitRefused               // turned away with 503 at its first request
-	visitLate                  // given up, as an answer took too long
+	visitLate                  // given up, as an answer took too long, or a later request was refused
 	visitFailed                // its connection broke, or it was answered nonsense
 	visitCut                   // going on at the end of the run
 	fates                      // how many there are
@@ -43,6 +43,9 @@ type dialer func(ctx context.Context) (net.Conn, error)
 type patient struct {
 	dial     dialer
 	patience time.Duration
+	// each has a connection for every request, instead of one for the session. A request of a session that has begun is then sent again when
+	// it is refused: after a quarter of the patience, and then half of it.
+	each bool
 }
 
 // play plays all sessions at their times and returns how each ended. What goes on at the end of length is cut off.
@@ -77,7 +80,7 @@ func fateOf(ctx context.Context, answered int, err error) fate {
 		return visitRefused
 	case ctx.Err() != nil:
 		return visitCut
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
+	case errors.Is(err, errRefused), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return visitLate
 	}
 	return visitFailed
@@ -85,24 +88,10 @@ func fateOf(ctx context.Context, answered int, err error) fate {
 
 // session plays one session and returns how many of its requests were answered.
 func (p *patient) session(ctx context.Context, v visit) (answered int, err error) {
-	deadline := time.Now().Add(p.patience)
-	dctx, cancel := context.WithDeadline(ctx, deadline)
-	c, err := p.dial(dctx)
-	cancel()
-	if err != nil {
-		return 0, err
-	}
-	stop := context.AfterFunc(ctx, func() { _ = c.Close() })
-	defer func() {
-		stop()
-		_ = c.Close()
-	}()
-	in := bufio.NewReader(c)
+	l := &line{dial: p.dial}
+	defer l.hangUp()
 	for {
-		if err := c.SetDeadline(deadline); err != nil {
-			return answered, err
-		}
-		if err := ask(c, in); err != nil {
+		if err := p.request(ctx, l, answered > 0); err != nil {
 			return answered, err
 		}
 		answered++
@@ -112,8 +101,59 @@ func (p *patient) session(ctx context.Context, v visit) (answered int, err error
 		if err := pause(ctx, v.thinks[answered-1]); err != nil {
 			return answered, err
 		}
-		deadline = time.Now().Add(p.patience)
 	}
+}
+
+// request makes one request; again says that it is sent again when it is refused.
+func (p *patient) request(ctx context.Context, l *line, again bool) error {
+	deadline := time.Now().Add(p.patience)
+	for wait := p.patience / 4; ; wait *= 2 {
+		err := l.ask(ctx, deadline)
+		if p.each {
+			l.hangUp()
+		}
+		if !again || !p.each || !errors.Is(err, errRefused) || time.Now().Add(wait).After(deadline) {
+			return err
+		}
+		if err := pause(ctx, wait); err != nil {
+			return err
+		}
+	}
+}
+
+// line is a client's connection, if it has one.
+type line struct {
+	dial dialer
+	conn net.Conn
+	in   *bufio.Reader
+	stop func() bool
+}
+
+// ask connects, unless there is a connection, and makes a request. The end of ctx ends the connection.
+func (l *line) ask(ctx context.Context, deadline time.Time) error {
+	if l.conn == nil {
+		dctx, cancel := context.WithDeadline(ctx, deadline)
+		defer cancel()
+		c, err := l.dial(dctx)
+		if err != nil {
+			return err
+		}
+		l.conn, l.in = c, bufio.NewReader(c)
+		l.stop = context.AfterFunc(ctx, func() { _ = c.Close() })
+	}
+	if err := l.conn.SetDeadline(deadline); err != nil {
+		return err
+	}
+	return ask(l.conn, l.in)
+}
+
+func (l *line) hangUp() {
+	if l.conn == nil {
+		return
+	}
+	l.stop()
+	_ = l.conn.Close()
+	l.conn = nil
 }
 
 // ask sends a request and reads the answer.

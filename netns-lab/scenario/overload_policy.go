@@ -20,8 +20,9 @@ const (
 	OverloadNone      OverloadPolicy = OverloadPolicy(admission.None)
 	OverloadStatic    OverloadPolicy = OverloadPolicy(admission.Static)
 	OverloadLeastConn OverloadPolicy = OverloadPolicy(admission.LeastConnections503)
-	OverloadRequest   OverloadPolicy = OverloadPolicy(admission.Request)
-	OverloadSA2C      OverloadPolicy = OverloadPolicy(admission.SA2C)
+	// OverloadRequest knows requests and no sessions: each is a connection of its own, and may be refused.
+	OverloadRequest OverloadPolicy = OverloadPolicy(admission.Request)
+	OverloadSA2C    OverloadPolicy = OverloadPolicy(admission.SA2C)
 	// OverloadBare is a dispatcher without admission control and without reports.
 	OverloadBare OverloadPolicy = "bare"
 	// OverloadDirect is no dispatcher: clients go to the servers in turn.
@@ -30,7 +31,7 @@ const (
 
 // OverloadPolicies are those that the scene compares.
 func OverloadPolicies() []OverloadPolicy {
-	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadSA2C}
+	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C}
 }
 
 // Times of admission's decisions, in a scene that lasts some seconds.
@@ -45,6 +46,7 @@ const forecastWindow = 8
 // setup is what a policy makes of the dispatcher.
 type setup struct {
 	direct    bool
+	each      bool // as patient has it
 	balance   balance.Kind
 	reports   bool
 	admission dispatcher.AdmissionConfig
@@ -65,17 +67,23 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 		return setup{balance: balance.LeastConnections}, nil
 	case OverloadLeastConn:
 		s.balance = balance.LeastConnections
-		s.admission.Connections = c.bestBound()
-	case OverloadNone, OverloadStatic, OverloadRequest, OverloadSA2C:
+		s.admission.Connections = c.Connections
+	case OverloadRequest:
+		s.each = true
+	case OverloadNone, OverloadStatic, OverloadSA2C:
 	default:
 		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)
 	}
 	return s, nil
 }
 
-// bestBound is how many sessions keep one server just busy: each of its workers serves as many as can take turns in the time of a request and the
-// pause after it. An operator would have to know as much to choose it.
+// boundFactor is by how much the bound with which most sessions were completed was larger than what keeps a server busy. The dispatcher hears of a connection's
+// end a second later, and counts it until then.
+const boundFactor = 3
+
+// bestBound is the best one for leastconn503 that was found. It goes by how many sessions keep one server just busy, each of whose workers serves as many as can
+// take turns in the time of a request and the pause after it. An operator would have to know as much.
 func (c OverloadConfig) bestBound() int {
 	turns := 1 + float64(c.Think)/float64(c.ServiceTime)
-	return int(math.Ceil(float64(c.Workers) * turns))
+	return int(math.Ceil(boundFactor * float64(c.Workers) * turns))
 }

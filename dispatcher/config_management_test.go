@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package dispatcher
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/rehome-net/rehome/dispatcher/load"
+	"github.com/rehome-net/rehome/handoff/vitals"
+)
+
+// TestWeights: what stands in the file comes to package load, part for part; nothing means that all count.
+func TestWeights(t *testing.T) {
+	c, err := ReadConfig(strings.NewReader(goodConfig + `
+reports: {keys: /etc/rehome/keys, weights: {cpu: 0.1, memory: 0.2, network: 0.3, io: 0.4, backlog: 0.5, application: 0.6}}
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := load.Config{Weights: vitals.Weights{
+		vitals.CPU: 0.1, vitals.Memory: 0.2, vitals.Network: 0.3, vitals.IO: 0.4, vitals.Backlog: 0.5, vitals.Application: 0.6,
+	}}
+	if d := cmp.Diff(want, c.Reports.load()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	if d := cmp.Diff(load.Config{}, ReportsConfig{}.load()); d != "" {
+		t.Errorf("without any (-want +got):\n%s", d)
+	}
+	_, err = ReadConfig(strings.NewReader(goodConfig + "\nreports: {keys: /etc/rehome/keys, weights: {cpu: 2}}\n"))
+	if err == nil || !strings.Contains(err.Error(), "weight of cpu") {
+		t.Errorf("a weight of 2: %v", err)
+	}
+}
