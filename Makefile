@@ -12,6 +12,8 @@ BENCHSTAT     := golang.org/x/perf/cmd/benchstat@v0.0.0-20250918210140-2eb4bb3c2
 FUZZTIME ?= 20s
 BENCHCOUNT ?= 1
 TESTFLAGS ?=
+# Which CRIU agents and tests run.
+export REHOME_CRIU ?= $(CACHE)/criu/criu
 
 .PHONY: all build demo test test-race bench fuzz lint generate check-generated check-clean deps clean
 
@@ -24,13 +26,17 @@ demo: deps-demo build ## the main job on real traffic, in network namespaces
 	$(BIN)/rehome lab run live-migration --migrations 20
 	$(BIN)/rehome lab run dispatch
 	$(BIN)/rehome lab run media
+	@if [ -x $(REHOME_CRIU) ]; then set -x; $(BIN)/rehome lab run process --migrations 10; else echo "lab run process: left out, there is no CRIU"; fi
 
-.PHONY: deps-demo deps-test deps-generate
-deps-demo:
-	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp
+.PHONY: deps-demo deps-test deps-criu deps-generate
+deps-demo: deps-criu
+	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp nftables
 
-deps-test:
-	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp
+deps-test: deps-criu
+	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp nftables gcc libc6-dev
+
+deps-criu: ## the machine's CRIU where it is new enough, else Debian unstable's, not installed
+	@.ci/criu $(CACHE)/criu >/dev/null || true
 
 deps-generate:
 	@.ci/apt clang llvm libbpf-dev protobuf-compiler
@@ -45,7 +51,7 @@ test: deps-test build ## everything; needs root for what needs the kernel
 test-race: deps-test build
 	REHOME=$(BIN)/rehome $(GO) test -race -p 1 -timeout 60m $(TESTFLAGS) ./...
 
-bench: build ## Go benchmark format, for benchstat; docs/benchmarks.md says what is what
+bench: deps-test build ## Go benchmark format, for benchstat; docs/benchmarks.md says what is what
 	REHOME=$(BIN)/rehome REHOME_LIBSOCCR=$$(.ci/libsoccr $(CACHE)/libsoccr) $(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) -timeout 60m ./...
 
 fuzz: ## every fuzz target for FUZZTIME

@@ -14,6 +14,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/agent/criu"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
@@ -39,7 +40,7 @@ func Check(cfg *Config) []Finding {
 	for _, f := range gate.Probe() {
 		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
 	}
-	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkEnds(), checkLoopback())
+	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkEnds(), checkLoopback(), checkCRIU(cfg))
 	if cfg == nil {
 		return found
 	}
@@ -103,6 +104,33 @@ func checkEnds() Finding {
 	}
 	f.OK = true
 	return f
+}
+
+// checkCRIU looks for what moves whole processes. It can be done without where no service is a process.
+func checkCRIU(cfg *Config) Finding {
+	f := Finding{What: "CRIU", Optional: true}
+	path := os.Getenv(criuEnvironment)
+	if cfg != nil {
+		path = cfg.Process.CRIU
+		f.Optional = !slices.ContainsFunc(cfg.Services, func(s ServiceConfig) bool { return s.Process })
+	}
+	found, version, err := criu.Find(path)
+	if err != nil {
+		f.Detail, f.Advice = err.Error(), "install criu "+criu.Needed().String()+" or newer: whole processes cannot be moved without it"
+		return f
+	}
+	f.OK, f.Detail = true, fmt.Sprintf("%v at %s, for whole processes", version, found)
+	if can, err := criu.Probe(found); err == nil {
+		f.Detail += fmt.Sprintf(" (the kernel tracks changes of memory: %s)", yesNo(can.DirtyTracking))
+	}
+	return f
+}
+
+func yesNo(b bool) string {
+	if b {
+		return "yes"
+	}
+	return "no, and it is not needed"
 }
 
 // checkRepair freezes a connection of its own, on loopback.
@@ -185,7 +213,7 @@ func checkConfig(cfg *Config) []Finding {
 		}
 		found = append(found, f)
 	}
-	return append(found, checkServices(cfg)...)
+	return append(append(found, checkServices(cfg)...), checkReport(cfg)...)
 }
 
 // checkTLS reads the files that prove who this host is.

@@ -28,6 +28,9 @@ const (
 	DefaultPort              = "7070"
 
 	pinOff = "off"
+
+	// criuEnvironment names the CRIU to use where the configuration names none.
+	criuEnvironment = "REHOME_CRIU"
 )
 
 // Config is an agent's configuration, one YAML file. Unknown keys are errors.
@@ -59,6 +62,8 @@ type Config struct {
 	Migration MigrationConfig `yaml:"migration"`
 	// Report says which dispatchers hear that this host is alive, and how loaded it is.
 	Report ReportConfig `yaml:"report"`
+	// Process bounds the move of whole processes.
+	Process ProcessConfig `yaml:"process"`
 }
 
 // PeerConfig is another host.
@@ -82,6 +87,9 @@ type ServiceConfig struct {
 	Entry string `yaml:"entry"`
 	// Servers are the hosts that serve it.
 	Servers []string `yaml:"servers"`
+	// Process is set when the service is where its process is, which moves as a whole: new connections go only to those servers on
+	// which somebody listens at one of the addresses.
+	Process bool `yaml:"process"`
 }
 
 // GateConfig bounds the packet gate; zero values are defaults.
@@ -124,6 +132,18 @@ type MigrationConfig struct {
 	BufferBytes int `yaml:"buffer_bytes"`
 	// SeedWindow carries the congestion window to the target; on unless set to false.
 	SeedWindow *bool `yaml:"seed_window"`
+}
+
+// ProcessConfig bounds the moves of whole processes; zero values are defaults.
+type ProcessConfig struct {
+	// CRIU is the program, 4.2 or newer ($REHOME_CRIU, else "criu" in PATH).
+	CRIU string `yaml:"criu"`
+	// Limit is the time for one move (1 m), after which the process goes on at the source.
+	Limit time.Duration `yaml:"limit"`
+	// ImageBytes is the memory that one image may take at the target, besides the process's own (a half of the host's memory).
+	ImageBytes int64 `yaml:"image_bytes"`
+	// Incoming is how many processes may move here at a time (4).
+	Incoming int `yaml:"incoming"`
 }
 
 // LoadConfig reads the configuration file at path and validates it. Errors name the file, and the line or the key.
@@ -183,6 +203,9 @@ func (c *Config) Validate() error {
 	}
 	if !c.controlIsPath() && c.TLS.Certificate == "" {
 		bad("control: %s is not a path, and operators over TCP need tls", c.Control)
+	}
+	if c.Process.Limit > migration.MaxLease {
+		bad("process.limit: %v: at most %v", c.Process.Limit, migration.MaxLease)
 	}
 	if c.Migration.Limit > migration.MaxLease {
 		bad("migration.limit: %v: at most %v", c.Migration.Limit, migration.MaxLease)
@@ -253,6 +276,11 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Migration.StateBytes, 64<<20)
 	defaultTo(&c.Migration.QueueBytes, 64<<20)
 	defaultTo(&c.Migration.BufferBytes, 1<<30)
+	if c.Process.CRIU == "" {
+		c.Process.CRIU = os.Getenv(criuEnvironment)
+	}
+	defaultTo(&c.Process.Limit, time.Minute)
+	defaultTo(&c.Process.Incoming, 4)
 }
 
 func defaultTo[T int | time.Duration](p *T, v T) {

@@ -53,6 +53,7 @@ func TestReadConfig(t *testing.T) {
 		Migration: MigrationConfig{
 			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20, BufferBytes: 1 << 30,
 		},
+		Process: ProcessConfig{CRIU: os.Getenv(criuEnvironment), Limit: time.Minute, Incoming: 4},
 	}
 	if d := cmp.Diff(want, got, cmpopts.EquateComparable(netip.AddrPort{})); d != "" {
 		t.Errorf("configuration (-want +got):\n%s", d)

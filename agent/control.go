@@ -76,6 +76,7 @@ func (e *engine) status(now time.Time) *api.StatusResponse {
 			State: s.machine.State().String(), AgeMicros: now.Sub(s.started).Microseconds(),
 		})
 	}
+	e.processStatus(now, r)
 	for _, t := range e.targets {
 		r.Migrations = append(r.Migrations, &api.Migration{
 			Id: t.id, Flow: t.flow.String(), Role: "target", Peer: t.from.name,
@@ -118,6 +119,9 @@ func (c *control) Flows(req *api.FlowsRequest, stream grpc.ServerStreamingServer
 
 // Move implements api.AgentServer.
 func (c *control) Move(req *api.MoveRequest, stream grpc.ServerStreamingServer[api.MoveEvent]) error {
+	if req.GetProcess() != 0 || req.GetWhole() {
+		return c.moveProcess(req, stream)
+	}
 	r := MoveRequest{
 		To: req.GetTo(), Service: req.GetService(), Drain: req.GetDrain(), Concurrency: int(req.GetConcurrency()),
 		Timeout: time.Duration(req.GetTimeoutMicros()) * time.Microsecond,

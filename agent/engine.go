@@ -9,6 +9,7 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -66,6 +67,17 @@ type engine struct {
 	entry    *entry.Entry
 	// absent are the servers that told this entry not to send them new connections; it remembers until they say otherwise.
 	absent map[string]bool
+	// idle are, of each server, the services that nobody listens for there; only of services that are processes. listening are those
+	// that somebody listens for here.
+	idle      map[string]map[string]bool
+	listening map[string]bool
+	lookAt    time.Time // when to look for listeners again
+	looking   bool
+	looked    uint64 // counts what makes a look that is under way worthless
+	// processes leave this host, arrivals come to it. images are the arrivals' stores, for the goroutines that read from peers.
+	processes map[uint64]*processSource
+	arrivals  map[uint64]*processTarget
+	images    sync.Map
 	// draining is the operator's wish, stopping the end of this agent.
 	draining, stopping bool
 	// addresses are the host's own, as of addressesAt.
@@ -110,13 +122,16 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		queued:   make(map[*wire.Link]struct{}),
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
-		ops:      make(map[*operation]struct{}),
+		idle:     make(map[string]map[string]bool), listening: make(map[string]bool),
+		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget),
+		ops: make(map[*operation]struct{}),
 
 		acceptors: make(chan *cookie.Acceptor, 1),
 	}
 	e.setConfig(cfg)
 	e.hosts = newDirectory(&e.cfg)
 	e.entry = entry.New(g, e.hosts, log)
+	e.entry.Guard(e)
 	for _, p := range cfg.Peers {
 		e.peers[p.Name] = &outgoing{e: e, name: p.Name, addr: p.Address}
 	}
@@ -186,7 +201,7 @@ func (e *engine) run(ctx context.Context) error {
 		case <-stopping:
 			stopping = nil
 			e.stop()
-			timer := time.NewTimer(e.times.Limit + e.times.Grace)
+			timer := time.NewTimer(e.endLimit())
 			defer timer.Stop()
 			limit = timer.C
 		case <-limit:
@@ -196,7 +211,7 @@ func (e *engine) run(ctx context.Context) error {
 		if len(e.events) == 0 || len(e.queued) >= maxDirty {
 			e.flush()
 		}
-		if stopping == nil && len(e.sources)+len(e.targets)+len(e.takers) == 0 {
+		if stopping == nil && len(e.sources)+len(e.targets)+len(e.takers)+len(e.processes)+len(e.arrivals) == 0 {
 			return ctx.Err()
 		}
 	}
@@ -218,6 +233,16 @@ func (e *engine) stop() {
 			t.step(migration.Event{Kind: migration.Canceled, Err: errStopping})
 		}
 	}
+	e.stopProcesses()
+}
+
+// endLimit is how long the end of the engine waits for moves.
+func (e *engine) endLimit() time.Duration {
+	times := e.times
+	if len(e.processes)+len(e.arrivals) > 0 {
+		times = e.processTimes()
+	}
+	return times.Limit + times.Grace
 }
 
 func (e *engine) tick(now time.Time) {
@@ -234,6 +259,8 @@ func (e *engine) tick(now time.Time) {
 	for _, t := range slices.Collect(maps.Values(e.takers)) {
 		t.tick(now)
 	}
+	e.tickProcesses(now)
+	e.lookForListeners(now)
 	for id, l := range e.lists {
 		if now.After(l.deadline) {
 			delete(e.lists, id)

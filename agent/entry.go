@@ -4,8 +4,11 @@ package agent
 
 import (
 	"context"
+	"maps"
 	"net"
 	"net/netip"
+	"slices"
+	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/neighbour"
@@ -14,10 +17,73 @@ import (
 
 // presence keeps new connections from a server that is draining.
 func (e *engine) presence(in *incoming, m *wire.Presence) {
-	if e.absent[in.name] != m.Draining {
-		e.absent[in.name] = m.Draining
+	idle := make(map[string]bool, len(m.Idle))
+	for _, s := range m.Idle {
+		idle[s] = true
+	}
+	was, known := e.idle[in.name]
+	changed := e.absent[in.name] != m.Draining || e.hasProcesses() && (!known || !maps.Equal(was, idle))
+	e.absent[in.name], e.idle[in.name] = m.Draining, idle
+	if changed {
 		e.setServices()
 	}
+}
+
+// hasProcesses reports whether a service of the configuration is a process.
+func (e *engine) hasProcesses() bool {
+	return slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool { return s.Process })
+}
+
+// isIdle reports whether a service that is a process has none on a host, as far as this entry knows.
+func (e *engine) isIdle(host, service string) bool {
+	if host == e.cfg.Host {
+		return !e.listening[service]
+	}
+	idle, known := e.idle[host]
+	return !known || idle[service]
+}
+
+// Shut implements entry.Doors.
+func (e *engine) Shut(services []netip.AddrPort, ttl time.Duration) error {
+	for i, a := range services {
+		if err := e.gate.Shut(a, ttl); err != nil {
+			e.Open(services[:i])
+			return err
+		}
+	}
+	return nil
+}
+
+// Open implements entry.Doors.
+func (e *engine) Open(services []netip.AddrPort) {
+	for _, a := range services {
+		if _, err := e.gate.Open(a); err != nil {
+			e.log.Error("cannot let new connections go on", "address", a, "error", err)
+		}
+	}
+}
+
+// Moved implements entry.Doors. It comes before the hosts' own word.
+func (e *engine) Moved(services []netip.AddrPort, from, to string) {
+	for _, s := range e.cfg.Services {
+		if !s.Process || !slices.ContainsFunc(s.Addresses, func(a netip.AddrPort) bool { return slices.Contains(services, a) }) {
+			continue
+		}
+		e.setIdle(from, s.Name, true)
+		e.setIdle(to, s.Name, false)
+	}
+	e.setServices()
+}
+
+func (e *engine) setIdle(host, service string, idle bool) {
+	if host == e.cfg.Host {
+		e.listening[service] = !idle
+		return
+	}
+	if e.idle[host] == nil {
+		e.idle[host] = make(map[string]bool)
+	}
+	e.idle[host][service] = idle
 }
 
 // neighbour returns the peer as the packet path knows it. Its address has been validated.
@@ -64,6 +130,9 @@ func (e *engine) setServices() {
 func (e *engine) serversOf(cfg *Config, s ServiceConfig) (nodes []gate.Node) {
 	for _, name := range s.Servers {
 		if e.absent[name] || name == cfg.Host && e.draining {
+			continue
+		}
+		if s.Process && e.isIdle(name, s.Name) {
 			continue
 		}
 		if n, ok := cfg.Node(name); ok {

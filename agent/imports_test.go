@@ -29,7 +29,16 @@ func TestImportDirection(t *testing.T) {
 		{"handoff/gate", "agent"},
 		{"handoff/sockops", "handoff/gate"},
 		{"agent/api", "handoff"},
+		{"agent/report", "agent"},
+		{"handoff/vitals", "handoff"},
+		{"handoff/realtime", "handoff"},
 		{"agent", "netns-lab"},
+		{"agent/criu", "handoff"},
+		{"agent/criu", "handoff/gate"},
+		{"agent/criu", "handoff/wire"},
+		{"agent/criu", "tcprepair"},
+		{"agent/criu", "netns-lab"},
+		{"handoff/entry", "agent"},
 		{"agent", "cmd"},
 	}
 	deps := make(map[string][]string)

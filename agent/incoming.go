@@ -65,6 +65,11 @@ func (in *incoming) settle(now time.Time) {
 			return
 		}
 	}
+	for _, t := range in.e.arrivals {
+		if t.from == in {
+			return
+		}
+	}
 	in.lost(errNoPeer)
 }
 
@@ -80,6 +85,10 @@ func (in *incoming) receive() {
 		if err != nil {
 			in.e.post(func(*engine) { in.lost(err) })
 			return
+		}
+		if m, ok := f.Message.(*wire.Image); ok {
+			in.e.image(f.ID, m)
+			continue
 		}
 		in.e.post(func(e *engine) {
 			if _, ok := e.incoming[in]; ok {
@@ -111,10 +120,14 @@ func (in *incoming) lost(err error) {
 			t.step(migration.Event{Kind: migration.PeerLost, Err: err})
 		}
 	}
+	in.e.arrivalsLost(in, err)
 }
 
 // request handles a frame from an agent that opened the connection.
 func (e *engine) request(in *incoming, f wire.Frame) {
+	if e.requestProcess(in, f) {
+		return
+	}
 	switch m := f.Message.(type) {
 	case *wire.Ping:
 		in.send(f.ID, &wire.Pong{})

@@ -339,6 +339,9 @@ func (e *engine) untold() string {
 // abort gives up the moves of one flow, or all of them.
 func (e *engine) abort(f tcprepair.Flow) int {
 	n := 0
+	if !f.IsValid() {
+		n = e.abortProcesses()
+	}
 	for _, s := range slices.Collect(maps.Values(e.sources)) {
 		if !f.IsValid() || s.flow == f {
 			n++

@@ -141,7 +141,7 @@ func (p *outgoing) inUse() bool {
 			return true
 		}
 	}
-	return false
+	return p.e.processesUse(p.name)
 }
 
 func (p *outgoing) up(link *wire.Link) {
@@ -167,7 +167,7 @@ func (p *outgoing) tellPresence() {
 		p.dial() // up will tell, what is true then
 		return
 	}
-	p.send(0, &wire.Presence{Draining: p.e.draining})
+	p.send(0, &wire.Presence{Draining: p.e.draining, Idle: p.e.idleFor(p.name)})
 	p.send(presencePing, &wire.Ping{})
 }
 
@@ -213,6 +213,7 @@ func (p *outgoing) down(err error) {
 			t.step(migration.Event{Kind: migration.EntryLost, Err: err})
 		}
 	}
+	p.e.processesLost(p.name, err)
 }
 
 // tick keeps an eye on a silent peer.
@@ -239,6 +240,9 @@ func (p *outgoing) tick(now time.Time) {
 
 // answer handles a frame that a peer sent in answer to a request.
 func (e *engine) answer(p *outgoing, f wire.Frame) {
+	if e.answerProcess(p, f) {
+		return
+	}
 	s, t, k := e.sources[f.ID], e.targets[f.ID], e.takers[f.ID]
 	fromTarget := s != nil && s.target == p.name
 	fromEntry := s != nil && s.entry == p.name

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/agent/report"
+	"github.com/rehome-net/rehome/handoff/realtime"
 	"github.com/rehome-net/rehome/handoff/vitals"
 	"github.com/rehome-net/rehome/handoff/wire"
 )
@@ -198,4 +199,30 @@ func (e *engine) reportDraining() {
 	default:
 		e.reporter.Retract()
 	}
+}
+
+// checkReport looks at what reporting needs.
+func checkReport(cfg *Config) []Finding {
+	if len(cfg.Report.Dispatchers) == 0 {
+		return nil
+	}
+	key := Finding{What: "report.keys", Advice: "the same file as at the dispatchers: lines of ID HOST SECRET"}
+	if k, err := cfg.Report.key(); err != nil {
+		key.Detail = err.Error()
+	} else {
+		key = Finding{What: key.What, OK: true, Detail: fmt.Sprintf("%s, key %d", cfg.Report.Keys, k.ID)}
+	}
+	first := Finding{What: "heartbeats go first", Optional: true}
+	granted := make(chan error)
+	go func() {
+		_, err := realtime.Enter() // the thread ends with the goroutine
+		granted <- err
+	}()
+	if err := <-granted; err != nil {
+		first.Detail = err.Error()
+		first.Advice = "run as root, or give the agent CAP_SYS_NICE; without it report.interval should be 100ms or more"
+	} else {
+		first.OK, first.Detail = true, "real-time priority"
+	}
+	return []Finding{key, first}
 }

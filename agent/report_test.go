@@ -8,6 +8,7 @@ import (
 	"maps"
 	"math"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -232,5 +233,26 @@ func TestReportKey(t *testing.T) {
 	}
 	if _, err := (&ReportConfig{Keys: path + "x"}).key(); err == nil || !strings.Contains(err.Error(), "no such file") {
 		t.Errorf("%v", err)
+	}
+}
+
+func TestCheckReport(t *testing.T) {
+	if found := checkReport(&Config{}); found != nil {
+		t.Errorf("%+v, and nobody is to hear of this host", found)
+	}
+	path := filepath.Join(t.TempDir(), "keys")
+	cfg := &Config{Report: ReportConfig{Host: 7, Dispatchers: []netip.AddrPort{testAddress()}, Keys: path}}
+	if found := checkReport(cfg); found[0].OK || !strings.Contains(found[0].Detail, "no such file") || found[0].Advice == "" {
+		t.Errorf("%+v without a key file", found[0])
+	}
+	if err := os.WriteFile(path, []byte("3 7 "+strings.Repeat("a5", 16)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	found := checkReport(cfg)
+	if !found[0].OK || !strings.Contains(found[0].Detail, "key 3") {
+		t.Errorf("%+v", found[0])
+	}
+	if !found[1].Optional || found[1].OK != (found[1].Advice == "") {
+		t.Errorf("%+v", found[1])
 	}
 }

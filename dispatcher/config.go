@@ -16,6 +16,7 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
+	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
 )
@@ -117,6 +118,7 @@ type ForwardMode string
 const (
 	ForwardTCX ForwardMode = "tcx" // everywhere, and nearly at wire speed
 	ForwardXDP ForwardMode = "xdp" // in the driver, for physical network interfaces
+	ForwardNFT ForwardMode = "nft" // by nftables, where BPF may not redirect: connections only, and slower (package nft)
 )
 
 // ForwardConfig says how packets reach the backends; zero values are defaults.
@@ -174,7 +176,13 @@ func ReadConfig(r io.Reader) (Config, error) {
 // Validate fills in defaults and returns everything that is wrong, each with what to do.
 func (c *Config) Validate() error {
 	c.setDefaults()
-	return errors.Join(c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateManagement())
+	var nftErr error
+	if c.Forward.Mode == ForwardNFT {
+		if nftErr = nft.Check(needsOf(c)); nftErr != nil {
+			nftErr = fmt.Errorf("forward.mode: nft: %w", nftErr)
+		}
+	}
+	return errors.Join(nftErr, c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateManagement())
 }
 
 func (c *Config) setDefaults() {
@@ -268,8 +276,8 @@ const (
 
 func (f ForwardConfig) validate() error {
 	switch {
-	case f.Mode != ForwardTCX && f.Mode != ForwardXDP:
-		return fmt.Errorf("forward.mode: %q: want %s or %s", f.Mode, ForwardTCX, ForwardXDP)
+	case f.Mode != ForwardTCX && f.Mode != ForwardXDP && f.Mode != ForwardNFT:
+		return fmt.Errorf("forward.mode: %q: want %s, %s or %s", f.Mode, ForwardTCX, ForwardXDP, ForwardNFT)
 	case f.MaxFlows > maxFlows:
 		return fmt.Errorf("forward.max_flows: %d: at most %d", f.MaxFlows, maxFlows)
 	case f.IdleTimeout < minTimeout:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"reflect"
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
@@ -28,27 +29,9 @@ type ReportsConfig struct {
 	Misses   int           `yaml:"misses,omitempty"`
 	// LoadInterval is the time between its load vectors, delta (200 ms).
 	LoadInterval time.Duration `yaml:"load_interval,omitempty"`
-	// Weights say how much each part of a load vector counts.
-	Weights WeightsConfig `yaml:"weights,omitempty"`
-}
-
-// WeightsConfig is vitals.Weights as the configuration file has it: 0 to 1 for each part of a load vector. Without any all count fully; as soon as one
-// is given, those that are not do not count. Hosts that share a machine, for instance, report the same processors: their applications alone
-// say which of them is busy.
-type WeightsConfig struct {
-	CPU         float64 `yaml:"cpu,omitempty"`
-	Memory      float64 `yaml:"memory,omitempty"`
-	Network     float64 `yaml:"network,omitempty"`
-	IO          float64 `yaml:"io,omitempty"`
-	Backlog     float64 `yaml:"backlog,omitempty"`
-	Application float64 `yaml:"application,omitempty"`
-}
-
-func (c WeightsConfig) weights() vitals.Weights {
-	return vitals.Weights{
-		vitals.CPU: c.CPU, vitals.Memory: c.Memory, vitals.Network: c.Network, vitals.IO: c.IO, vitals.Backlog: c.Backlog,
-		vitals.Application: c.Application,
-	}
+	// Weights say how much each part of a load vector counts, 0 to 1: cpu (0.8), memory, network, io, backlog, application (1). A busy processor
+	// alone is no overload, so it does not reach the upper thresholds of admission by itself.
+	Weights map[string]float64 `yaml:"weights,omitempty"`
 }
 
 func (c ReportsConfig) on() bool { return c.Keys != "" }
@@ -57,8 +40,32 @@ func (c ReportsConfig) availability() availability.Config {
 	return availability.Config{Interval: c.Interval, Misses: c.Misses}
 }
 
+// cpuWeight is what a processor that is busy all the time counts.
+const cpuWeight = 0.8
+
 func (c ReportsConfig) load() load.Config {
-	return load.Config{Interval: c.LoadInterval, Weights: c.Weights.weights()}
+	w := vitals.EvenWeights()
+	w[vitals.CPU] = cpuWeight
+	for p := range vitals.Parts {
+		if v, ok := c.Weights[p.String()]; ok {
+			w[p] = v
+		}
+	}
+	return load.Config{Interval: c.LoadInterval, Weights: w}
+}
+
+// unknownWeight returns a name that is no part of a load vector, if there is one.
+func (c ReportsConfig) unknownWeight() string {
+	for name := range c.Weights {
+		known := false
+		for p := range vitals.Parts {
+			known = known || p.String() == name
+		}
+		if !known {
+			return name
+		}
+	}
+	return ""
 }
 
 // keys reads the key file.
@@ -143,7 +150,10 @@ func (c *Config) validateManagement() error {
 		bad("reports", err)
 		_, err = load.NewManager(c.Reports.load())
 		bad("reports", err)
-	} else if c.Reports != (ReportsConfig{}) {
+		if name := c.Reports.unknownWeight(); name != "" {
+			bad("reports.weights", fmt.Errorf("%q: want cpu, memory, network, io, backlog or application", name))
+		}
+	} else if !reflect.DeepEqual(c.Reports, ReportsConfig{}) {
 		bad("reports.keys", errors.New("missing: reports are authenticated"))
 	}
 	_, err := forecast.New(c.Forecast.series())

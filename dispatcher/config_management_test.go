@@ -12,7 +12,7 @@ import (
 	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
-// TestWeights: what stands in the file comes to package load, part for part; nothing means that all count.
+// TestWeights: what stands in the file comes to package load, part for part, and what does not has its default.
 func TestWeights(t *testing.T) {
 	c, err := ReadConfig(strings.NewReader(goodConfig + `
 reports: {keys: /etc/rehome/keys, weights: {cpu: 0.1, memory: 0.2, network: 0.3, io: 0.4, backlog: 0.5, application: 0.6}}
@@ -26,11 +26,15 @@ reports: {keys: /etc/rehome/keys, weights: {cpu: 0.1, memory: 0.2, network: 0.3,
 	if d := cmp.Diff(want, c.Reports.load()); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
-	if d := cmp.Diff(load.Config{}, ReportsConfig{}.load()); d != "" {
+	want.Weights = vitals.EvenWeights()
+	want.Weights[vitals.CPU] = 0.8
+	if d := cmp.Diff(want, ReportsConfig{}.load()); d != "" {
 		t.Errorf("without any (-want +got):\n%s", d)
 	}
-	_, err = ReadConfig(strings.NewReader(goodConfig + "\nreports: {keys: /etc/rehome/keys, weights: {cpu: 2}}\n"))
-	if err == nil || !strings.Contains(err.Error(), "weight of cpu") {
-		t.Errorf("a weight of 2: %v", err)
+	for text, want := range map[string]string{"{cpu: 2}": "weight of cpu", "{gpu: 1}": "gpu"} {
+		_, err = ReadConfig(strings.NewReader(goodConfig + "\nreports: {keys: /etc/rehome/keys, weights: " + text + "}\n"))
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %v, want %q", text, err, want)
+		}
 	}
 }

@@ -122,7 +122,7 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 		defer func() { err = errors.Join(err, d.management.monitor.Close()) }()
 	}
 	if d.cfg.hasSessions() {
-		if d.sessions, err = newSessions(d, sessionForwarder{path.Forwarder}); err != nil {
+		if d.sessions, err = newSessions(d, sessionForwarder{path.bpf}); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,10 @@ func TestImportDirection(t *testing.T) {
 		"dispatcher/balance":   {"dispatcher"},
 		"dispatcher/forecast":  {"dispatcher"},
 		"agent":                {"dispatcher"},
+		// Engines do not know one another.
+		"dispatcher/availability": {"dispatcher/load", "dispatcher/health", "dispatcher/monitor", "dispatcher/forward"},
+		"dispatcher/load":         {"dispatcher/availability", "dispatcher/health", "dispatcher/monitor", "dispatcher/forward"},
+		"dispatcher/health":       {"dispatcher/availability", "dispatcher/load", "dispatcher/monitor", "dispatcher/forward"},
 	} {
 		out, err := exec.Command("go", "list", "-deps", module+pkg).Output()
 		if err != nil {

@@ -186,10 +186,10 @@ func (m *management) decide(ctx context.Context) error {
 // enforce has the packet path refuse. Where clients are told so, their connections are refused later (Admit).
 func (m *management) enforce(a admission.Decision) {
 	k, ok := m.d.path.(*kernelPath)
-	if !ok {
+	if !ok || k.bpf == nil {
 		return
 	}
-	path := sessionForwarder{k.Forwarder}
+	path := sessionForwarder{k.bpf}
 	set := func(protocol uint8, at netip.AddrPort, f forward.Admission) {
 		if err := path.SetAdmission(protocol, at, f); err != nil {
 			m.d.log.Warn("the packet path does not refuse what admission wants", "address", at, "error", err)

@@ -20,13 +20,33 @@ import (
 // kernelPath is the packet path in the kernel: the forwarder, which knows the owners of flows, and behind it the gate, which holds the
 // packets of those that are being handed off.
 type kernelPath struct {
-	*forward.Forwarder
+	flowTable
+	bpf  *forward.Forwarder // nil when nftables forward
 	gate *gate.Gate
 	// proxy is nil unless a service is socketless.
 	proxy *synproxy.Proxy
 }
 
 var _ Path = (*kernelPath)(nil)
+
+// flowTable is a Path that nobody need hold packets behind.
+type flowTable interface{ Path }
+
+// Stats returns the forwarder's counters; nftables count nothing.
+func (p *kernelPath) Stats() forward.Stats {
+	if p.bpf == nil {
+		return forward.Stats{}
+	}
+	return p.bpf.Stats()
+}
+
+// Scan shows the flows of the table; nftables do not tell.
+func (p *kernelPath) Scan(at forward.Cursor, into []forward.Known) (n int, next forward.Cursor, err error) {
+	if p.bpf == nil {
+		return 0, 0, nil
+	}
+	return p.bpf.Scan(at, into)
+}
 
 // openPath opens both. The gate comes first: who comes later stands in front.
 func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
@@ -40,6 +60,13 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	if err != nil {
 		return nil, fmt.Errorf("gate: %w", err)
 	}
+	if cfg.Forward.Mode == ForwardNFT {
+		f, err := openNFT(cfg)
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
+		}
+		return &kernelPath{flowTable: f, gate: g}, nil
+	}
 	mode := forward.TCX
 	if cfg.Forward.Mode == ForwardXDP {
 		mode = forward.XDP
@@ -51,12 +78,12 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
 	}
-	return &kernelPath{Forwarder: f, gate: g}, nil
+	return &kernelPath{flowTable: f, bpf: f, gate: g}, nil
 }
 
 // SetNode tells all how a host is reached: the gate sends what it has held there itself, the proxy first packets.
 func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error {
-	err := errors.Join(p.Forwarder.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
+	err := errors.Join(p.flowTable.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
 	if p.proxy != nil {
 		err = errors.Join(err, p.proxy.SetNode(n, ifindex, dst, src))
 	}
@@ -67,9 +94,9 @@ func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr
 func (p *kernelPath) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return p.gate.Run(ctx) })
-	group.Go(func() error { return p.Forwarder.Run(ctx) })
+	group.Go(func() error { return p.flowTable.Run(ctx) })
 	return group.Wait()
 }
 
 // Close closes both; with a pin directory the kernel goes on forwarding.
-func (p *kernelPath) Close() error { return errors.Join(p.Forwarder.Close(), p.gate.Close()) }
+func (p *kernelPath) Close() error { return errors.Join(p.flowTable.Close(), p.gate.Close()) }

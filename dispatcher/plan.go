@@ -5,6 +5,7 @@ package dispatcher
 import (
 	"fmt"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 	"time"
@@ -189,7 +190,7 @@ func needRestart(old, cfg *Config) error {
 		{"workers", old.Workers == cfg.Workers},
 		{"services.mode: the first of rtsp, sip, ftp or udp", old.hasSessions() || !cfg.hasSessions()},
 		{"gateways", slices.Equal(old.Gateways, cfg.Gateways)},
-		{"reports", old.Reports == cfg.Reports},
+		{"reports", reflect.DeepEqual(old.Reports, cfg.Reports)},
 		{"admission", old.Admission == cfg.Admission},
 		{"forecast", old.Forecast == cfg.Forecast},
 		{"shedding", old.Shedding == cfg.Shedding},

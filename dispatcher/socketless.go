@@ -75,7 +75,7 @@ func openSocketless(d *Dispatcher, path *kernelPath, pin string) (*socketless, e
 		return nil, fmt.Errorf("socketless: %w", err)
 	}
 	s.proxy, err = synproxy.Open(synproxy.Config{
-		Interface: d.cfg.Interfaces[0], PinPath: pin, Table: path, Stack: s.stack, Decide: s.decide, Done: s.done, Logger: d.log,
+		Interface: d.cfg.Interfaces[0], PinPath: pin, Table: path.bpf, Stack: s.stack, Decide: s.decide, Done: s.done, Logger: d.log,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("socketless: %w", err), s.stack.Close())

@@ -203,8 +203,8 @@ func (l *Lab) forget(p process) error {
 	return err
 }
 
-// Down takes down the lab of that name, also one whose building or owner died half-way: the processes on record end (SIGTERM, then SIGKILL), the namespaces and
-// all links in them go, then the state. ErrNotFound if there is nothing of that name.
+// Down takes down the lab of that name, also one whose building or owner died half-way: the processes on record, and those that are in its
+// namespaces by other ways, end (SIGTERM, then SIGKILL), the namespaces and all links in them go, then the state. ErrNotFound if there is nothing of that name.
 func Down(name string) error {
 	fail := func(err error) error { return &OpError{Op: "take down", Lab: name, Err: err} }
 	if err := validLabName(name); err != nil {
@@ -223,6 +223,12 @@ func Down(name string) error {
 	found, err := labNamespaces(name)
 	errs = append(errs, err)
 	for _, ns := range found {
+		// A whole process that has moved is not on record where it is now.
+		list, err := residents(ns)
+		errs = append(errs, err)
+		for _, p := range list {
+			errs = append(errs, p.stop())
+		}
 		errs = append(errs, removeNamespace(ns))
 	}
 	errs = append(errs, removeState(name))

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -246,6 +247,10 @@ func TestReleaseReopenDown(t *testing.T) {
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
 	}
+	stranger := exec.Command("sleep", "60") // in the host, and not on record
+	if err := a.Do(stranger.Start); err != nil {
+		t.Fatal(err)
+	}
 	if err := lab.Release(); err != nil {
 		t.Fatal(err)
 	}
@@ -270,6 +275,9 @@ func TestReleaseReopenDown(t *testing.T) {
 	}
 	if err := sleep.Wait(); err == nil || sleep.ProcessState.ExitCode() != -1 {
 		t.Errorf("the server's process ended with %v, want a signal", err)
+	}
+	if err := stranger.Wait(); err == nil || stranger.ProcessState.ExitCode() != -1 {
+		t.Errorf("the process that was not on record ended with %v, want a signal", err)
 	}
 	assertGone(t, topo.Name)
 	if _, err := netnslab.Reopen(topo.Name); !errors.Is(err, netnslab.ErrNotFound) {

@@ -4,9 +4,12 @@ package netnslab
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,6 +46,40 @@ func processOf(pid int) (process, error) {
 		return process{}, fmt.Errorf("process %d: start time: %w", pid, err)
 	}
 	return process{PID: pid, Started: ticks}, nil
+}
+
+// residents returns the processes in a named network namespace, the youngest first, so that children come before their parents. This process, whose threads
+// come and go there, is not among them.
+func residents(namespace string) ([]process, error) {
+	var stat unix.Stat_t
+	err := unix.Stat(filepath.Join(namespaceDir, namespace), &stat)
+	if errors.Is(err, unix.ENOENT) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("namespace %s: %w", namespace, err)
+	}
+	entries, err := os.ReadDir("/proc")
+	if err != nil {
+		return nil, err
+	}
+	var list []process
+	for _, e := range entries {
+		pid, err := strconv.Atoi(e.Name())
+		if err != nil || pid == os.Getpid() {
+			continue
+		}
+		link, err := os.Readlink(filepath.Join("/proc", e.Name(), "ns/net"))
+		if err != nil || link != fmt.Sprintf("net:[%d]", stat.Ino) {
+			continue // it is elsewhere, or has ended since
+		}
+		if p, err := processOf(pid); err == nil {
+			p.Host, p.Command = namespace, "unknown"
+			list = append(list, p)
+		}
+	}
+	slices.SortFunc(list, func(a, b process) int { return cmp.Compare(b.Started, a.Started) })
+	return list, nil
 }
 
 // stop ends the process, by force after stopGrace, and returns when it has ended. One that is gone, or another with its number, is left alone.

@@ -625,6 +625,10 @@ type MoveRequest struct {
 	Concurrency uint32 `protobuf:"varint,5,opt,name=concurrency,proto3" json:"concurrency,omitempty"`
 	// Time for everything; none when 0.
 	TimeoutMicros int64 `protobuf:"varint,6,opt,name=timeout_micros,json=timeoutMicros,proto3" json:"timeout_micros,omitempty"`
+	// A process of this host, with all that descend from it, their connections and listeners; none when 0. It needs "to".
+	Process int32 `protobuf:"varint,7,opt,name=process,proto3" json:"process,omitempty"`
+	// The process that listens for the service.
+	Whole         bool `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -701,6 +705,20 @@ func (x *MoveRequest) GetTimeoutMicros() int64 {
 	return 0
 }
 
+func (x *MoveRequest) GetProcess() int32 {
+	if x != nil {
+		return x.Process
+	}
+	return 0
+}
+
+func (x *MoveRequest) GetWhole() bool {
+	if x != nil {
+		return x.Whole
+	}
+	return false
+}
+
 type MoveEvent struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Types that are valid to be assigned to Event:
@@ -708,6 +726,7 @@ type MoveEvent struct {
 	//	*MoveEvent_Planned
 	//	*MoveEvent_Moved
 	//	*MoveEvent_Summary
+	//	*MoveEvent_Process
 	Event         isMoveEvent_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -777,6 +796,15 @@ func (x *MoveEvent) GetSummary() *Summary {
 	return nil
 }
 
+func (x *MoveEvent) GetProcess() *ProcessMoved {
+	if x != nil {
+		if x, ok := x.Event.(*MoveEvent_Process); ok {
+			return x.Process
+		}
+	}
+	return nil
+}
+
 type isMoveEvent_Event interface {
 	isMoveEvent_Event()
 }
@@ -793,11 +821,163 @@ type MoveEvent_Summary struct {
 	Summary *Summary `protobuf:"bytes,3,opt,name=summary,proto3,oneof"`
 }
 
+type MoveEvent_Process struct {
+	Process *ProcessMoved `protobuf:"bytes,4,opt,name=process,proto3,oneof"`
+}
+
 func (*MoveEvent_Planned) isMoveEvent_Event() {}
 
 func (*MoveEvent_Moved) isMoveEvent_Event() {}
 
 func (*MoveEvent_Summary) isMoveEvent_Event() {}
+
+func (*MoveEvent_Process) isMoveEvent_Event() {}
+
+// ProcessMoved is the end of the move of a tree of processes.
+type ProcessMoved struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// Its first process, as this host numbers it, and as the target does.
+	Pid    int32  `protobuf:"varint,2,opt,name=pid,proto3" json:"pid,omitempty"`
+	NewPid int32  `protobuf:"varint,3,opt,name=new_pid,json=newPid,proto3" json:"new_pid,omitempty"`
+	To     string `protobuf:"bytes,4,opt,name=to,proto3" json:"to,omitempty"`
+	// As in Moved.
+	Outcome string `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Error   string `protobuf:"bytes,6,opt,name=error,proto3" json:"error,omitempty"`
+	// From holding the first packet until the tree runs at the target, or goes on here.
+	FreezeMicros int64 `protobuf:"varint,7,opt,name=freeze_micros,json=freezeMicros,proto3" json:"freeze_micros,omitempty"`
+	// The part of it until the tree was stopped and its image was at the target.
+	DumpMicros int64 `protobuf:"varint,8,opt,name=dump_micros,json=dumpMicros,proto3" json:"dump_micros,omitempty"`
+	// From the offer to the end.
+	TotalMicros   int64  `protobuf:"varint,9,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
+	Connections   uint32 `protobuf:"varint,10,opt,name=connections,proto3" json:"connections,omitempty"`
+	Processes     uint32 `protobuf:"varint,11,opt,name=processes,proto3" json:"processes,omitempty"`
+	HeldPackets   uint32 `protobuf:"varint,12,opt,name=held_packets,json=heldPackets,proto3" json:"held_packets,omitempty"`
+	ImageBytes    uint64 `protobuf:"varint,13,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProcessMoved) Reset() {
+	*x = ProcessMoved{}
+	mi := &file_agent_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProcessMoved) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProcessMoved) ProtoMessage() {}
+
+func (x *ProcessMoved) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProcessMoved.ProtoReflect.Descriptor instead.
+func (*ProcessMoved) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ProcessMoved) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ProcessMoved) GetPid() int32 {
+	if x != nil {
+		return x.Pid
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetNewPid() int32 {
+	if x != nil {
+		return x.NewPid
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetTo() string {
+	if x != nil {
+		return x.To
+	}
+	return ""
+}
+
+func (x *ProcessMoved) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *ProcessMoved) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+func (x *ProcessMoved) GetFreezeMicros() int64 {
+	if x != nil {
+		return x.FreezeMicros
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetDumpMicros() int64 {
+	if x != nil {
+		return x.DumpMicros
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetTotalMicros() int64 {
+	if x != nil {
+		return x.TotalMicros
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetProcesses() uint32 {
+	if x != nil {
+		return x.Processes
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetHeldPackets() uint32 {
+	if x != nil {
+		return x.HeldPackets
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetImageBytes() uint64 {
+	if x != nil {
+		return x.ImageBytes
+	}
+	return 0
+}
 
 // Planned says how many connections have been found to move, so far.
 type Planned struct {
@@ -809,7 +989,7 @@ type Planned struct {
 
 func (x *Planned) Reset() {
 	*x = Planned{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -821,7 +1001,7 @@ func (x *Planned) String() string {
 func (*Planned) ProtoMessage() {}
 
 func (x *Planned) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -834,7 +1014,7 @@ func (x *Planned) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Planned.ProtoReflect.Descriptor instead.
 func (*Planned) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Planned) GetTotal() uint32 {
@@ -867,7 +1047,7 @@ type Moved struct {
 
 func (x *Moved) Reset() {
 	*x = Moved{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -879,7 +1059,7 @@ func (x *Moved) String() string {
 func (*Moved) ProtoMessage() {}
 
 func (x *Moved) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -892,7 +1072,7 @@ func (x *Moved) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Moved.ProtoReflect.Descriptor instead.
 func (*Moved) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Moved) GetFlow() string {
@@ -982,7 +1162,7 @@ type Summary struct {
 
 func (x *Summary) Reset() {
 	*x = Summary{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -994,7 +1174,7 @@ func (x *Summary) String() string {
 func (*Summary) ProtoMessage() {}
 
 func (x *Summary) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1007,7 +1187,7 @@ func (x *Summary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Summary.ProtoReflect.Descriptor instead.
 func (*Summary) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Summary) GetMoved() uint32 {
@@ -1074,7 +1254,7 @@ type UndrainRequest struct {
 
 func (x *UndrainRequest) Reset() {
 	*x = UndrainRequest{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1086,7 +1266,7 @@ func (x *UndrainRequest) String() string {
 func (*UndrainRequest) ProtoMessage() {}
 
 func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1099,7 +1279,7 @@ func (x *UndrainRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainRequest.ProtoReflect.Descriptor instead.
 func (*UndrainRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 type UndrainResponse struct {
@@ -1110,7 +1290,7 @@ type UndrainResponse struct {
 
 func (x *UndrainResponse) Reset() {
 	*x = UndrainResponse{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1122,7 +1302,7 @@ func (x *UndrainResponse) String() string {
 func (*UndrainResponse) ProtoMessage() {}
 
 func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1135,7 +1315,7 @@ func (x *UndrainResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UndrainResponse.ProtoReflect.Descriptor instead.
 func (*UndrainResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 type AbortRequest struct {
@@ -1148,7 +1328,7 @@ type AbortRequest struct {
 
 func (x *AbortRequest) Reset() {
 	*x = AbortRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1160,7 +1340,7 @@ func (x *AbortRequest) String() string {
 func (*AbortRequest) ProtoMessage() {}
 
 func (x *AbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1173,7 +1353,7 @@ func (x *AbortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRequest.ProtoReflect.Descriptor instead.
 func (*AbortRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *AbortRequest) GetFlow() string {
@@ -1192,7 +1372,7 @@ type AbortResponse struct {
 
 func (x *AbortResponse) Reset() {
 	*x = AbortResponse{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1204,7 +1384,7 @@ func (x *AbortResponse) String() string {
 func (*AbortResponse) ProtoMessage() {}
 
 func (x *AbortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1217,7 +1397,7 @@ func (x *AbortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortResponse.ProtoReflect.Descriptor instead.
 func (*AbortResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *AbortResponse) GetAborted() uint32 {
@@ -1235,7 +1415,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1247,7 +1427,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1260,7 +1440,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 type ReloadResponse struct {
@@ -1275,7 +1455,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1287,7 +1467,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1300,7 +1480,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *ReloadResponse) GetServices() uint32 {
@@ -1377,19 +1557,39 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x1d\n" +
 	"\n" +
 	"age_micros\x18\x04 \x01(\x03R\tageMicros\x12\x18\n" +
-	"\amovable\x18\x05 \x01(\bR\amovable\"\xaa\x01\n" +
+	"\amovable\x18\x05 \x01(\bR\amovable\"\xda\x01\n" +
 	"\vMoveRequest\x12\x12\n" +
 	"\x04flow\x18\x01 \x01(\tR\x04flow\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x18\n" +
 	"\aservice\x18\x03 \x01(\tR\aservice\x12\x14\n" +
 	"\x05drain\x18\x04 \x01(\bR\x05drain\x12 \n" +
 	"\vconcurrency\x18\x05 \x01(\rR\vconcurrency\x12%\n" +
-	"\x0etimeout_micros\x18\x06 \x01(\x03R\rtimeoutMicros\"\xb0\x01\n" +
+	"\x0etimeout_micros\x18\x06 \x01(\x03R\rtimeoutMicros\x12\x18\n" +
+	"\aprocess\x18\a \x01(\x05R\aprocess\x12\x14\n" +
+	"\x05whole\x18\b \x01(\bR\x05whole\"\xeb\x01\n" +
 	"\tMoveEvent\x124\n" +
 	"\aplanned\x18\x01 \x01(\v2\x18.rehome.agent.v1.PlannedH\x00R\aplanned\x12.\n" +
 	"\x05moved\x18\x02 \x01(\v2\x16.rehome.agent.v1.MovedH\x00R\x05moved\x124\n" +
-	"\asummary\x18\x03 \x01(\v2\x18.rehome.agent.v1.SummaryH\x00R\asummaryB\a\n" +
-	"\x05event\"\x1f\n" +
+	"\asummary\x18\x03 \x01(\v2\x18.rehome.agent.v1.SummaryH\x00R\asummary\x129\n" +
+	"\aprocess\x18\x04 \x01(\v2\x1d.rehome.agent.v1.ProcessMovedH\x00R\aprocessB\a\n" +
+	"\x05event\"\xfa\x02\n" +
+	"\fProcessMoved\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x17\n" +
+	"\anew_pid\x18\x03 \x01(\x05R\x06newPid\x12\x0e\n" +
+	"\x02to\x18\x04 \x01(\tR\x02to\x12\x18\n" +
+	"\aoutcome\x18\x05 \x01(\tR\aoutcome\x12\x14\n" +
+	"\x05error\x18\x06 \x01(\tR\x05error\x12#\n" +
+	"\rfreeze_micros\x18\a \x01(\x03R\ffreezeMicros\x12\x1f\n" +
+	"\vdump_micros\x18\b \x01(\x03R\n" +
+	"dumpMicros\x12!\n" +
+	"\ftotal_micros\x18\t \x01(\x03R\vtotalMicros\x12 \n" +
+	"\vconnections\x18\n" +
+	" \x01(\rR\vconnections\x12\x1c\n" +
+	"\tprocesses\x18\v \x01(\rR\tprocesses\x12!\n" +
+	"\fheld_packets\x18\f \x01(\rR\vheldPackets\x12\x1f\n" +
+	"\vimage_bytes\x18\r \x01(\x04R\n" +
+	"imageBytes\"\x1f\n" +
 	"\aPlanned\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\"\xb7\x02\n" +
 	"\x05Moved\x12\x12\n" +
@@ -1445,7 +1645,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 19)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
 var file_agent_proto_goTypes = []any{
 	(*StatusRequest)(nil),   // 0: rehome.agent.v1.StatusRequest
 	(*StatusResponse)(nil),  // 1: rehome.agent.v1.StatusResponse
@@ -1457,41 +1657,43 @@ var file_agent_proto_goTypes = []any{
 	(*Flow)(nil),            // 7: rehome.agent.v1.Flow
 	(*MoveRequest)(nil),     // 8: rehome.agent.v1.MoveRequest
 	(*MoveEvent)(nil),       // 9: rehome.agent.v1.MoveEvent
-	(*Planned)(nil),         // 10: rehome.agent.v1.Planned
-	(*Moved)(nil),           // 11: rehome.agent.v1.Moved
-	(*Summary)(nil),         // 12: rehome.agent.v1.Summary
-	(*UndrainRequest)(nil),  // 13: rehome.agent.v1.UndrainRequest
-	(*UndrainResponse)(nil), // 14: rehome.agent.v1.UndrainResponse
-	(*AbortRequest)(nil),    // 15: rehome.agent.v1.AbortRequest
-	(*AbortResponse)(nil),   // 16: rehome.agent.v1.AbortResponse
-	(*ReloadRequest)(nil),   // 17: rehome.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),  // 18: rehome.agent.v1.ReloadResponse
+	(*ProcessMoved)(nil),    // 10: rehome.agent.v1.ProcessMoved
+	(*Planned)(nil),         // 11: rehome.agent.v1.Planned
+	(*Moved)(nil),           // 12: rehome.agent.v1.Moved
+	(*Summary)(nil),         // 13: rehome.agent.v1.Summary
+	(*UndrainRequest)(nil),  // 14: rehome.agent.v1.UndrainRequest
+	(*UndrainResponse)(nil), // 15: rehome.agent.v1.UndrainResponse
+	(*AbortRequest)(nil),    // 16: rehome.agent.v1.AbortRequest
+	(*AbortResponse)(nil),   // 17: rehome.agent.v1.AbortResponse
+	(*ReloadRequest)(nil),   // 18: rehome.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),  // 19: rehome.agent.v1.ReloadResponse
 }
 var file_agent_proto_depIdxs = []int32{
 	2,  // 0: rehome.agent.v1.StatusResponse.services:type_name -> rehome.agent.v1.Service
 	4,  // 1: rehome.agent.v1.StatusResponse.migrations:type_name -> rehome.agent.v1.Migration
 	3,  // 2: rehome.agent.v1.StatusResponse.peers:type_name -> rehome.agent.v1.Peer
 	5,  // 3: rehome.agent.v1.StatusResponse.counters:type_name -> rehome.agent.v1.Counters
-	10, // 4: rehome.agent.v1.MoveEvent.planned:type_name -> rehome.agent.v1.Planned
-	11, // 5: rehome.agent.v1.MoveEvent.moved:type_name -> rehome.agent.v1.Moved
-	12, // 6: rehome.agent.v1.MoveEvent.summary:type_name -> rehome.agent.v1.Summary
-	0,  // 7: rehome.agent.v1.Agent.Status:input_type -> rehome.agent.v1.StatusRequest
-	6,  // 8: rehome.agent.v1.Agent.Flows:input_type -> rehome.agent.v1.FlowsRequest
-	8,  // 9: rehome.agent.v1.Agent.Move:input_type -> rehome.agent.v1.MoveRequest
-	13, // 10: rehome.agent.v1.Agent.Undrain:input_type -> rehome.agent.v1.UndrainRequest
-	15, // 11: rehome.agent.v1.Agent.Abort:input_type -> rehome.agent.v1.AbortRequest
-	17, // 12: rehome.agent.v1.Agent.Reload:input_type -> rehome.agent.v1.ReloadRequest
-	1,  // 13: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
-	7,  // 14: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
-	9,  // 15: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
-	14, // 16: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
-	16, // 17: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
-	18, // 18: rehome.agent.v1.Agent.Reload:output_type -> rehome.agent.v1.ReloadResponse
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	11, // 4: rehome.agent.v1.MoveEvent.planned:type_name -> rehome.agent.v1.Planned
+	12, // 5: rehome.agent.v1.MoveEvent.moved:type_name -> rehome.agent.v1.Moved
+	13, // 6: rehome.agent.v1.MoveEvent.summary:type_name -> rehome.agent.v1.Summary
+	10, // 7: rehome.agent.v1.MoveEvent.process:type_name -> rehome.agent.v1.ProcessMoved
+	0,  // 8: rehome.agent.v1.Agent.Status:input_type -> rehome.agent.v1.StatusRequest
+	6,  // 9: rehome.agent.v1.Agent.Flows:input_type -> rehome.agent.v1.FlowsRequest
+	8,  // 10: rehome.agent.v1.Agent.Move:input_type -> rehome.agent.v1.MoveRequest
+	14, // 11: rehome.agent.v1.Agent.Undrain:input_type -> rehome.agent.v1.UndrainRequest
+	16, // 12: rehome.agent.v1.Agent.Abort:input_type -> rehome.agent.v1.AbortRequest
+	18, // 13: rehome.agent.v1.Agent.Reload:input_type -> rehome.agent.v1.ReloadRequest
+	1,  // 14: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
+	7,  // 15: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
+	9,  // 16: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
+	15, // 17: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
+	17, // 18: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
+	19, // 19: rehome.agent.v1.Agent.Reload:output_type -> rehome.agent.v1.ReloadResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -1503,6 +1705,7 @@ func file_agent_proto_init() {
 		(*MoveEvent_Planned)(nil),
 		(*MoveEvent_Moved)(nil),
 		(*MoveEvent_Summary)(nil),
+		(*MoveEvent_Process)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
@@ -1510,7 +1713,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   19,
+			NumMessages:   20,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

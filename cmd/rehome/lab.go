@@ -175,6 +175,18 @@ func scenarios() []labScenario {
 			}
 			return r, r.OK, nil
 		},
+	}, {
+		name:  "process",
+		about: "redis-server moves as a whole process while clients use it; then CRIU alone moves one",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Process(ctx, scenario.ProcessConfig{
+				Command: o.command, Moves: o.migrations, Report: o.report, LogLevel: o.logLevel,
+			})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
 	}}
 }
 
@@ -186,7 +198,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media", "overload", "shed"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media", "process", "overload", "shed"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {
@@ -237,6 +249,7 @@ func runScenario(cmd *cobra.Command, s labScenario, o labOptions) error {
 func newLabUp() *cobra.Command {
 	var name, root string
 	var servers int
+	var processes bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build a lab with agents and demo servers, and leave it standing",
@@ -248,9 +261,11 @@ func newLabUp() *cobra.Command {
 			}
 			topo := netnslab.Standard(servers)
 			topo.Name = name
-			c, err := scenario.StartCluster(cmd.Context(), scenario.ClusterConfig{
-				Topology: topo, Command: []string{self}, Root: root,
-			})
+			cfg := scenario.ClusterConfig{Topology: topo, Command: []string{self}, Root: root}
+			if processes {
+				cfg.NoServers, cfg.Adjust = true, scenario.MovingProcesses
+			}
+			c, err := scenario.StartCluster(cmd.Context(), cfg)
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -275,6 +290,7 @@ func newLabUp() *cobra.Command {
 	f.StringVar(&name, "lab", standingLab, "name of the lab")
 	f.StringVar(&root, "root", ".", "directory that the demo servers serve")
 	f.IntVar(&servers, "servers", 3, "number of servers")
+	f.BoolVar(&processes, "processes", false, "start no demo servers: servers of your own, on one host each, are to move as whole processes")
 	return cmd
 }
 

@@ -39,20 +39,37 @@ func (m *mover) register(cmd *cobra.Command) {
 func newMigrate() *cobra.Command {
 	m := &mover{}
 	var all bool
+	var pid int32
 	cmd := &cobra.Command{
-		Use:   "migrate {FLOW | --all} [--to HOST]",
-		Short: "Move one live connection, or all, to another host",
+		Use:   "migrate {FLOW | --all | --process PID | --service NAME} [--to HOST]",
+		Short: "Move live connections, or a whole process with its connections, to another host",
 		Long: `Move live connections of this host to another one. FLOW is client:port-server:port as "rehome status --flows" shows it.
 
-A connection that cannot be moved goes on where it was; the reason is printed and the exit code is 1.`,
+With --process, or --service without --all, a whole process moves (CRIU 4.2 or newer is needed): with all processes that descend from it,
+its memory, its connections and its listeners. --service names the process that listens for that service.
+
+What cannot be moved goes on where it was; the reason is printed and the exit code is 1.`,
 		Example: `  rehome migrate 192.0.2.7:40312-198.51.100.1:443 --to web-2
-  rehome migrate --all --to web-2 --service files`,
+  rehome migrate --all --to web-2 --service files
+  rehome migrate --process 4711 --to web-2
+  rehome migrate --service redis --to web-2`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			if (len(args) == 1) == all {
-				return errors.New("migrate: give either a FLOW or --all")
+			req := &api.MoveRequest{Process: pid, Whole: m.service != "" && !all && len(args) == 0 && pid == 0}
+			given := 0
+			for _, yes := range []bool{len(args) == 1, all, pid != 0, req.GetWhole()} {
+				if yes {
+					given++
+				}
 			}
-			req := &api.MoveRequest{}
+			switch {
+			case given != 1:
+				return errors.New("migrate: give one of FLOW, --all, --process PID and --service NAME")
+			case pid < 0:
+				return fmt.Errorf("migrate: --process %d is no process", pid)
+			case m.service != "" && !all && !req.GetWhole():
+				return errors.New("migrate: --service goes with --all, or alone")
+			}
 			if len(args) == 1 {
 				req.Flow = args[0]
 				m.verbose = true
@@ -62,7 +79,8 @@ A connection that cannot be moved goes on where it was; the reason is printed an
 	}
 	m.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "every connection that can be moved")
-	cmd.Flags().StringVar(&m.service, "service", "", "with --all: only connections of this service")
+	cmd.Flags().Int32Var(&pid, "process", 0, "a process of this host, by its number")
+	cmd.Flags().StringVar(&m.service, "service", "", "the process that listens for this service; with --all: only connections of this service")
 	return cmd
 }
 
@@ -169,6 +187,7 @@ type progress struct {
 	total, done   uint32
 	shown         time.Time
 	moves         []moveResult
+	processes     []processResult
 	summary       *api.Summary
 }
 
@@ -197,6 +216,8 @@ type moveSummary struct {
 	FreezeP99Micros    int64        `json:"freezeP99Micros"`
 	Error              string       `json:"error,omitempty"`
 	Connections        []moveResult `json:"connections"`
+	// Processes is there when whole processes were to be moved.
+	Processes []processResult `json:"processes,omitempty"`
 }
 
 func (p *progress) event(ev *api.MoveEvent) {
@@ -205,6 +226,8 @@ func (p *progress) event(ev *api.MoveEvent) {
 		p.total = ev.GetPlanned().GetTotal()
 	case ev.GetMoved() != nil:
 		p.moved(ev.GetMoved())
+	case ev.GetProcess() != nil:
+		p.process(ev.GetProcess())
 	case ev.GetSummary() != nil:
 		p.summary = ev.GetSummary()
 	}
@@ -259,12 +282,12 @@ func (p *progress) end() error {
 		err := enc.Encode(moveSummary{
 			Moved: s.GetMoved(), Failed: s.GetFailed(), Lost: s.GetLost(), Gone: s.GetGone(), TotalMicros: s.GetTotalMicros(),
 			FreezeMedianMicros: s.GetFreezeMedianMicros(), FreezeP99Micros: s.GetFreezeP99Micros(),
-			Error: s.GetError(), Connections: p.moves,
+			Error: s.GetError(), Connections: p.moves, Processes: p.processes,
 		})
 		if err != nil {
 			return &exitError{exitFailed, err}
 		}
-	} else if p.done > 0 || s.GetError() == "" {
+	} else if len(p.processes) == 0 && (p.done > 0 || s.GetError() == "") {
 		fmt.Fprintf(p.out, "%d moved, %d stayed, %d lost, %d ended by themselves in %v; freeze median %d us, p99 %d us\n",
 			s.GetMoved(), s.GetFailed(), s.GetLost(), s.GetGone(),
 			(time.Duration(s.GetTotalMicros()) * time.Microsecond).Round(time.Millisecond),
@@ -273,6 +296,8 @@ func (p *progress) end() error {
 	switch {
 	case s.GetError() != "":
 		return &exitError{exitFailed, errors.New(s.GetError())}
+	case len(p.processes) > 0 && s.GetMoved() == 0:
+		return &exitError{exitFailed, nil} // its line has said why
 	case s.GetFailed() > 0 || s.GetLost() > 0:
 		return &exitError{exitFailed, fmt.Errorf("%d connections did not move", s.GetFailed()+s.GetLost())}
 	}

@@ -112,15 +112,22 @@ func (d *Detector) Tick(now time.Time) []Event {
 	return events
 }
 
-// Blind says that the caller was not running for some time, because its processor was taken away: who was not heard meanwhile has not been
-// silent for that long. What has arrived since must have been passed to Beat.
+// Blind says that the caller was not running for some time, because its processor was taken away. What has arrived since must have been
+// passed to Beat. Who was not heard meanwhile has one interval from now, if that is less than the time that was lost: a sender
+// that stood still as well, on the same machine, is overdue, and sends as soon as it runs.
 func (d *Detector) Blind(from, to time.Time) {
 	for _, h := range d.hosts {
 		since := from
 		if h.Heard.After(from) {
 			since = h.Heard
 		}
-		h.deadline = h.deadline.Add(max(to.Sub(since), 0))
+		last := to.Add(d.cfg.Interval)
+		if until := h.deadline.Add(to.Sub(since)); until.Before(last) {
+			last = until
+		}
+		if last.After(h.deadline) {
+			h.deadline = last
+		}
 	}
 }
 

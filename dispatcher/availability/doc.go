@@ -31,8 +31,8 @@
 //
 // A host is down when nothing has arrived from it for n·d (SARA 26): n is Config.Misses, d Config.Interval. What counts is when a
 // heartbeat arrived at the receiving host, not when somebody found the time to read it: the caller passes the kernel's time of
-// arrival, reads all that has arrived before it calls Tick, and tells by Blind for how long it has not been running itself. A heartbeat
-// in the socket's buffer, or a processor that was taken away from the receiver, is not silence.
+// arrival, reads all that has arrived before it calls Tick, and tells by Blind when it has not been running itself. A heartbeat in the
+// socket's buffer, or a processor that was taken away from the receiver, is not silence.
 //
 // What it does not do: it has no clock and no socket (package dispatcher/monitor has), checks no signature, and asks nobody.
 package availability

@@ -336,3 +336,20 @@ func TestDecodeEvent(t *testing.T) {
 		}
 	}
 }
+
+// FuzzEvent reads arbitrary events.
+func FuzzEvent(f *testing.F) {
+	sound := make([]byte, eventSize)
+	copy(sound[32:], []byte{0x0f, 0xa0, 0, 80, protoUDP, keyFamily4, 0, 0, 0, 0, 0, 80, node})
+	f.Add(sound)
+	f.Add(append(sound[:37:37], append([]byte{keyFamily6}, sound[38:]...)...))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		e, err := decodeEvent(b)
+		if err != nil {
+			return
+		}
+		if e.Flow.Local.Addr() != e.Server.Addr() || e.Flow.Remote.Addr() != e.Client.Addr() || e.Protocol != b[36] {
+			t.Errorf("%+v", e)
+		}
+	})
+}

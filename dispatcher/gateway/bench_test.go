@@ -44,7 +44,7 @@ func BenchmarkProgram(b *testing.B) {
 				Data: from(macOf(b, r.b1), macOf(b, r.router), c.frame), Context: sk{Ifindex: uint32(l.Index)}, Repeat: uint32(b.N),
 			}
 			err := r.router.Do(func() error {
-				_, err := g.divert.objects.GatewayIn.Run(options)
+				_, err := g.divert.objects.RehomeGateway.Run(options)
 				return err
 			})
 			if err != nil {

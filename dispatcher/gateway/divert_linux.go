@@ -122,7 +122,7 @@ func (d *diverter) watch(name string) error {
 	for _, at := range []struct {
 		ifindex int
 		program *ebpf.Program
-	}{{t.ifindex, d.objects.GatewayTap}, {attrs.Index, d.objects.GatewayIn}} {
+	}{{t.ifindex, d.objects.RehomeGwBack}, {attrs.Index, d.objects.RehomeGateway}} {
 		// First in the chain: a program in front that ends it would hide the signalling.
 		l, err := link.AttachTCX(link.TCXOptions{
 			Interface: at.ifindex, Program: at.program, Attach: ebpf.AttachTCXIngress, Anchor: link.Head(),
@@ -148,7 +148,7 @@ func (d *diverter) vacant(ifindex int) error {
 		}
 		info, err := other.Info()
 		_ = other.Close() // only looked at
-		if err == nil && info.Name == "gateway_in" {
+		if err == nil && info.Name == "rehome_gateway" {
 			return fmt.Errorf("%w: program %d", ErrAttached, p.ID)
 		}
 	}

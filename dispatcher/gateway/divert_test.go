@@ -120,7 +120,7 @@ func TestDivert(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			before := g.Stats()
-			verdict, out := r.execute(t, g.divert.objects.GatewayIn, tt.frame, 0)
+			verdict, out := r.execute(t, g.divert.objects.RehomeGateway, tt.frame, 0)
 			if verdict != tt.verdict || !bytes.Equal(out, tt.frame) {
 				t.Errorf("verdict %d, want %d; changed: %v", verdict, tt.verdict, !bytes.Equal(out, tt.frame))
 			}
@@ -128,7 +128,7 @@ func TestDivert(t *testing.T) {
 				t.Errorf("not counted: %+v", g.Stats())
 			}
 			// What was released goes on, whatever it is.
-			if verdict, _ := r.execute(t, g.divert.objects.GatewayIn, tt.frame, 0x72686777); verdict != verdictNext {
+			if verdict, _ := r.execute(t, g.divert.objects.RehomeGateway, tt.frame, 0x72686777); verdict != verdictNext {
 				t.Errorf("released: verdict %d", verdict)
 			}
 		})
@@ -143,7 +143,7 @@ func TestDivertHeartbeat(t *testing.T) {
 	flow.Server = netip.AddrPortFrom(r.vip4, signalPort)
 	frame := from(macOf(t, r.b1), macOf(t, r.router), frameOf(t, flow, part{text: "x"}))
 	verdict := func() uint32 {
-		v, _ := r.execute(t, g.divert.objects.GatewayIn, frame, 0)
+		v, _ := r.execute(t, g.divert.objects.RehomeGateway, frame, 0)
 		return v
 	}
 	if v := verdict(); v != verdictNext {
@@ -180,7 +180,7 @@ func TestDivertLearns(t *testing.T) {
 		if err := g.divert.beat(); err != nil {
 			t.Fatal(err)
 		}
-		if v, _ := r.execute(t, g.divert.objects.GatewayIn, frame(mac), 0); v != want {
+		if v, _ := r.execute(t, g.divert.objects.RehomeGateway, frame(mac), 0); v != want {
 			t.Errorf("%s: verdict %d, want %d", what, v, want)
 		}
 	}
@@ -203,7 +203,7 @@ func TestDivertLearns(t *testing.T) {
 	}
 	want("exempt", two, verdictNext)
 	syn := from(two, macOf(t, r.router), frameOf(t, flow, part{syn: true}))
-	if v, _ := r.execute(t, g.divert.objects.GatewayIn, syn, 0); v != verdictRedirect {
+	if v, _ := r.execute(t, g.divert.objects.RehomeGateway, syn, 0); v != verdictRedirect {
 		t.Errorf("SYN of an exempt flow: verdict %d", v)
 	}
 	if err := g.divert.resume(flow); err != nil {
@@ -217,7 +217,7 @@ func TestTapRefusesForeignFrames(t *testing.T) {
 	r := newRig(t)
 	g := r.open(t, r.config(t))
 	frame := from(macOf(t, r.b1), macOf(t, r.router), frameOf(t, flow4(), part{text: "x"}))
-	if v, _ := r.execute(t, g.divert.objects.GatewayTap, frame, 0); v != verdictDrop {
+	if v, _ := r.execute(t, g.divert.objects.RehomeGwBack, frame, 0); v != verdictDrop {
 		t.Errorf("at an interface that is no tap: verdict %d", v)
 	}
 }

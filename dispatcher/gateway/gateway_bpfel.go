@@ -111,8 +111,8 @@ type gatewaySpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gatewayProgramSpecs struct {
-	GatewayIn  *ebpf.ProgramSpec `ebpf:"gateway_in"`
-	GatewayTap *ebpf.ProgramSpec `ebpf:"gateway_tap"`
+	RehomeGateway *ebpf.ProgramSpec `ebpf:"rehome_gateway"`
+	RehomeGwBack  *ebpf.ProgramSpec `ebpf:"rehome_gw_back"`
 }
 
 // gatewayMapSpecs contains maps before they are loaded into the kernel.
@@ -130,7 +130,8 @@ type gatewayMapSpecs struct {
 // gatewayVariableSpecs contains global variables before they are loaded into the kernel.
 //
 // It can be passed ebpf.CollectionSpec.Assign.
-type gatewayVariableSpecs struct{}
+type gatewayVariableSpecs struct {
+}
 
 // gatewayObjects contains all objects after they have been loaded into the kernel.
 //
@@ -174,20 +175,21 @@ func (m *gatewayMaps) Close() error {
 // gatewayVariables contains all global variables after they have been loaded into the kernel.
 //
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
-type gatewayVariables struct{}
+type gatewayVariables struct {
+}
 
 // gatewayPrograms contains all programs after they have been loaded into the kernel.
 //
 // It can be passed to loadGatewayObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatewayPrograms struct {
-	GatewayIn  *ebpf.Program `ebpf:"gateway_in"`
-	GatewayTap *ebpf.Program `ebpf:"gateway_tap"`
+	RehomeGateway *ebpf.Program `ebpf:"rehome_gateway"`
+	RehomeGwBack  *ebpf.Program `ebpf:"rehome_gw_back"`
 }
 
 func (p *gatewayPrograms) Close() error {
 	return _GatewayClose(
-		p.GatewayIn,
-		p.GatewayTap,
+		p.RehomeGateway,
+		p.RehomeGwBack,
 	)
 }
 

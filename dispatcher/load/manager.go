@@ -107,6 +107,14 @@ func (m *Manager) Add(now time.Time, host uint32) {
 // Remove forgets a host.
 func (m *Manager) Remove(host uint32) { delete(m.hosts, host) }
 
+// interval is the one that a host's last vector stated.
+func (m *Manager) interval(h *monitor) time.Duration {
+	if h.last.Vector.Interval > 0 {
+		return h.last.Vector.Interval
+	}
+	return m.cfg.Interval
+}
+
 func (m *Manager) silence(interval time.Duration) time.Duration {
 	return time.Duration(m.cfg.Misses) * interval
 }
@@ -155,7 +163,13 @@ func (m *Manager) Blind(from, to time.Time) {
 		if h.last.At.After(from) {
 			since = h.last.At
 		}
-		h.deadline = h.deadline.Add(max(to.Sub(since), 0))
+		last := to.Add(m.interval(h))
+		if until := h.deadline.Add(to.Sub(since)); until.Before(last) {
+			last = until
+		}
+		if last.After(h.deadline) {
+			h.deadline = last
+		}
 	}
 }
 

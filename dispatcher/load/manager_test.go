@@ -79,7 +79,7 @@ func TestBlindReceiver(t *testing.T) {
 	m.Blind(after(200), after(1200))
 	m.Blind(after(200), after(100))
 	if events := m.Tick(after(1299)); len(events) != 0 {
-		t.Errorf("%+v: the second in which the receiver did not run counts", events)
+		t.Errorf("%+v: nobody had the time to be heard", events)
 	}
 	if events := m.Tick(after(1300)); len(events) != 1 {
 		t.Errorf("%+v, want one", events)

@@ -29,11 +29,12 @@ type Config struct {
 	Availability availability.Config
 	Load         load.Config
 	// Changed is told of every change of a host's availability, LoadChanged of monitors that fail and come back, and Reported of every
-	// load vector, in order. All are called by the monitor's own thread: they must not block. nil: nobody is told.
+	// load vector, in order. All are called by the monitor's own thread: they must not wait, for a lock that others hold for long or a log that is
+	// slow for instance. nil: nobody is told.
 	Changed     func(availability.Event)
 	LoadChanged func(load.Event)
 	Reported    func(host uint32, s load.Sample)
-	// Logger gets what Run has to say; nil: nothing.
+	// Logger gets what Run has to say before it begins; nil: nothing.
 	Logger *slog.Logger
 }
 

@@ -124,6 +124,7 @@ type change struct {
 // watch runs a monitor of host 7 beside a server that another process is, and as many processes as there are processors that burn.
 func watch(tb testing.TB) (*Monitor, *process, <-chan change) {
 	tb.Helper()
+	requireRealtime(tb)
 	changes := make(chan change, 1000)
 	m, err := Open(Config{
 		Listen: "127.0.0.1:0", Keys: []vitals.Key{key(1)}, Availability: availability.Config{Interval: interval},
@@ -151,6 +152,19 @@ func watch(tb testing.TB) (*Monitor, *process, <-chan change) {
 	p := startProcess(tb, "server "+m.Addr().String())
 	awaitChange(tb, changes, availability.Up)
 	return m, p, changes
+}
+
+// requireRealtime skips the test where heartbeats cannot be sent in time.
+func requireRealtime(tb testing.TB) {
+	tb.Helper()
+	granted := make(chan realtime.Priority)
+	go func() {
+		p, _ := realtime.Enter()
+		granted <- p
+	}()
+	if p := <-granted; p != realtime.FIFO {
+		tb.Skipf("needs CAP_SYS_NICE for real-time priority; got %v", p)
+	}
 }
 
 // awaitChange returns the next change to a state.

@@ -152,11 +152,9 @@ func (m *Monitor) tell(changes []availability.Event, loads []load.Event) {
 	}
 	m.publish(time.Now()) // who is told may look
 	for _, e := range changes {
-		m.cfg.Logger.Info("availability", "host", e.Host, "from", e.From.String(), "to", e.To.String(), "cause", e.Cause)
 		m.cfg.Changed(e)
 	}
 	for _, e := range loads {
-		m.cfg.Logger.Info("load monitor", "host", e.Host, "failed", e.Failed)
 		m.cfg.LoadChanged(e)
 	}
 }

@@ -15,6 +15,10 @@ type Result struct {
 	// Long are the sessions with more than twice the average number of requests that ended, and LongCompleted those of them that were
 	// completed.
 	Long, LongCompleted int
+	// Answers are the requests that were answered, and Waited is how long their clients waited for them in all, from when they first sent
+	// them.
+	Answers int
+	Waited  time.Duration
 	// Busy is the servers' working time, and Wasted what of it went into sessions that were lost; both as shares of all time.
 	Busy, Wasted float64
 	// Trace has the servers' loads, if they were asked for: a row for each Config.Trace, in it a number for each server.
@@ -23,6 +27,9 @@ type Result struct {
 
 // CompletedPerSecond is the useful throughput that SARA is about.
 func (r Result) CompletedPerSecond() float64 { return ratio(float64(r.Completed), r.Time.Seconds()) }
+
+// Wait is how long an answer took on average.
+func (r Result) Wait() time.Duration { return r.Waited / time.Duration(max(1, r.Answers)) }
 
 // Success is the share that was completed of the sessions that were let in and have ended.
 func (r Result) Success() float64 { return ratio(float64(r.Completed), float64(r.Completed+r.Lost)) }
@@ -52,6 +59,7 @@ func (r Result) plus(other Result) Result {
 		Time:    r.Time + other.Time,
 		Offered: r.Offered + other.Offered, Refused: r.Refused + other.Refused, Completed: r.Completed + other.Completed,
 		Lost: r.Lost + other.Lost, Late: r.Late + other.Late, Long: r.Long + other.Long, LongCompleted: r.LongCompleted + other.LongCompleted,
+		Answers: r.Answers + other.Answers, Waited: r.Waited + other.Waited,
 		Busy:   ratio(r.Busy*seconds+other.Busy*more, seconds+more),
 		Wasted: ratio(r.Wasted*seconds+other.Wasted*more, seconds+more),
 		Trace:  other.Trace,

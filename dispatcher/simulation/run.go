@@ -258,6 +258,8 @@ func (r *run) answer(server int32) {
 	s.work += j.work
 	if r.counts() {
 		r.busy += j.work
+		r.result.Answers++
+		r.result.Waited += time.Duration((r.now - s.sent) * float64(time.Second))
 	}
 	switch s.left--; {
 	case r.now-s.sent > r.c.Patience.Seconds():

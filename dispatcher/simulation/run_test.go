@@ -36,6 +36,10 @@ func TestQueue(t *testing.T) {
 	if math.Abs(r.Busy-0.8) > 0.01 {
 		t.Errorf("the server is busy for %.3f of the time, want 0.8", r.Busy)
 	}
+	// The mean is 1/(mu-lambda).
+	if got := r.Wait(); (got - 25*time.Millisecond).Abs() > time.Millisecond {
+		t.Errorf("an answer takes %v on average, want 25 ms", got)
+	}
 	// What was wasted is the late requests' own service, which is longer than average: at least their share.
 	if r.Wasted < 0.8*0.135 || r.Wasted > 0.8 {
 		t.Errorf("%.3f of the time was wasted", r.Wasted)

@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
 	"github.com/rehome-net/rehome/dispatcher/simulation"
@@ -19,8 +20,9 @@ import (
 
 func main() {
 	sessions := flag.Int("sessions", 300_000, "sessions of each run of the base, of which there are four for each policy; others have a quarter")
+	part := flag.String("part", "", "base, variations, settings or thresholds alone")
 	flag.Parse()
-	if err := run(os.Stdout, *sessions); err != nil {
+	if err := run(os.Stdout, *part, *sessions); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -29,11 +31,23 @@ func main() {
 // seeds are the published ones.
 func seeds() []uint64 { return []uint64{1, 2, 3, 4} }
 
-func run(w io.Writer, sessions int) error {
-	for _, part := range []func(io.Writer, int) error{base, variations, settings} {
-		if err := part(w, sessions); err != nil {
+func run(w io.Writer, only string, sessions int) error {
+	parts := []struct {
+		name  string
+		print func(io.Writer, int) error
+	}{{"base", base}, {"variations", variations}, {"settings", settings}, {"thresholds", thresholds}}
+	known := only == ""
+	for _, part := range parts {
+		if only != "" && part.name != only {
+			continue
+		}
+		known = true
+		if err := part.print(w, sessions); err != nil {
 			return err
 		}
+	}
+	if !known {
+		return fmt.Errorf("-part %s: want base, variations, settings or thresholds", only)
 	}
 	return nil
 }
@@ -42,8 +56,8 @@ func run(w io.Writer, sessions int) error {
 func base(w io.Writer, sessions int) error {
 	v := simulation.Variations()[0]
 	fmt.Fprintf(w, "%s, %d x %d sessions for each policy, seeds %v; the servers could complete %.1f sessions/s\n\n", v.Name, len(seeds()), sessions, seeds(), v.Config.Capacity())
-	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s\n", "", "completed", "least-most", "refused", "success", "of long", "busy", "in vain")
-	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s\n", "", "/s", "of a seed", "of come", "of let in", "", "", "")
+	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s %8s\n", "", "completed", "least-most", "refused", "success", "of long", "busy", "in vain", "answer")
+	fmt.Fprintf(w, "%-20s %9s %13s %8s %8s %8s %8s %8s %8s\n", "", "/s", "of a seed", "of come", "of let in", "", "", "", "ms")
 	for _, c := range simulation.Contenders() {
 		var results []simulation.Result
 		least, most := math.Inf(1), 0.0
@@ -56,8 +70,8 @@ func base(w io.Writer, sessions int) error {
 			least, most = min(least, r.CompletedPerSecond()), max(most, r.CompletedPerSecond())
 		}
 		r := simulation.Sum(results...)
-		fmt.Fprintf(w, "%-20s %9.1f %6.1f-%6.1f %8.3f %9.3f %7.3f %8.3f %8.3f\n", c.Name, r.CompletedPerSecond(), least, most,
-			float64(r.Refused)/float64(r.Offered), r.Success(), r.LongSuccess(), r.Busy, r.Wasted)
+		fmt.Fprintf(w, "%-20s %9.1f %6.1f-%6.1f %8.3f %9.3f %7.3f %8.3f %8.3f %8d\n", c.Name, r.CompletedPerSecond(), least, most,
+			float64(r.Refused)/float64(r.Offered), r.Success(), r.LongSuccess(), r.Busy, r.Wasted, r.Wait().Milliseconds())
 	}
 	return nil
 }
@@ -133,6 +147,25 @@ func settings(w io.Writer, sessions int) error {
 		if err := line(fmt.Sprintf("sa2c, alpha = %.1f, thresholds to scale", alpha), config); err != nil {
 			return err
 		}
+	}
+	return nil
+}
+
+// thresholds shows what a static threshold and SA2C pay for throughput in waiting.
+func thresholds(w io.Writer, sessions int) error {
+	v := simulation.Variations()[0]
+	fmt.Fprintf(w, "\nA static threshold T2, decided ten times a second, beside SA2C: completed, and how long an answer takes\n\n")
+	for _, t := range [][2]float64{{0.50, 0.66}, {0.60, 0.70}, {0.62, 0.72}, {0.65, 0.73}, {0.65, 0.74}, {0.65, 0.76}, {0.65, 0.80}} {
+		fmt.Fprintf(w, "T1 = %.2f, T2 = %.2f", t[0], t[1])
+		for _, config := range []admission.Config{{Kind: admission.Static, Interval: 100 * time.Millisecond}, {Kind: admission.SA2C}} {
+			config.T1, config.T2, config.T3, config.C = t[0], t[1], 0.9, 1
+			r, err := simulation.Compete(simulation.Contender{Admission: config}, v, sessions/4, seeds()...)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(w, "   %6s %.3f %5d ms", config.Kind, r.CompletedPerSecond()/v.Config.Capacity(), r.Wait().Milliseconds())
+		}
+		fmt.Fprintln(w)
 	}
 	return nil
 }

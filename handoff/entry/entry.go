@@ -42,8 +42,11 @@ type Entry struct {
 	dir   Directory
 	log   *slog.Logger
 
+	doors Doors // nil where processes cannot move
+
 	mu     sync.Mutex
 	ledger migration.Ledger
+	groups map[uint64]*group
 }
 
 // New returns an entry without leases.
@@ -112,6 +115,8 @@ func (e *Entry) Commit(now time.Time, id uint64, f tcprepair.Flow, epoch uint32,
 	}
 	if _, err := e.flows.Commit(f, from, n); err != nil {
 		e.log.Warn("the flow changed under its lease", "flow", f, "to", host, "error", err)
+	} else {
+		e.commitGroup(id, n)
 	}
 	e.ledger.End(now, id, f)
 	return e.Owner(f)
@@ -121,6 +126,7 @@ func (e *Entry) Commit(now time.Time, id uint64, f tcprepair.Flow, epoch uint32,
 func (e *Entry) Abort(now time.Time, id uint64, f tcprepair.Flow, host string) migration.Owner {
 	e.mu.Lock()
 	e.ledger.Abort(now, id, f, host)
+	e.abortGroup(id, f, host)
 	e.mu.Unlock()
 	return e.Owner(f)
 }
@@ -130,6 +136,7 @@ func (e *Entry) Sweep(now time.Time) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	e.ledger.Sweep(now)
+	e.sweepGroups(now)
 }
 
 // Answer carries out a request of another host's agent that concerns the entry, and returns the answer; false when the message is no
@@ -137,15 +144,13 @@ func (e *Entry) Sweep(now time.Time) {
 func (e *Entry) Answer(now time.Time, id uint64, m wire.Message, from string) (wire.Message, bool) {
 	switch m := m.(type) {
 	case *wire.Lease:
-		err := e.Lease(now, id, m, from)
-		var refused *wire.RefusedError
-		switch {
-		case err == nil:
-			return &wire.Leased{}, true
-		case errors.As(err, &refused):
-			return &wire.LeaseRefused{Code: refused.Code, Reason: refused.Reason}, true
-		}
-		return &wire.LeaseRefused{Code: wire.CodeFailed, Reason: fmt.Sprint(err)}, true
+		return leaseFrame(e.Lease(now, id, m, from)), true
+	case *wire.LeaseGroup:
+		return leaseFrame(e.leaseGroup(now, id, m, from)), true
+	case *wire.Shut:
+		return leaseFrame(e.shutGroup(now, id, from)), true
+	case *wire.FlowSet:
+		return leaseFrame(e.include(now, id, m, from)), true
 	case *wire.Commit:
 		return ownerFrame(m.Flow, e.Commit(now, id, m.Flow, m.Epoch, from)), true
 	case *wire.Abort:
@@ -154,6 +159,17 @@ func (e *Entry) Answer(now time.Time, id uint64, m wire.Message, from string) (w
 		return ownerFrame(m.Flow, e.Owner(m.Flow)), true
 	}
 	return nil, false
+}
+
+func leaseFrame(err error) wire.Message {
+	var refused *wire.RefusedError
+	switch {
+	case err == nil:
+		return &wire.Leased{}
+	case errors.As(err, &refused):
+		return &wire.LeaseRefused{Code: refused.Code, Reason: refused.Reason}
+	}
+	return &wire.LeaseRefused{Code: wire.CodeFailed, Reason: fmt.Sprint(err)}
 }
 
 func ownerFrame(f tcprepair.Flow, o migration.Owner) *wire.Owner {

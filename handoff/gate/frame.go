@@ -42,6 +42,36 @@ func Frames(packets [][]byte) [][]byte {
 	return frames
 }
 
+// FlowOf returns the flow that a client's Ethernet frame belongs to; false when a gate would let it pass.
+func FlowOf(frame []byte) (tcprepair.Flow, bool) { return frameFlow(frame) }
+
+// opens reports whether a frame of a flow asks for a new connection: a SYN, and nothing else.
+func opens(frame []byte) bool {
+	tcp := transport(frame)
+	const fin, syn, rst, ack = 1, 2, 4, 16
+	return tcp != nil && tcp[13]&(fin|syn|rst|ack) == syn
+}
+
+// transport returns the TCP header of a frame of a flow, and what follows.
+func transport(frame []byte) []byte {
+	ip := frame[ethernetHeader:]
+	at := int(ip[0]&15) * 4
+	if ip[0]>>4 == 6 {
+		at = ipv6Header
+		for next := ip[6]; next != protoTCP && len(ip) > at+8; {
+			size := (int(ip[at+1]) + 1) * 8
+			if next == protoFragment {
+				size = 8
+			}
+			next, at = ip[at], at+size
+		}
+	}
+	if len(ip) < at+tcpHeader {
+		return nil
+	}
+	return ip[at:]
+}
+
 // frameFlow returns the flow a received Ethernet frame belongs to. It follows the rules of bpf/packet.h: a frame that is
 // not ours there is not ours here.
 func frameFlow(b []byte) (tcprepair.Flow, bool) {

@@ -44,6 +44,11 @@ type gateCounters struct {
 	Full       uint64
 }
 
+type gateDoor struct {
+	_     structs.HostLayout
+	Until uint64
+}
+
 type gateFlow struct {
 	_         structs.HostLayout
 	Route     uint64
@@ -188,6 +193,7 @@ type gateProgramSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateMapSpecs struct {
+	Doors      *ebpf.MapSpec `ebpf:"doors"`
 	Flows4     *ebpf.MapSpec `ebpf:"flows4"`
 	Flows6     *ebpf.MapSpec `ebpf:"flows6"`
 	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
@@ -224,6 +230,7 @@ func (o *gateObjects) Close() error {
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gateMaps struct {
+	Doors      *ebpf.Map `ebpf:"doors"`
 	Flows4     *ebpf.Map `ebpf:"flows4"`
 	Flows6     *ebpf.Map `ebpf:"flows6"`
 	Nodes      *ebpf.Map `ebpf:"nodes"`
@@ -236,6 +243,7 @@ type gateMaps struct {
 
 func (m *gateMaps) Close() error {
 	return _GateClose(
+		m.Doors,
 		m.Flows4,
 		m.Flows6,
 		m.Nodes,

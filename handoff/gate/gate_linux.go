@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -32,6 +33,7 @@ type Gate struct {
 	// mu guards the queues and, more than that, the order of frames: whoever reads or writes a tap holds it.
 	mu       sync.Mutex
 	queues   map[tcprepair.Flow]*queue
+	doors    map[netip.AddrPort]*queue // of services whose new connections wait
 	overflow uint64
 	lapsed   uint64
 	swept    gateSweep
@@ -53,7 +55,7 @@ func Open(config Config) (_ *Gate, err error) {
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
-	g := &Gate{config: config.withDefaults(), queues: make(map[tcprepair.Flow]*queue)}
+	g := &Gate{config: config.withDefaults(), queues: make(map[tcprepair.Flow]*queue), doors: make(map[netip.AddrPort]*queue)}
 	defer func() {
 		if err != nil {
 			_ = g.Close()
@@ -68,6 +70,9 @@ func Open(config Config) (_ *Gate, err error) {
 	}
 	if g.table, err = newTable(objects); err != nil {
 		return nil, errors.Join(err, objects.Close())
+	}
+	if err := g.forgetDoors(); err != nil {
+		return nil, err
 	}
 	for _, name := range g.config.Interfaces {
 		if err := g.guard(name); err != nil {
@@ -220,7 +225,7 @@ func (g *Gate) Remove() error {
 			}
 		}
 		o := g.table.objects
-		for _, m := range []*ebpf.Map{o.Flows4, o.Flows6, o.Nodes, o.Services, o.Ports, o.State, o.Stats} {
+		for _, m := range []*ebpf.Map{o.Flows4, o.Flows6, o.Nodes, o.Services, o.Doors, o.Ports, o.State, o.Stats} {
 			errs = append(errs, m.Unpin())
 		}
 		if err := os.Remove(g.config.PinPath); err != nil && !errors.Is(err, os.ErrNotExist) {

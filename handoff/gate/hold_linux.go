@@ -199,6 +199,12 @@ func (g *Gate) keep(tap int, frame []byte) {
 	if q == nil && g.acknowledges(f, frame) {
 		return
 	}
+	if door := g.doors[f.Local]; q == nil && door != nil && opens(frame) {
+		if !door.add(frame, tap) {
+			g.overflow++
+		}
+		return
+	}
 	if q == nil {
 		ops := []gateOperation{newOperation(gateCodeOP_QUERY, f)}
 		if err := g.table.run(ops); err != nil {
@@ -233,6 +239,7 @@ func (g *Gate) acknowledges(f tcprepair.Flow, frame []byte) bool {
 // lapse ends holds whose time is over, before the kernel does: so what was held comes before what is let through. Where
 // the host itself has the flow that is a release; else the frames go where the flow's route says.
 func (g *Gate) lapse(now time.Time) {
+	g.lapseDoors(now)
 	for f, q := range g.queues {
 		if now.Before(q.deadline) {
 			continue

@@ -246,7 +246,7 @@ const failuresHead = `# What happens where
 
 What a client has of it when something fails during a live migration from one server (the source) to another (the target).
 This file is written by a test from a simulation with the real state machines: ` + "`go test ./handoff/migration -run TestFailures -update`" + `.
-The test fails when the tables are not true any more.
+The test fails when the tables are not true any more. What happens to a whole process stands in [process-migration.md](process-migration.md#when-something-fails).
 
 In every cell the client's connection
 

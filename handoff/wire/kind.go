@@ -26,6 +26,10 @@ const (
 	KindHandoff      Kind = 24
 	KindLocate       Kind = 25
 	KindLocated      Kind = 26
+	KindProcess      Kind = 27
+	KindImage        Kind = 28
+	KindImageEnd     Kind = 29
+	KindFlowSet      Kind = 30
 	KindLease        Kind = 32
 	KindLeased       Kind = 33
 	KindCommit       Kind = 34
@@ -42,6 +46,8 @@ const (
 	KindHalves       Kind = 49
 	KindInstalled    Kind = 50
 	KindRelocate     Kind = 51
+	KindLeaseGroup   Kind = 41
+	KindShut         Kind = 42
 	KindRegister     Kind = 64
 	KindRegistered   Kind = 65
 	KindList         Kind = 66
@@ -108,6 +114,18 @@ func newMessage(k Kind) Message {
 		return &Locate{}
 	case KindLocated:
 		return &Located{}
+	case KindProcess:
+		return &Process{}
+	case KindImage:
+		return &Image{}
+	case KindImageEnd:
+		return &ImageEnd{}
+	case KindFlowSet:
+		return &FlowSet{}
+	case KindLeaseGroup:
+		return &LeaseGroup{}
+	case KindShut:
+		return &Shut{}
 	case KindLease:
 		return &Lease{}
 	case KindLeased:
@@ -193,6 +211,12 @@ func (*Cancel) Kind() Kind       { return KindCancel }
 func (*Handoff) Kind() Kind      { return KindHandoff }
 func (*Locate) Kind() Kind       { return KindLocate }
 func (*Located) Kind() Kind      { return KindLocated }
+func (*Process) Kind() Kind      { return KindProcess }
+func (*Image) Kind() Kind        { return KindImage }
+func (*ImageEnd) Kind() Kind     { return KindImageEnd }
+func (*FlowSet) Kind() Kind      { return KindFlowSet }
+func (*LeaseGroup) Kind() Kind   { return KindLeaseGroup }
+func (*Shut) Kind() Kind         { return KindShut }
 func (*Lease) Kind() Kind        { return KindLease }
 func (*Leased) Kind() Kind       { return KindLeased }
 func (*Commit) Kind() Kind       { return KindCommit }

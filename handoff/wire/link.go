@@ -317,6 +317,17 @@ func (l *Link) Progress() time.Time {
 	return time.Time{}
 }
 
+// Room waits until no more than limit bytes wait to be written, for a caller that sends more than a peer may leave unread. The error
+// is why the link has ended.
+func (l *Link) Room(limit int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for l.err == nil && len(l.queue) > limit {
+		l.wake.Wait()
+	}
+	return l.err
+}
+
 // Backlog returns how many bytes wait to be written.
 func (l *Link) Backlog() int {
 	l.mu.Lock()

@@ -50,7 +50,10 @@ type Offer struct {
 }
 
 // Accept says that the target has reserved a place for the offered connection.
-type Accept struct{}
+type Accept struct {
+	// Ahead is, after a Process, how many bytes of its memory the target can take ahead of the freeze, besides its image.
+	Ahead uint64
+}
 
 // StateSent says that the State sent ahead is complete, and asks for StateStored.
 type StateSent struct{}
@@ -66,6 +69,8 @@ type Transfer struct {
 // Committed tells the source that the flow is the target's.
 type Committed struct {
 	Epoch uint32
+	// PID is, after a Process, the number of its first process at the target; 0 otherwise.
+	PID uint32
 }
 
 // Held carries packets that the source held back: Ethernet frames, in their order of arrival.
@@ -167,6 +172,8 @@ type Ended struct {
 // stands.
 type Presence struct {
 	Draining bool
+	// Idle are services that move as whole processes, and that nobody listens for at the sender.
+	Idle []string
 }
 
 // Cookies asks a server's host to make connections out of first packets that carry a dispatcher's cookies (package cookie). It replaces
@@ -390,14 +397,19 @@ func (m *Offer) code(c *coder) {
 	integer(c, 3, &m.Epoch)
 	c.span(4, &m.Limit)
 }
-func (m *Accept) code(*coder)      {}
+func (m *Accept) code(c *coder)    { integer(c, 1, &m.Ahead) }
 func (m *StateSent) code(*coder)   {}
 func (m *StateStored) code(*coder) {}
 func (m *Transfer) code(c *coder) {
 	c.bytes(1, &m.Snapshot)
 	c.bytes(2, &m.State)
 }
-func (m *Committed) code(c *coder) { integer(c, 1, &m.Epoch) }
+
+func (m *Committed) code(c *coder) {
+	integer(c, 1, &m.Epoch)
+	integer(c, 2, &m.PID)
+}
+
 func (m *Held) code(c *coder) {
 	c.list(1, &m.Frames)
 	c.flag(2, &m.Last)
@@ -455,7 +467,6 @@ func (m *Ended) code(c *coder) {
 	c.span(3, &m.Quiet)
 }
 
-func (m *Presence) code(c *coder) { c.flag(1, &m.Draining) }
 func (m *Cookies) code(c *coder) {
 	c.bytes(1, &m.Secret)
 	c.bytes(2, &m.Also)
@@ -480,6 +491,11 @@ func (m *Halves) code(c *coder) {
 	c.list(3, &m.Halves)
 }
 func (m *Installed) code(*coder) {}
+func (m *Presence) code(c *coder) {
+	c.flag(1, &m.Draining)
+	texts(c, 2, &m.Idle)
+}
+
 func (m *Register) code(c *coder) {
 	c.text(1, &m.Service)
 	c.text(2, &m.Address)

@@ -77,14 +77,21 @@ func RehomeSocketless() Front { return &rehome{socketless: true} }
 // frontMetrics is where the dispatcher of a farm shows its metrics.
 const frontMetrics = "127.0.0.1:9101"
 
+// RehomeNFT is Rehome whose forwarder is nftables.
+func RehomeNFT() Front { return &rehome{forward: dispatcher.ForwardNFT} }
+
 type rehome struct {
 	socketless bool
+	forward    dispatcher.ForwardMode
 	running    *program
 }
 
 func (r *rehome) Name() string {
 	if r.socketless {
 		return "rehome-socketless"
+	}
+	if r.forward != "" {
+		return "rehome-" + string(r.forward)
 	}
 	return "rehome"
 }
@@ -124,8 +131,8 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 	cfg := dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/rehome",
-		Metrics: frontMetrics,
-		TLS:     dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+		Metrics: frontMetrics, Forward: dispatcher.ForwardConfig{Mode: r.forward},
+		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
 	}
 	for _, p := range own.Peers {
 		if slices.Contains(f.Servers(), p.Name) {

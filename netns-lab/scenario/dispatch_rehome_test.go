@@ -15,7 +15,7 @@ func TestDispatcherClients(t *testing.T) {
 	f := farm(t, scenario.FarmConfig{
 		Lab: name, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(name).VIPs),
 	})
-	for _, front := range []scenario.Front{scenario.Rehome(), scenario.RehomeSocketless()} {
+	for _, front := range []scenario.Front{scenario.Rehome(), scenario.RehomeSocketless(), scenario.RehomeNFT()} {
 		t.Run(front.Name(), func(t *testing.T) {
 			startFront(t, f, front)
 			for _, k := range scenario.ClientChecks() {

@@ -20,7 +20,7 @@ type PlayMediaConfig struct {
 	Work MediaWork
 	// Direct leaves the dispatcher out: all packets go to one server, and a Listener hears the gateway.
 	Direct bool
-	// Hold is the gateway's, as in MediaFarmConfig; 250 ms when zero, because one machine is all hosts and all clients' programs begin at once.
+	// Hold is the gateway's, as in MediaFarmConfig; 1 s when zero, because one machine is all hosts and runs all clients' programs.
 	Hold time.Duration
 	// Report gets a line for each thing that is done; may be nil.
 	Report io.Writer
@@ -58,7 +58,7 @@ func PlayMedia(ctx context.Context, cfg PlayMediaConfig) (_ *PlayMediaResult, er
 		cfg.Work = MediaWork{Calls: 12, Plays: 6, Records: 6, Transfers: 2}
 	}
 	if cfg.Hold == 0 {
-		cfg.Hold = 250 * time.Millisecond
+		cfg.Hold = time.Second
 	}
 	if cfg.Report == nil {
 		cfg.Report = io.Discard

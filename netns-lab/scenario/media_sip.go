@@ -69,6 +69,64 @@ Content-Length: 0
 </scenario>
 `
 
+// sipCalled is sipp's scenario of the called side. Unlike the one that sipp brings along it bears an INVITE and an ACK that are repeated, as they are over UDP when the
+// machine is busy.
+const sipCalled = `<?xml version="1.0" encoding="ISO-8859-1" ?>
+<scenario name="called side that echoes">
+<recv request="INVITE" crlf="true"/>
+<send><![CDATA[
+SIP/2.0 180 Ringing
+[last_Via:]
+[last_From:]
+[last_To:];tag=[pid]SIPpTag01[call_number]
+[last_Call-ID:]
+[last_CSeq:]
+Contact: <sip:[local_ip]:[local_port];transport=[transport]>
+Content-Length: 0
+
+]]></send>
+<send retrans="500"><![CDATA[
+SIP/2.0 200 OK
+[last_Via:]
+[last_From:]
+[last_To:];tag=[pid]SIPpTag01[call_number]
+[last_Call-ID:]
+[last_CSeq:]
+Contact: <sip:[local_ip]:[local_port];transport=[transport]>
+Content-Type: application/sdp
+Content-Length: [len]
+
+v=0
+o=called 53655765 2353687637 IN IP[local_ip_type] [local_ip]
+s=-
+c=IN IP[media_ip_type] [media_ip]
+t=0 0
+m=audio [media_port] RTP/AVP 0
+a=rtpmap:0 PCMU/8000
+]]></send>
+<recv request="INVITE" optional="true"/>
+<recv request="INVITE" optional="true"/>
+<recv request="INVITE" optional="true"/>
+<recv request="ACK"/>
+<recv request="ACK" optional="true"/>
+<recv request="ACK" optional="true"/>
+<recv request="ACK" optional="true"/>
+<recv request="BYE"/>
+<send><![CDATA[
+SIP/2.0 200 OK
+[last_Via:]
+[last_From:]
+[last_To:]
+[last_Call-ID:]
+[last_CSeq:]
+Contact: <sip:[local_ip]:[local_port];transport=[transport]>
+Content-Length: 0
+
+]]></send>
+<timewait milliseconds="4000"/>
+</scenario>
+`
+
 // speechTime is how long a call's media lasts, and callTime the call, in which the last echo comes back.
 const (
 	speechTime = time.Second
@@ -97,8 +155,11 @@ func (m *Media) ServeSIP(ctx context.Context, server string, over SIPTransport) 
 	if over == SIPOverTCP {
 		media, kind = media+portsEach/2, "t1"
 	}
-	vip := m.VIP().String()
-	p, err := m.launch(ctx, server, "sipp-"+string(over), "env", "TERM=dumb", "sipp", "-sn", "uas", "-t", kind, "-i", vip, "-p", strconv.Itoa(SIPPort),
+	vip, script := m.VIP().String(), m.path(server, "called.xml")
+	if err := os.WriteFile(script, []byte(sipCalled), 0o644); err != nil {
+		return err
+	}
+	p, err := m.launch(ctx, server, "sipp-"+string(over), "env", "TERM=dumb", "sipp", "-sf", script, "-t", kind, "-i", vip, "-p", strconv.Itoa(SIPPort),
 		"-mi", vip, "-mp", strconv.Itoa(media), "-rtp_echo", "-nostdin", "-max_socket", "1000")
 	if err != nil {
 		return err

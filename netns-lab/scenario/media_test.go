@@ -213,3 +213,22 @@ func TestPlayMedia(t *testing.T) {
 		t.Errorf("%+v", r)
 	}
 }
+
+// TestMediaCallsBearRepetitions has every datagram of a caller come twice, and so late that the caller repeats it.
+func TestMediaCallsBearRepetitions(t *testing.T) {
+	m := media(t, "repeats", scenario.MediaFarmConfig{})
+	ctx := testContext(t, time.Minute)
+	if err := m.Point(scenario.MediaHost1); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.ServeSIP(ctx, scenario.MediaHost1, scenario.SIPOverUDP); err != nil {
+		t.Fatal(err)
+	}
+	up, down := netnslab.Impairment{Delay: 350 * time.Millisecond, Duplicate: 1}, netnslab.Impairment{Delay: 300 * time.Millisecond}
+	if _, err := m.Lab.Impair(ctx, scenario.ClientHost, up, down); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.CallSIP(ctx, scenario.SIPOverUDP, 0); err != nil {
+		t.Error(err)
+	}
+}

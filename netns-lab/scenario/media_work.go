@@ -15,7 +15,7 @@ import (
 // mediaTime is how long an RTSP session lasts.
 const mediaTime = time.Second
 
-// MediaWork says how many sessions of each kind clients have, all at the same time.
+// MediaWork says how many sessions of each kind clients have, nearly all at the same time.
 type MediaWork struct {
 	// Calls are SIP's, over UDP and TCP in turns. Each takes about two seconds.
 	Calls int
@@ -48,8 +48,12 @@ func (m *Media) ServeAll(ctx context.Context, server string) error {
 	return m.ServeFTP(ctx, server)
 }
 
-// workers bounds how many clients work at a time: each is a process.
-const workers = 32
+const (
+	// workers bounds how many clients work at a time: each is a process.
+	workers = 64
+	// betweenSessions is the time between the beginnings of two sessions, so that not all programs start in one moment.
+	betweenSessions = 10 * time.Millisecond
+)
 
 // Work has clients do their work, and returns how many sessions were completed. The error tells of one that was not. midway is called when
 // half of the sessions' time is over; it may be nil.
@@ -57,8 +61,16 @@ func (m *Media) Work(ctx context.Context, w MediaWork, midway func()) (int, erro
 	var g errgroup.Group
 	g.SetLimit(workers)
 	var done atomic.Int64
+	begun := 0
 	session := func(do func() error) {
+		after := time.Duration(begun) * betweenSessions
+		begun++
 		g.Go(func() error {
+			select {
+			case <-time.After(after):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
 			err := do()
 			if err == nil {
 				done.Add(1)

@@ -38,6 +38,8 @@ type OverloadConfig struct {
 	Think, Patience time.Duration
 	// Connections bounds each server's with leastconn503; bestBound when zero.
 	Connections int
+	// Thresholds are T1, T2, T3 and C of static, request and sa2c; overloadThresholds when all are zero.
+	Thresholds [4]float64
 	// Report gets progress; may be nil.
 	Report io.Writer
 	// LogLevel is that of rehome's processes.
@@ -55,6 +57,7 @@ func (c OverloadConfig) withDefaults() OverloadConfig {
 	setDefault(&c.Think, 150*time.Millisecond)
 	setDefault(&c.Patience, 400*time.Millisecond)
 	setDefault(&c.Connections, c.bestBound())
+	setDefault(&c.Thresholds, overloadThresholds())
 	if len(c.Policies) == 0 {
 		c.Policies = OverloadPolicies()
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/dispatcher"
+	"github.com/rehome-net/rehome/handoff/vitals"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -135,9 +136,14 @@ func (m *managedLab) dial(to netip.AddrPort) dialer {
 // applications say is all that tells one from another.
 func (m *managedLab) reports() (dispatcher.ReportsConfig, error) {
 	front, err := m.Lab.Host(FrontHost)
+	weights := map[string]float64{}
+	for part := range vitals.Parts {
+		weights[part.String()] = 0
+	}
+	weights[vitals.Application.String()] = 1
 	return dispatcher.ReportsConfig{
 		Listen: netip.AddrPortFrom(front.Addr4(), reportPort).String(), Keys: m.keyFile(), Interval: heartbeatInterval, Misses: heartbeatMisses,
-		LoadInterval: loadInterval, Weights: dispatcher.WeightsConfig{Application: 1},
+		LoadInterval: loadInterval, Weights: weights,
 	}, err
 }
 

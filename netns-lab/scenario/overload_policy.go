@@ -58,6 +58,7 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 		balance: balance.Shell, reports: true, forecast: dispatcher.ForecastConfig{Window: forecastWindow},
 		admission: dispatcher.AdmissionConfig{
 			Policy: admission.Kind(p), Interval: decisionInterval, Floor: decisionFloor, RetryAfter: time.Second,
+			T1: c.Thresholds[0], T2: c.Thresholds[1], T3: c.Thresholds[2], C: c.Thresholds[3],
 		},
 	}
 	switch p {
@@ -76,6 +77,11 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 	}
 	return s, nil
 }
+
+// overloadThresholds returns thresholds that suit what the servers say of themselves: equation 1 makes 0.72 of servers that are always busy and have no
+// queue. SA2C's refusals begin there, and are complete when the queue takes less than half of the patience (0.80). As its T2 comes down to
+// T1 in an overload that lasts, a lower T1 leaves that much of the servers' time unused.
+func overloadThresholds() [4]float64 { return [4]float64{0.72, 0.80, 0.86, 0.90} }
 
 // boundFactor is by how much the bound with which most sessions were completed was larger than what keeps a server busy. The dispatcher hears of a connection's
 // end a second later, and counts it until then.

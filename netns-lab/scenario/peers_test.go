@@ -414,8 +414,15 @@ func TestScripts(t *testing.T) {
 	need(t, "curl")
 	for script, want := range map[string]string{
 		"live-migration.sh": "the download is whole", "drain.sh": "no client noticed", "agent-upgrade.sh": "the download is whole",
+		"process-migration.sh": "the download is whole",
 	} {
 		t.Run(script, func(t *testing.T) {
+			if script == "process-migration.sh" {
+				need(t, "python3")
+				if _, err := scenario.FindCRIU(t.Context(), ""); err != nil {
+					t.Skip(err)
+				}
+			}
 			out, err := exec.CommandContext(testContext(t, 2*time.Minute), "../"+script).CombinedOutput()
 			if err != nil || !strings.Contains(string(out), want) {
 				t.Errorf("%v, want %q in:\n%s", err, want, out)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // The packet path of the forwarder, once as a tcx program and once as an XDP program. See doc.go for what the states mean.
-#include "divert.h"
+#include "commence.h"
 
 static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 {
@@ -37,65 +37,6 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 	__builtin_memcpy(e, mac, sizeof(mac));
 	count(forwarded);
 	return bpf_redirect(n->ifindex, 0);
-}
-
-static __always_inline int dead(__u64 route) { return route_verdict(route) >= VERDICT_DEAD; }
-
-// settled: a first packet of this kind does not decide anew.
-static __always_inline int settled(__u64 route, __u8 proto)
-{
-	return !dead(route) && (proto == PROTO_UDP || route & ROUTE_FRESH);
-}
-
-// assign records where a new flow goes and returns its entry, or 0 when it could not be recorded. *route is what holds
-// now. Another packet may race for it; whoever came first is followed.
-static __always_inline struct flow *assign(const struct key *k, struct flow *f, __u64 begin, __u32 now, __u64 *route)
-{
-	__u32 is, meta = begin_service(begin) << META_SERVICE_SHIFT;
-	__u64 old, seen, new;
-	__u8 flags = ROUTE_ENTRY;
-
-	if (k->proto == PROTO_TCP)
-		flags |= ROUTE_FRESH;
-	if (begin & BEGIN_INSPECT)
-		flags |= ROUTE_INSPECT;
-	if (begin & BEGIN_PROMISED)
-		flags |= ROUTE_SECONDARY;
-	if (begin & BEGIN_DIVERT)
-		meta |= META_DIVERT;
-	new = route_word(1, begin_node(begin), flags);
-	if (f && route_verdict(READ_ONCE(f->route)) == VERDICT_GONE)
-		f = 0;
-	if (!f) {
-		f = insert(k, new, meta, now);
-		if (!f)
-			return 0;
-	}
-	is = READ_ONCE(f->meta);
-	old = READ_ONCE(f->route);
-	if (route_verdict(old) == VERDICT_GONE)
-		return 0;
-	if (!settled(old, k->proto)) {
-		WRITE_ONCE(f->seen, now);
-		WRITE_ONCE(f->forwarded, 0);
-		cas32(&f->meta, is, meta | k->proto);
-		seen = cas(&f->route, old, new);
-		old = seen == old ? new : seen;
-	}
-	if (dead(old))
-		return 0;
-	if (old == new) {
-		count(assigned);
-		if (begin & BEGIN_PROMISED) {
-			count(secondary);
-			meter(begin_service(begin), secondary);
-			tell(k, begin >> BEGIN_PATTERN_SHIFT);
-		} else {
-			meter(begin_service(begin), assigned);
-		}
-	}
-	*route = old;
-	return f;
 }
 
 static __always_inline int later(int xdp, struct frame *f, struct packet *p)
@@ -176,40 +117,30 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 	if (!flow && !opening && p->key.proto == PROTO_TCP)
 		goto unknown;
 	now = bpf_ktime_get_coarse_ns();
-	tick = now >> TICK_SHIFT;
 	if ((opening || p->key.proto == PROTO_UDP) && !(flow && settled(route, p->key.proto))) {
-		begin = promised(&p->key, tick);
-		if (!begin && !(p->flags & TCP_ACK)) {
-			begin = choose(&p->key);
-			if (begin & BEGIN_REFUSED)
-				return drop(xdp);
-			if (!begin) {
-				// The tuple's next connection must not follow what was left for the last one.
-				if (flow && !dead(route))
-					cas(&flow->route, route, VERDICT_DEAD << 8);
-				goto unknown;
-			}
-		}
-		if (begin & BEGIN_DIVERT && (p->first || !reading(now))) {
-			if (p->first)
-				count(split);
-			else
-				count(unread);
+		begin = commence(&p->key, now, p->flags & TCP_ACK ? COMMENCE_ANSWER : p->first);
+		if (begin & BEGIN_REFUSED)
 			return drop(xdp);
-		}
 		if (begin) {
-			flow = assign(&p->key, flow, begin, tick, &route);
+			flow = assign(&p->key, flow, begin, now >> TICK_SHIFT);
 			if (!flow) {
 				// Unrecorded, the connection's next packet would find nobody; the client repeats its SYN.
 				count(full);
 				return drop(xdp);
 			}
+			route = READ_ONCE(flow->route);
+		} else if (!(p->flags & TCP_ACK)) {
+			// The tuple's next connection must not follow what was left for the last one.
+			if (flow && !dead(route))
+				cas(&flow->route, route, VERDICT_DEAD << 8);
+			goto unknown;
 		}
 	}
 	if (!flow || dead(route))
 		goto unknown;
+	tick = now >> TICK_SHIFT;
 	meta = READ_ONCE(flow->meta);
-	if (!(begin && !(begin & BEGIN_PROMISED)) && degraded(meta))
+	if ((!begin || begin & BEGIN_PROMISED) && degraded(meta))
 		return drop(xdp);
 	if (route & ROUTE_PENDING && (__s32)(tick - READ_ONCE(flow->seen)) < PENDING_TICKS)
 		goto unknown;

@@ -166,13 +166,15 @@ static __always_inline struct service *service_of(const struct key *k)
 }
 
 // choose says who takes the next flow to the packet's service.
-static __noinline __u64 choose(const struct key *k)
+__noinline __u64 choose(const struct key *k)
 {
 	struct choice c = {.node = -1};
 	struct policy *policy;
 	__u64 begin;
 	__u32 id;
 
+	if (!k)
+		return 0;
 	c.service = service_of(k);
 	if (!c.service)
 		return 0;

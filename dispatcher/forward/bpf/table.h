@@ -356,15 +356,16 @@ static __always_inline __u32 look_up(int version, const struct key *k)
 __noinline __u32 find4(const struct key *k) { return look_up(4, k); }
 __noinline __u32 find6(const struct key *k) { return look_up(6, k); }
 
-// find returns the flow's entry, whose route may be DEAD but is not GONE, or 0.
-static __always_inline struct flow *find(const struct key *k)
+// entry is the flow in a slot, given as 1 + its number, or 0.
+static __always_inline struct flow *entry(const struct key *k, __u32 at)
 {
-	__u32 at = k->family == 4 ? find4(k) : find6(k);
-
 	if (!at)
 		return 0;
 	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
 }
+
+// find returns the flow's entry, whose route may be DEAD but is not GONE, or 0.
+static __always_inline struct flow *find(const struct key *k) { return entry(k, k->family == 4 ? find4(k) : find6(k)); }
 
 // load_of counts the used slots of a line: without a branch, of which the verifier would follow every combination.
 static __always_inline __u64 load_of(struct line *l)
@@ -513,11 +514,7 @@ __noinline __u32 add6(const struct key *k, __u64 route, __u32 meta, __u32 now) {
 
 static __always_inline struct flow *insert(const struct key *k, __u64 route, __u32 meta, __u32 now)
 {
-	__u32 at = k->family == 4 ? add4(k, route, meta, now) : add6(k, route, meta, now);
-
-	if (!at)
-		return 0;
-	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
+	return entry(k, k->family == 4 ? add4(k, route, meta, now) : add6(k, route, meta, now));
 }
 
 #endif

@@ -35,7 +35,7 @@ static __always_inline int awake(void)
 }
 
 SEC("tcx/ingress")
-int gateway_in(struct __sk_buff *skb)
+int rehome_gateway(struct __sk_buff *skb)
 {
 	struct packet p = {};
 	struct source_key from = {};
@@ -92,9 +92,9 @@ int gateway_in(struct __sk_buff *skb)
 	return bpf_redirect(tap->ifindex, 0);
 }
 
-// gateway_tap sees what user space writes to a tap: frames that came out of it, unchanged.
+// rehome_gw_back sees what user space writes to a tap: frames that came out of it, unchanged.
 SEC("tcx/ingress")
-int gateway_tap(struct __sk_buff *skb)
+int rehome_gw_back(struct __sk_buff *skb)
 {
 	__u32 ifindex = skb->ifindex;
 	struct port *port = bpf_map_lookup_elem(&ports, &ifindex);

@@ -116,20 +116,39 @@ static long try_node(__u32 i, struct choice *c)
 	return 1;
 }
 
-static __always_inline struct service *service_of(struct packet *p)
+static __always_inline void service_key_of(struct packet *p, struct service_key *k)
 {
-	struct service_key k = {};
-
 	if (p->family == 4) {
-		k.addr[0] = p->k4.local;
-		k.port = p->k4.local_port;
+		k->addr[0] = p->k4.local;
+		k->port = p->k4.local_port;
 	} else {
-		__builtin_memcpy(k.addr, p->k6.local, 16);
-		k.port = p->k6.local_port;
+		__builtin_memcpy(k->addr, p->k6.local, 16);
+		k->port = p->k6.local_port;
 	}
-	k.proto = PROTO_TCP;
-	k.family = p->family;
-	return bpf_map_lookup_elem(&services, &k);
+	k->proto = PROTO_TCP;
+	k->family = p->family;
+}
+
+// shut reports whether new connections of a service wait.
+static __always_inline int shut(struct service_key *k, __u64 now)
+{
+	struct door *d = bpf_map_lookup_elem(&doors, k);
+
+	return d && READ_ONCE(d->until) > now;
+}
+
+// wait gives a SYN to the tap. Nothing is recorded of it: when it comes back its service's servers may be others.
+static __always_inline int wait(struct __sk_buff *skb)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *tap = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (!tap || !tap->ifindex) {
+		count(no_tap);
+		return TCX_DROP;
+	}
+	count(held);
+	return bpf_redirect(tap->ifindex, 0);
 }
 
 // choose returns the node the service's next connection goes to, or -1 when nobody takes it.
@@ -210,9 +229,16 @@ int rehome_in(struct __sk_buff *skb)
 		route = READ_ONCE(f->route);
 	}
 	if (syn && !handshaking(route)) {
-		struct service *s = service_of(&p);
-		int node = s ? choose(s) : -1;
+		struct service_key key = {};
+		struct service *s;
+		int node = -1;
 
+		service_key_of(&p, &key);
+		s = bpf_map_lookup_elem(&services, &key);
+		if (s && shut(&key, now))
+			return wait(skb);
+		if (s)
+			node = choose(s);
 		if (node >= 0) {
 			f = assign(&p, f, node, now, &route);
 			if (!f) {

@@ -69,6 +69,11 @@ struct service {
 	__u16 nodes[SERVICE_NODES];
 };
 
+// A door is shut while a service's new connections wait: until then, in ns.
+struct door {
+	__u64 until;
+};
+
 // A port leads from a gated interface to its tap and from a tap to its interface.
 struct port {
 	__u32 ifindex;
@@ -122,6 +127,14 @@ struct {
 	__type(key, struct service_key);
 	__type(value, struct service);
 } services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 1024);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct service_key);
+	__type(value, struct door);
+} doors SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);

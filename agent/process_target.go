@@ -1,0 +1,550 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/agent/criu"
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// processTarget carries out what a migration.Target decides for a tree of processes. The engine owns it; CRIU runs beside.
+type processTarget struct {
+	e     *engine
+	id    uint64
+	offer *wire.Process
+	from  *incoming
+	entry string
+	// machine is nil until everything is ready for the offer to be accepted.
+	machine *migration.Target
+	images  *criu.Store
+	chamber *criu.Chamber
+	// aheadRoom is how many bytes of memory can come ahead of the image.
+	aheadRoom uint64
+
+	flows []tcprepair.Flow
+	held  bool
+	early [][]byte // packets that the source held, and that came before the tree ran
+	last  bool     // and the mark behind them
+	// hook is where CRIU waits for a word: everything is restored.
+	hook      chan error
+	restoring bool
+	// givenUp is set when the tree must not run.
+	givenUp error
+	// live is set when the tree is this host's, running when it runs.
+	live, running bool
+	pid           int
+	// returning is set while the entry is asked to give the tree back to the source.
+	returning bool
+
+	pending  []migration.Event
+	stepping bool
+	over     bool
+	err      error
+	started  time.Time
+	// after are to be called when the move is over.
+	after []func()
+}
+
+// processOffered answers an offer: whatever speaks against it is found now, while the tree is still served.
+func (e *engine) processOffered(in *incoming, id uint64, m *wire.Process) {
+	if e.arrivals[id] != nil {
+		return // a doubled frame
+	}
+	t := &processTarget{e: e, id: id, offer: m, from: in, started: time.Now()}
+	if err := t.check(); err != nil {
+		e.counters.refused++
+		in.send(id, refusal(err))
+		return
+	}
+	e.arrivals[id] = t
+	path, limit := e.cfg.Process.CRIU, e.cfg.Process.ImageBytes
+	go func() {
+		err := t.prepare(path, limit)
+		e.post(func(*engine) { t.prepared(err) })
+	}()
+}
+
+func (t *processTarget) check() error {
+	e, m := t.e, t.offer
+	if e.draining || e.stopping {
+		return wire.Refusef(e.cfg.Host, wire.CodeDraining, "")
+	}
+	if len(e.arrivals) >= e.cfg.Process.Incoming {
+		return wire.Refusef(e.cfg.Host, wire.CodeBusy, "%d processes are moving here", len(e.arrivals))
+	}
+	for _, a := range m.Services {
+		i := slices.IndexFunc(e.cfg.Services, func(s ServiceConfig) bool {
+			return s.Process && slices.Contains(s.Addresses, a) && slices.Contains(s.Servers, e.cfg.Host)
+		})
+		if i < 0 {
+			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not configured here as the address of a process (process: true)", a)
+		}
+		if e.processMoves(e.cfg.Services[i]) {
+			return wire.Refusef(e.cfg.Host, wire.CodeInUse, "a process of %s is being moved already", e.cfg.Services[i].Name)
+		}
+		t.entry = e.cfg.Services[i].Entry
+		if err := e.localAddress(tcprepair.Flow{Local: a}); err != nil {
+			return err
+		}
+	}
+	if t.entry == "" {
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "no service is named")
+	}
+	for _, a := range m.Local {
+		if addr := a.Addr().Unmap(); !addr.IsUnspecified() && !addr.IsLoopback() {
+			if err := e.localAddress(tcprepair.NewFlow(a, a)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// prepare does what takes time before the offer is accepted, so that it does not within the freeze. It runs beside the engine.
+func (t *processTarget) prepare(path string, limit int64) error {
+	host, m := t.e.self.Host, t.offer
+	path, _, err := criu.Find(path)
+	if err != nil {
+		return wire.Refusef(host, wire.CodeFailed, "%v", err)
+	}
+	if n, err := criu.RemoveLocks(); err != nil || n > 0 {
+		t.e.log.Warn("packet filters that a CRIU had left", "removed", n, "error", err)
+	}
+	busy, err := whoListens()
+	if err != nil {
+		return wire.Refusef(host, wire.CodeFailed, "%v", err)
+	}
+	for _, a := range m.Local {
+		if slices.ContainsFunc(busy, func(b netip.AddrPort) bool { return clash(a, b) }) {
+			return wire.Refusef(host, wire.CodeInUse, "somebody listens at %v here: stop that server first", a)
+		}
+	}
+	files := make([]criu.File, len(m.Files))
+	for i, f := range m.Files {
+		files[i] = criu.File(f)
+	}
+	if err := criu.CheckFiles(files); err != nil {
+		return wire.Refusef(host, wire.CodeNotMovable, "%v", err)
+	}
+	if limit <= 0 {
+		limit = halfMemory()
+	}
+	if uint64(limit) < m.Bytes {
+		return wire.Refusef(host, wire.CodeBusy, "an image of about %d bytes, and room for %d: raise process.image_bytes", m.Bytes, limit)
+	}
+	// What is not memory needs room, too.
+	if need := m.Bytes + m.Bytes/8 + imageSlack; uint64(limit) > need {
+		t.aheadRoom = uint64(limit) - need
+	}
+	if t.images, err = criu.NewStore(limit); err != nil {
+		return wire.Refusef(host, wire.CodeFailed, "%v", err)
+	}
+	if uint64(limit) > 3*m.Bytes+imageSlack {
+		if err := t.images.Reserve(m.Bytes); err != nil {
+			return wire.Refusef(host, wire.CodeBusy, "%v", err)
+		}
+	}
+	ids := make([]int, len(m.IDs))
+	for i, id := range m.IDs {
+		ids[i] = int(id)
+	}
+	t.chamber, err = criu.NewChamber(criu.RestoreConfig{Path: path, Root: int(m.Root), IDs: ids, ShellJob: m.ShellJob}, t.images)
+	if err != nil {
+		return wire.Refusef(host, wire.CodeFailed, "%v", err)
+	}
+	return nil
+}
+
+// imageSlack is the room that is left for what is not memory, in bytes.
+const imageSlack = 32 << 20
+
+// clash reports whether two listeners cannot both be.
+func clash(a, b netip.AddrPort) bool {
+	x, y := a.Addr().Unmap(), b.Addr().Unmap()
+	return a.Port() == b.Port() && (x == y || x.IsUnspecified() || y.IsUnspecified())
+}
+
+// halfMemory is a half of the host's memory, in bytes.
+func halfMemory() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 1 << 30
+	}
+	return int64(info.Totalram) * int64(info.Unit) / 2
+}
+
+// prepared accepts the offer.
+func (t *processTarget) prepared(err error) {
+	if err == nil {
+		err = t.givenUp
+	}
+	if err != nil {
+		t.from.send(t.id, refusal(err))
+		t.over, t.err = true, err
+		t.finish()
+		return
+	}
+	t.e.images.Store(t.id, t)
+	t.machine = migration.NewTarget(migration.TargetParams{Host: t.e.cfg.Host, Epoch: 1, Limit: t.offer.Limit}, t.e.processTimes())
+	t.step(migration.Event{Kind: migration.Start})
+}
+
+func (t *processTarget) step(ev migration.Event) { t.stepAt(time.Now(), ev) }
+
+// stepAt is source.stepAt's twin.
+func (t *processTarget) stepAt(now time.Time, ev migration.Event) {
+	if t.machine == nil {
+		return
+	}
+	t.pending = append(t.pending, ev)
+	if t.stepping {
+		return
+	}
+	t.stepping = true
+	for len(t.pending) > 0 {
+		ev := t.pending[0]
+		t.pending = t.pending[1:]
+		for _, a := range t.machine.Step(now, ev) {
+			t.perform(a)
+		}
+	}
+	t.stepping = false
+}
+
+func (t *processTarget) perform(a migration.Action) {
+	switch a.Verb {
+	case migration.Reserve:
+		t.from.send(t.id, &wire.Accept{Ahead: t.aheadRoom})
+	case migration.Restore:
+		t.restore()
+	case migration.SendCommit:
+		t.commit()
+	case migration.Thaw:
+		t.thaw()
+	case migration.ActivateApp, migration.SendCommitted, migration.WithdrawApp:
+		// The source is told when the tree runs: until then it could not go on anywhere else.
+	case migration.SendRefuse:
+		t.from.send(t.id, refusal(a.Err))
+	case migration.Discard:
+		t.giveUp(errors.New("the move was given up"))
+	case migration.Release:
+		t.release()
+	case migration.Finish:
+		t.over = true
+		if a.Err != nil {
+			t.err = a.Err
+		}
+		if t.machine.State() != migration.TargetLive {
+			t.giveUp(a.Err)
+		}
+		t.finish()
+	default:
+		t.e.log.Error("the target of a process cannot do this", "verb", a.Verb)
+	}
+}
+
+// cancel gives up what has not asked the entry.
+func (t *processTarget) cancel(err error) {
+	if t.machine == nil {
+		t.givenUp = err
+		return
+	}
+	t.step(migration.Event{Kind: migration.Canceled, Err: err})
+}
+
+// refuse does so with a word to the source.
+func (t *processTarget) refuse(err error) {
+	t.from.send(t.id, refusal(err))
+	t.cancel(err)
+}
+
+// lostSource gives up, unless the entry has been asked.
+func (t *processTarget) lostSource(err error) {
+	if t.machine != nil && t.machine.State() >= migration.TargetCommitting {
+		t.step(migration.Event{Kind: migration.PeerLost, Err: err})
+		return
+	}
+	t.cancel(fmt.Errorf("%w: %w", migration.ErrPeerLost, err))
+}
+
+// store takes a part of the image. It is called by the goroutine that reads from the source.
+func (t *processTarget) store(m *wire.Image) {
+	if err := t.images.Write(criu.Piece{File: m.File, Data: m.Data, Pages: m.Pages}); err != nil {
+		if t.e.images.CompareAndDelete(t.id, t) {
+			t.e.post(func(*engine) { t.refuse(wire.Refusef(t.e.self.Host, wire.CodeFailed, "%v", err)) })
+		}
+	}
+}
+
+// flowSet holds the packets of connections that are about to come.
+func (t *processTarget) flowSet(m *wire.FlowSet) {
+	if t.machine == nil || t.machine.State() != migration.TargetReserved {
+		return
+	}
+	t.flows, t.held = append(t.flows, m.Flows...), true
+	for _, f := range m.Flows {
+		// A path away from here, left by an earlier move, would also silence what CRIU makes the sockets send.
+		if err := t.e.gate.Serve(f, t.e.processTimes().HoldTTL()); err != nil {
+			t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "hold packets: %v", err))
+			return
+		}
+	}
+}
+
+// frame takes in what the source sends after its offer.
+func (t *processTarget) frame(m wire.Message) {
+	switch m := m.(type) {
+	case *wire.ImageEnd:
+		if t.machine == nil || t.machine.State() != migration.TargetReserved {
+			t.from.send(t.id, &wire.Refuse{Code: wire.CodeNoFlow, Reason: "the move has been given up"})
+			return
+		}
+		t.e.images.Delete(t.id)
+		if err := t.images.Check(criu.Manifest{Files: m.Files, Bytes: m.Bytes, Digest: m.Digest}); err != nil {
+			t.refuse(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "%v", err))
+			return
+		}
+		t.step(migration.Event{Kind: migration.Transferred})
+	case *wire.Held:
+		t.early, t.last = append(t.early, m.Frames...), t.last || m.Last
+		t.replay()
+	case *wire.Cancel:
+		t.cancel(&wire.RefusedError{Who: "source " + t.from.name, Code: wire.CodeUnspecified, Reason: m.Reason})
+	}
+}
+
+// restore lets CRIU make the tree.
+func (t *processTarget) restore() {
+	t.restoring = true
+	go func() {
+		_, err := t.chamber.Restore(
+			func(pid int) error {
+				reply := make(chan error, 1)
+				t.e.post(func(*engine) { t.restored(pid, reply) })
+				select {
+				case err := <-reply:
+					return err
+				case <-t.e.stopped:
+					return errStopping
+				}
+			},
+			func() { t.e.post(func(*engine) { t.runs() }) })
+		t.e.post(func(*engine) { t.ended(err) })
+	}()
+}
+
+// restored is when the tree stands still with everything it needs: now the entry decides.
+func (t *processTarget) restored(pid int, reply chan error) {
+	if t.givenUp != nil {
+		reply <- t.givenUp
+		return
+	}
+	t.hook, t.pid = reply, pid
+	t.step(migration.Event{Kind: migration.Restored})
+	t.step(migration.Event{Kind: migration.Imported})
+}
+
+func (t *processTarget) commit() {
+	if t.entry != t.e.cfg.Host {
+		t.e.peers[t.entry].send(t.id, &wire.Commit{Flow: t.offer.Token, Epoch: 1})
+		return
+	}
+	owner := t.e.entry.Commit(time.Now(), t.id, t.offer.Token, 1, t.e.cfg.Host)
+	t.step(migration.Event{Kind: migration.OwnerIs, Owner: owner})
+}
+
+// thaw lets the tree run. The holds go on for the sake of the packets' order.
+func (t *processTarget) thaw() {
+	t.live = true
+	t.e.nowListening(t.offer.Services, true)
+	for _, f := range t.flows {
+		if err := t.e.gate.Serve(f, 2*t.e.processTimes().HeldWait); err != nil {
+			t.e.log.Error("cannot end a hold in time", "flow", f, "error", err)
+		}
+	}
+	t.reply(nil)
+}
+
+func (t *processTarget) reply(err error) {
+	if t.hook != nil {
+		t.hook <- err
+		t.hook = nil
+	}
+}
+
+// giveUp ends the tree, also one that is just being made.
+func (t *processTarget) giveUp(err error) {
+	if t.live || t.givenUp != nil {
+		return
+	}
+	if err == nil {
+		err = migration.ErrNoReason
+	}
+	t.givenUp = err
+	t.reply(err)
+}
+
+// runs is when the tree runs.
+func (t *processTarget) runs() {
+	t.running = true
+	t.from.send(t.id, &wire.Committed{Epoch: 2, PID: uint32(t.pid)})
+	t.replay()
+}
+
+// replay gives the tree what the source had held, as soon as it runs.
+func (t *processTarget) replay() {
+	if !t.running || t.machine.State() != migration.TargetDraining {
+		return
+	}
+	ours := make(map[tcprepair.Flow]bool, len(t.flows))
+	for _, f := range t.flows {
+		ours[f] = true
+	}
+	frames := make(map[tcprepair.Flow][][]byte)
+	for _, b := range t.early {
+		if f, ok := gate.FlowOf(b); ok && ours[f] {
+			frames[f] = append(frames[f], b)
+		}
+	}
+	t.early = nil
+	for f, list := range frames {
+		if err := t.e.gate.Replay(f, list); err != nil {
+			t.e.log.Error("cannot replay held packets", "flow", f, "error", err)
+		}
+	}
+	if t.last {
+		t.step(migration.Event{Kind: migration.HeldLast})
+	}
+}
+
+// ended takes in the end of CRIU.
+func (t *processTarget) ended(err error) {
+	t.restoring, t.hook = false, nil
+	switch {
+	case err == nil && t.live:
+	case err == nil:
+		// It runs without having been told to.
+		_ = unix.Kill(t.pid, unix.SIGKILL)
+	case t.live && !t.running:
+		t.giveBack(err)
+	case t.live:
+		t.e.log.Warn("CRIU failed when a process that it has restored ran already", "name", t.offer.Name, "error", err)
+	}
+	if err == nil {
+		err = migration.ErrNoReason
+	}
+	if !t.over && !t.live {
+		kind := migration.Canceled
+		if t.machine.State() == migration.TargetRestoring {
+			kind = migration.RestoreFailed
+		}
+		t.step(migration.Event{Kind: kind, Err: wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "%v", err)})
+	}
+	t.finish()
+}
+
+// giveBack asks the entry to take the tree back that did not come to life: nothing of it is left here, and the source, which has not been told
+// anything, still has it.
+func (t *processTarget) giveBack(err error) {
+	t.e.log.Error("a process could not run here after the entry had given it to this host: giving it back", "name", t.offer.Name, "error", err)
+	t.live, t.returning, t.err = false, true, err
+	t.e.nowListening(t.offer.Services, false)
+	if t.entry != t.e.cfg.Host {
+		t.e.peers[t.entry].send(t.id, &wire.Abort{Flow: t.offer.Token, Epoch: 2})
+		return
+	}
+	t.gaveBack(t.e.entry.Abort(time.Now(), t.id, t.offer.Token, t.e.cfg.Host))
+}
+
+// gaveBack takes in who has the tree then.
+func (t *processTarget) gaveBack(o migration.Owner) {
+	t.returning = false
+	if o.Host == t.from.name {
+		t.from.send(t.id, refusal(wire.Refusef(t.e.cfg.Host, wire.CodeFailed, "given back, as it did not run: %v", t.err)))
+	} else {
+		// It is lost, and the source need not keep it.
+		t.from.send(t.id, &wire.Committed{Epoch: 2})
+	}
+	t.over = true
+	t.finish()
+}
+
+// release lets the packets go: to the own stack when the tree lives here, else on their way.
+func (t *processTarget) release() {
+	if !t.held {
+		return
+	}
+	t.held = false
+	for _, f := range t.flows {
+		var err error
+		if t.live {
+			_, err = t.e.gate.Release(f)
+		} else {
+			err = t.e.gate.Yield(f)
+		}
+		if err != nil {
+			t.e.log.Error("cannot release held packets", "flow", f, "error", err)
+		}
+	}
+}
+
+// finish ends the move when the machine and CRIU have.
+func (t *processTarget) finish() {
+	if !t.over || t.restoring || t.returning {
+		return
+	}
+	if _, ok := t.e.arrivals[t.id]; !ok {
+		return
+	}
+	t.release()
+	t.e.images.Delete(t.id)
+	delete(t.e.arrivals, t.id)
+	go t.clean(t.live)
+	defer func() {
+		for _, f := range t.after {
+			f()
+		}
+	}()
+	if t.live {
+		t.e.counters.movedIn++
+		t.e.metrics.taken.Inc()
+		t.e.log.Info("took a process over", "name", t.offer.Name, "pid", t.pid, "from", t.from.name, "connections", len(t.flows))
+		return
+	}
+	t.e.counters.refused++
+	t.e.log.Warn("did not take a process over", "name", t.offer.Name, "from", t.from.name, "error", t.err)
+}
+
+// clean frees what the move needed. It runs beside the engine.
+func (t *processTarget) clean(live bool) {
+	var errs []error
+	if t.chamber != nil && !live {
+		errs = append(errs, t.chamber.Close())
+	}
+	if t.images != nil {
+		errs = append(errs, t.images.Close())
+	}
+	if err := errors.Join(errs...); err != nil && !errors.Is(err, os.ErrClosed) && !strings.Contains(err.Error(), "signal: killed") {
+		t.e.log.Warn("cleaning up after the move of a process", "error", err)
+	}
+}
+
+// listenerOf returns the process that listens at one of the addresses.
+func listenerOf(addresses []netip.AddrPort) (int, error) {
+	return criu.FindListener(func(l netip.AddrPort) bool {
+		return slices.ContainsFunc(addresses, func(a netip.AddrPort) bool { return listensAt([]netip.AddrPort{l}, a) })
+	})
+}
