@@ -156,6 +156,26 @@ func scenarios() []labScenario {
 			return r, r.OK, nil
 		},
 	}, {
+		name:  "overload",
+		about: "twice as many sessions come as the servers can complete, under several policies of admission",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Overload(ctx, scenario.OverloadConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
+	}, {
+		name:  "shed",
+		about: "a server that is too loaded gives live connections away",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Shed(ctx, scenario.ShedConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
+	}, {
 		name:  "process",
 		about: "redis-server moves as a whole process while clients use it; then CRIU alone moves one",
 		play: func(ctx context.Context, o labOptions) (any, bool, error) {
@@ -178,7 +198,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media", "process"},
+		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media", "process", "overload", "shed"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {
@@ -377,6 +397,7 @@ func newLabServe() *cobra.Command {
 	f.StringVar(&cfg.Root, "root", ".", "directory to serve")
 	f.StringVar(&cfg.Files, "files", "", "address for HTTP, such as :80")
 	f.StringVar(&cfg.Echo, "echo", "", "address for echo, such as :7")
+	f.IntVar(&cfg.EchoCapacity, "echo-capacity", 0, "connections at which the echo reports to be fully loaded; 0 reports nothing")
 	f.IntVar(&cfg.StateBytes, "state-bytes", 0, "pad the State of every connection")
 	f.IntVar(&cfg.AheadBytes, "ahead-bytes", 0, "send so much ahead of the State")
 	return cmd

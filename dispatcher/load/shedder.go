@@ -109,8 +109,8 @@ func (s *Shedder) observe(now time.Time, servers []Server, expected []float64) {
 		if !h.above.IsZero() && now.Sub(h.above) >= s.cfg.Hold {
 			h.active = true
 		}
-		// What is reported must have come below, too: an expectation may be wrong.
-		if expected[i] <= s.cfg.Low && servers[i].Load <= s.cfg.High {
+		// What is reported must have come below, too: reports that show a move before Settle is over make it count twice in what is expected.
+		if expected[i] <= s.cfg.Low && servers[i].Load <= s.cfg.Low {
 			h.active = false
 		}
 	}

@@ -91,6 +91,26 @@ func TestHysteresis(t *testing.T) {
 	}
 }
 
+// TestEarlyReports: at 0.95 with 19 sessions of 0.05 each, five may go in a second. The next report shows them already (0.70), and for as long as they do not
+// count as settled they count twice (0.45 is expected). When they have settled one more goes, which brings it to 0.65.
+func TestEarlyReports(t *testing.T) {
+	s := shedder(t, ShedConfig{High: 0.85, Low: 0.66, Hold: -1, Rate: 5, Settle: time.Second})
+	servers := []Server{{Host: 1, Load: 0.95, Takes: true, Sessions: sessions(1, 19)}, {Host: 2, Takes: true}}
+	for _, tt := range []struct {
+		at    int
+		load  float64
+		moves int
+		sheds bool
+	}{{0, 0.95, 5, true}, {250, 0.70, 0, true}, {900, 0.70, 0, true}, {1000, 0.70, 1, true}, {1250, 0.65, 0, false}} {
+		servers[0].Load = tt.load
+		n := len(s.Plan(after(tt.at), servers))
+		if n != tt.moves || s.Sheds(1) != tt.sheds {
+			t.Errorf("at %d ms, load %v: %d moves, sheds %v; want %d, %v", tt.at, tt.load, n, s.Sheds(1), tt.moves, tt.sheds)
+		}
+		servers[0].Sessions = servers[0].Sessions[n:]
+	}
+}
+
 // TestWhatStays: sessions that cannot be moved, have just come, cost nothing, or would only carry the trouble elsewhere.
 func TestWhatStays(t *testing.T) {
 	old := start().Add(-time.Minute)

@@ -27,6 +27,8 @@ type Config struct {
 	Agent string
 	// Files is the address for HTTP, Root the directory it serves; Echo is the address for echoes. Empty ones are not served.
 	Files, Root, Echo string
+	// EchoCapacity is how many connections make the echo as loaded as it can bear: it reports its load then. 0: it reports nothing.
+	EchoCapacity int
 	// StateBytes and AheadBytes pad the State of every connection, and what is sent ahead of it, to see what large ones cost.
 	StateBytes, AheadBytes int
 	// Logger gets what goes wrong. Nil: nothing.
@@ -64,6 +66,10 @@ func Serve(ctx context.Context, cfg Config, ready func()) error {
 			return err
 		}
 		listeners = append(listeners, ln)
+		if l.service == EchoService && cfg.EchoCapacity > 0 {
+			s.echo = ln
+			s.count(l.service, 0)
+		}
 		go s.accept(ln, l.service)
 	}
 	if len(listeners) == 0 {
@@ -82,6 +88,20 @@ type server struct {
 
 	mu       sync.Mutex
 	sessions map[*handoff.Conn]*session
+	// echo is the listener that reports how many echoes there are; nil when none does.
+	echo   *handoff.Listener
+	echoes int
+}
+
+// count counts a session of echoes that begins or ends, and reports it.
+func (s *server) count(service string, by int) {
+	if service != EchoService || s.echo == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.echoes += by
+	s.echo.ReportLoad(float64(s.echoes) / float64(s.cfg.EchoCapacity))
 }
 
 func (s *server) accept(ln *handoff.Listener, service string) {
@@ -110,6 +130,8 @@ func (s *server) serve(c *handoff.Conn, service string) {
 	s.mu.Lock()
 	s.sessions[c] = ses
 	s.mu.Unlock()
+	s.count(service, 1)
+	defer s.count(service, -1)
 	defer func() {
 		s.mu.Lock()
 		delete(s.sessions, c)

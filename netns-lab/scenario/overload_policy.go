@@ -1,0 +1,95 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/rehome-net/rehome/dispatcher"
+	"github.com/rehome-net/rehome/dispatcher/admission"
+	"github.com/rehome-net/rehome/dispatcher/balance"
+)
+
+// OverloadPolicy names what decides who is let in.
+type OverloadPolicy string
+
+// Policies of the scene. All but the last two are the dispatcher's of the same name.
+const (
+	OverloadNone      OverloadPolicy = OverloadPolicy(admission.None)
+	OverloadStatic    OverloadPolicy = OverloadPolicy(admission.Static)
+	OverloadLeastConn OverloadPolicy = OverloadPolicy(admission.LeastConnections503)
+	// OverloadRequest knows requests and no sessions: each is a connection of its own, and may be refused.
+	OverloadRequest OverloadPolicy = OverloadPolicy(admission.Request)
+	OverloadSA2C    OverloadPolicy = OverloadPolicy(admission.SA2C)
+	// OverloadBare is a dispatcher without admission control and without reports.
+	OverloadBare OverloadPolicy = "bare"
+	// OverloadDirect is no dispatcher: clients go to the servers in turn.
+	OverloadDirect OverloadPolicy = "direct"
+)
+
+// OverloadPolicies are those that the scene compares.
+func OverloadPolicies() []OverloadPolicy {
+	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C}
+}
+
+// Times of admission's decisions, in a scene that lasts some seconds.
+const (
+	decisionInterval = 200 * time.Millisecond
+	decisionFloor    = 100 * time.Millisecond
+)
+
+// forecastWindow is how many reports forecasts are made of.
+const forecastWindow = 8
+
+// setup is what a policy makes of the dispatcher.
+type setup struct {
+	direct    bool
+	each      bool // as patient has it
+	balance   balance.Kind
+	reports   bool
+	admission dispatcher.AdmissionConfig
+	forecast  dispatcher.ForecastConfig
+}
+
+func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
+	s := setup{
+		balance: balance.Shell, reports: true, forecast: dispatcher.ForecastConfig{Window: forecastWindow},
+		admission: dispatcher.AdmissionConfig{
+			Policy: admission.Kind(p), Interval: decisionInterval, Floor: decisionFloor, RetryAfter: time.Second,
+			T1: c.Thresholds[0], T2: c.Thresholds[1], T3: c.Thresholds[2], C: c.Thresholds[3],
+		},
+	}
+	switch p {
+	case OverloadDirect:
+		return setup{direct: true}, nil
+	case OverloadBare:
+		return setup{balance: balance.LeastConnections}, nil
+	case OverloadLeastConn:
+		s.balance = balance.LeastConnections
+		s.admission.Connections = c.Connections
+	case OverloadRequest:
+		s.each = true
+	case OverloadNone, OverloadStatic, OverloadSA2C:
+	default:
+		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)
+	}
+	return s, nil
+}
+
+// overloadThresholds returns thresholds that suit what the servers say of themselves: equation 1 makes 0.72 of servers that are always busy and have no
+// queue. SA2C's refusals begin there, and are complete when the queue takes less than half of the patience (0.80). As its T2 comes down to
+// T1 in an overload that lasts, a lower T1 leaves that much of the servers' time unused.
+func overloadThresholds() [4]float64 { return [4]float64{0.72, 0.80, 0.86, 0.90} }
+
+// boundFactor is by how much the bound with which most sessions were completed was larger than what keeps a server busy. The dispatcher hears of a connection's
+// end a second later, and counts it until then.
+const boundFactor = 3
+
+// bestBound is the best one for leastconn503 that was found. It goes by how many sessions keep one server just busy, each of whose workers serves as many as can
+// take turns in the time of a request and the pause after it. An operator would have to know as much.
+func (c OverloadConfig) bestBound() int {
+	turns := 1 + float64(c.Think)/float64(c.ServiceTime)
+	return int(math.Ceil(boundFactor * float64(c.Workers) * turns))
+}

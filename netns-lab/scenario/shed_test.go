@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/rehome-net/rehome/netns-lab/scenario"
+)
+
+// TestShed cools a small server down. Time is allowed generously: the machine may be busy.
+func TestShed(t *testing.T) {
+	lab := labName("shed")
+	r, err := scenario.Shed(testContext(t, time.Minute), scenario.ShedConfig{
+		Command: binary(t), Lab: lab, Capacity: 100, Limit: 15 * time.Second, LogLevel: "warn", Report: log{t},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab)
+	// 95 connections, of which 25 at least must go.
+	if !r.OK || r.Connections != 95 || r.Moved < 25 || r.Moved > 40 || r.ClientErrors != 0 || r.LoadBefore != 0.95 {
+		t.Errorf("%+v", r)
+	}
+}
