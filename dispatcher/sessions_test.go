@@ -155,6 +155,11 @@ func TestSessionSticks(t *testing.T) {
 	if first[stranger] == first[somebody] {
 		t.Errorf("both clients on node %d", first[somebody])
 	}
+	gone := s.d.host(first[stranger])
+	gone.link = nil
+	if n := s.say(udpKey(stranger, 2000, 53), "x"); n == gone.node || n == 0 {
+		t.Errorf("a new flow to node %d, which cannot be asked", n)
+	}
 }
 
 // TestSessionReusedPort connects again from the same port, whether the end was reported or not.
@@ -450,5 +455,36 @@ func TestSessionsReload(t *testing.T) {
 	}
 	if err := s.answer(udpKey(stranger, 9, 5060), ModeSIP, "SIP/2.0 200 OK\r\nFrom: <sip:a@a>;tag=a\r\nTo: <sip:b@b>;tag=b\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\nVia: SIP/2.0/UDP a\r\nContent-Length: 0\r\n\r\n"); err == nil {
 		t.Error("a report about a service that has left was taken")
+	}
+}
+
+// TestReloadToSessions turns a service of connections into one of sessions at the same address, and back.
+func TestReloadToSessions(t *testing.T) {
+	s := newSessionStand(t)
+	d, at := s.d, vip(443)
+	path := &seenTable{refuses: make(map[endpoint]forward.Admission)}
+	path.services = map[netip.AddrPort]bool{at: true}
+	d.path = path
+	old := d.live.Load()
+	cfg := sessionConfig(t)
+	cfg.Services[5].Mode = ModeRTSP
+	next, err := d.compile(valid(t, cfg), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.announceAll(next, old); err != nil {
+		t.Fatal(err)
+	}
+	d.withdraw(next, old)
+	// The path has one service for both: RemoveService would end the diversion as well.
+	if !path.has(at) || !s.path.handled[endpoint{unix.IPPROTO_TCP, at}].Divert {
+		t.Errorf("the path has the service: %t, and asks: %v", path.has(at), s.path.handled)
+	}
+	if err := d.announceAll(old, next); err != nil {
+		t.Fatal(err)
+	}
+	d.withdraw(old, next)
+	if _, ok := s.path.handled[endpoint{unix.IPPROTO_TCP, at}]; ok || !path.has(at) {
+		t.Errorf("the path has the service: %t, and asks: %v", path.has(at), s.path.handled)
 	}
 }
