@@ -198,6 +198,9 @@ func TestSessionRestart(t *testing.T) {
 	if got := s.say(k, "the end of something\r\n\r\n"+setup); got != n {
 		t.Errorf("signalling to node %d, before %d", got, n)
 	}
+	if got := s.signalling[k].parser.Stats(); got.Malformed > 0 || got.Resyncs != 1 {
+		t.Errorf("%+v: want a search for the next message, and nothing malformed", got)
+	}
 	if err := s.answer(k, ModeRTSP, setUpAt(6970)); err != nil {
 		t.Error(err)
 	}
