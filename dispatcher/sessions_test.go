@@ -17,6 +17,7 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // setup and setUp are both sides of RTSP's SETUP.
@@ -490,4 +491,46 @@ func TestReloadToSessions(t *testing.T) {
 	if _, ok := s.path.handled[endpoint{unix.IPPROTO_TCP, at}]; ok || !path.has(at) {
 		t.Errorf("the path has the service: %t, and asks: %v", path.has(at), s.path.handled)
 	}
+}
+
+// TestSessionEnded counts sessions and not connections, whatever the configuration has become meanwhile.
+func TestSessionEnded(t *testing.T) {
+	s := newSessionStand(t)
+	d := s.d
+	stays, leaves := tcpKey(stranger, 1, 554), tcpKey(somebody, 2, 21)
+	path := &routedTable{node: s.connect(stays)}
+	d.path = path
+	if n := s.connect(leaves); n == path.node {
+		t.Fatal("both on one server")
+	}
+	b := d.host(path.node)
+	b.active.Add(1) // a connection that was handed off
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(stays)})
+	if n := b.active.Load(); n != 1 {
+		t.Errorf("%d of a handed-off connection and an ended session are left, want 1", n)
+	}
+	next := *d.live.Load()
+	next.sessions = nil
+	d.live.Store(&next)
+	b = d.host(s.path.flows[leaves].node)
+	b.active.Add(1)
+	path.node = b.node
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(leaves)})
+	if n := b.active.Load(); n != 1 {
+		t.Errorf("%d are left after the end of a session of no service, want 1", n)
+	}
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(tcpKey(stranger, 3, 443))})
+	if n := b.active.Load(); n != 0 {
+		t.Errorf("%d are left after the end of the connection, want none", n)
+	}
+}
+
+// routedTable is a table in which every flow is one node's.
+type routedTable struct {
+	table
+	node gate.Node
+}
+
+func (r *routedTable) Route(tcprepair.Flow) (gate.RouteInfo, error) {
+	return gate.RouteInfo{Node: r.node, Epoch: 2}, nil
 }

@@ -95,7 +95,7 @@ func (s *sessions) listen(now time.Time, v *sessionService, k session.Key, p *pa
 	}
 	for _, h := range g.read(p) {
 		if err := s.join(now, v, f.Session, h); err != nil {
-			s.d.log.Info("what was announced is not served", "flow", k, "error", err)
+			s.d.log.Debug("what was announced is not served", "flow", k, "error", err)
 		}
 	}
 	if p.flags&(tcpFIN|tcpRST) != 0 {

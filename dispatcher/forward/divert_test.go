@@ -90,6 +90,15 @@ func TestUndecided(t *testing.T) {
 			if k := s.scanAll(t)[Service{Protocol: protoUDP}][f]; !k.Undecided || k.Epoch != 1 {
 				t.Errorf("%+v", k)
 			}
+			// Who forgets what waits for a decision cannot decide it any more, until its next packet.
+			if err := udp.Forget(f); err != nil {
+				t.Fatal(err)
+			}
+			if _, err := udp.Assign(f, node, false); !errors.Is(err, gate.ErrNoFlow) {
+				t.Errorf("Assign of a forgotten flow: %v", err)
+			}
+			expect("first again", redirected, Undecided, 0, 1)
+			expect("second again", redirected, Undecided, 0, 2)
 			release(2, gate.ErrBusy) // undecided
 			s.reading(t, 0)
 			expect("died", dropped, 0, 0, 0)
