@@ -22,6 +22,10 @@ func ExampleLoadConfig() {
 	// web http 198.51.100.1:80 routes: 3
 	// secure tls 198.51.100.1:443 routes: 2
 	// cache tcp 198.51.100.1:6379 routes: 0
+	// video rtsp 198.51.100.1:554 routes: 0
+	// voice sip 198.51.100.1:5060 routes: 0
+	// archive ftp 198.51.100.1:21 routes: 0
+	// names udp 198.51.100.1:53 routes: 0
 }
 
 // Everything that is wrong is said at once.

@@ -211,17 +211,15 @@ func (s *sessions) began(e forward.Event) {
 	s.warn(s.perform(now, actions))
 }
 
-// ended takes in that a connection is over.
-func (s *sessions) ended(protocol uint8, f tcprepair.Flow) {
+// ended takes in that a connection is over, and reports whether it was of a session.
+func (s *sessions) ended(protocol uint8, f tcprepair.Flow) bool {
+	now, k := time.Now(), keyOf(protocol, f)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.end(time.Now(), keyOf(protocol, f))
-}
-
-func (s *sessions) end(now time.Time, k session.Key) {
 	s.hangUp(now, k)
-	actions, _ := s.table.End(k, s.actions[:0])
+	actions, known := s.table.End(k, s.actions[:0])
 	s.warn(s.perform(now, actions))
+	return known
 }
 
 // forget ends a flow here, and leaves to the path what that has of it.

@@ -17,6 +17,7 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // setup and setUp are both sides of RTSP's SETUP.
@@ -155,6 +156,11 @@ func TestSessionSticks(t *testing.T) {
 	if first[stranger] == first[somebody] {
 		t.Errorf("both clients on node %d", first[somebody])
 	}
+	gone := s.d.host(first[stranger])
+	gone.link = nil
+	if n := s.say(udpKey(stranger, 2000, 53), "x"); n == gone.node || n == 0 {
+		t.Errorf("a new flow to node %d, which cannot be asked", n)
+	}
 }
 
 // TestSessionReusedPort connects again from the same port, whether the end was reported or not.
@@ -192,6 +198,9 @@ func TestSessionRestart(t *testing.T) {
 	s.active(0, 0)
 	if got := s.say(k, "the end of something\r\n\r\n"+setup); got != n {
 		t.Errorf("signalling to node %d, before %d", got, n)
+	}
+	if got := s.signalling[k].parser.Stats(); got.Malformed > 0 || got.Resyncs != 1 {
+		t.Errorf("%+v: want a search for the next message, and nothing malformed", got)
 	}
 	if err := s.answer(k, ModeRTSP, setUpAt(6970)); err != nil {
 		t.Error(err)
@@ -451,4 +460,77 @@ func TestSessionsReload(t *testing.T) {
 	if err := s.answer(udpKey(stranger, 9, 5060), ModeSIP, "SIP/2.0 200 OK\r\nFrom: <sip:a@a>;tag=a\r\nTo: <sip:b@b>;tag=b\r\nCall-ID: x\r\nCSeq: 1 INVITE\r\nVia: SIP/2.0/UDP a\r\nContent-Length: 0\r\n\r\n"); err == nil {
 		t.Error("a report about a service that has left was taken")
 	}
+}
+
+// TestReloadToSessions turns a service of connections into one of sessions at the same address, and back.
+func TestReloadToSessions(t *testing.T) {
+	s := newSessionStand(t)
+	d, at := s.d, vip(443)
+	path := &seenTable{refuses: make(map[endpoint]forward.Admission)}
+	path.services = map[netip.AddrPort]bool{at: true}
+	d.path = path
+	old := d.live.Load()
+	cfg := sessionConfig(t)
+	cfg.Services[5].Mode = ModeRTSP
+	next, err := d.compile(valid(t, cfg), old)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.announceAll(next, old); err != nil {
+		t.Fatal(err)
+	}
+	d.withdraw(next, old)
+	// The path has one service for both: RemoveService would end the diversion as well.
+	if !path.has(at) || !s.path.handled[endpoint{unix.IPPROTO_TCP, at}].Divert {
+		t.Errorf("the path has the service: %t, and asks: %v", path.has(at), s.path.handled)
+	}
+	if err := d.announceAll(old, next); err != nil {
+		t.Fatal(err)
+	}
+	d.withdraw(old, next)
+	if _, ok := s.path.handled[endpoint{unix.IPPROTO_TCP, at}]; ok || !path.has(at) {
+		t.Errorf("the path has the service: %t, and asks: %v", path.has(at), s.path.handled)
+	}
+}
+
+// TestSessionEnded counts sessions and not connections, whatever the configuration has become meanwhile.
+func TestSessionEnded(t *testing.T) {
+	s := newSessionStand(t)
+	d := s.d
+	stays, leaves := tcpKey(stranger, 1, 554), tcpKey(somebody, 2, 21)
+	path := &routedTable{node: s.connect(stays)}
+	d.path = path
+	if n := s.connect(leaves); n == path.node {
+		t.Fatal("both on one server")
+	}
+	b := d.host(path.node)
+	b.active.Add(1) // a connection that was handed off
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(stays)})
+	if n := b.active.Load(); n != 1 {
+		t.Errorf("%d of a handed-off connection and an ended session are left, want 1", n)
+	}
+	next := *d.live.Load()
+	next.sessions = nil
+	d.live.Store(&next)
+	b = d.host(s.path.flows[leaves].node)
+	b.active.Add(1)
+	path.node = b.node
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(leaves)})
+	if n := b.active.Load(); n != 1 {
+		t.Errorf("%d are left after the end of a session of no service, want 1", n)
+	}
+	d.flowEnded(b, &wire.Ended{Flow: flowOf(tcpKey(stranger, 3, 443))})
+	if n := b.active.Load(); n != 0 {
+		t.Errorf("%d are left after the end of the connection, want none", n)
+	}
+}
+
+// routedTable is a table in which every flow is one node's.
+type routedTable struct {
+	table
+	node gate.Node
+}
+
+func (r *routedTable) Route(tcprepair.Flow) (gate.RouteInfo, error) {
+	return gate.RouteInfo{Node: r.node, Epoch: 2}, nil
 }

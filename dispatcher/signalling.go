@@ -88,9 +88,6 @@ func (s *sessions) listen(now time.Time, v *sessionService, k session.Key, p *pa
 			return
 		}
 	}
-	if p.Protocol == unix.IPPROTO_TCP && s.signalling[k] == nil && p.flags&(tcpFIN|tcpRST) != 0 && len(p.Payload) == 0 {
-		return // it has ended already
-	}
 	g, err := s.heard(v, k, p)
 	if err != nil || g == nil {
 		s.d.log.Warn("signalling cannot be read", "flow", k, "error", err)
@@ -98,7 +95,7 @@ func (s *sessions) listen(now time.Time, v *sessionService, k session.Key, p *pa
 	}
 	for _, h := range g.read(p) {
 		if err := s.join(now, v, f.Session, h); err != nil {
-			s.d.log.Info("what was announced is not served", "flow", k, "error", err)
+			s.d.log.Debug("what was announced is not served", "flow", k, "error", err)
 		}
 	}
 	if p.flags&(tcpFIN|tcpRST) != 0 {

@@ -34,9 +34,12 @@ func (d *Dispatcher) flowEnded(b *backend, m *wire.Ended) {
 		return
 	}
 	d.forget(m.Flow)
-	if d.sessions != nil && d.live.Load().sessions[endpoint{unix.IPPROTO_TCP, m.Flow.Local}] != nil {
-		d.sessions.ended(unix.IPPROTO_TCP, m.Flow)
-		return // a backend's sessions are counted, not their connections
+	if d.sessions != nil {
+		// A backend's sessions are counted, not their connections; those of a service that has left the configuration, too.
+		known := d.sessions.ended(unix.IPPROTO_TCP, m.Flow)
+		if known || d.live.Load().sessions[endpoint{unix.IPPROTO_TCP, m.Flow.Local}] != nil {
+			return
+		}
 	}
 	lower(&b.active)
 	if s := d.serviceAt(m.Flow); s != nil {

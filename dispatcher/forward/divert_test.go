@@ -44,6 +44,34 @@ func label(t testing.TB, frame []byte) *Diverted {
 	return &d
 }
 
+// Who forgets what waits for a decision cannot decide it any more, until its next packet.
+func TestForgottenUndecided(t *testing.T) {
+	f := flow4()
+	s := newStand(t, Config{Divert: true})
+	if err := s.SetHandling(f.Local, Handling{Divert: true, Inspect: true}); err != nil {
+		t.Fatal(err)
+	}
+	s.reading(t, time.Minute)
+	for _, when := range []string{"first", "repeated"} {
+		got, out := s.execute(t, TCX, packetOf(s.mac, f, protoTCP, syn, 0))
+		if d := label(t, out); got != redirected || d == nil || d.Reason != Undecided {
+			t.Fatalf("%s: %s, %+v", when, got, d)
+		}
+		if when == "repeated" {
+			break
+		}
+		if err := s.Forget(f); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := s.Assign(f, 1, true); !errors.Is(err, gate.ErrNoFlow) {
+			t.Errorf("Assign of a forgotten flow: %v", err)
+		}
+	}
+	if _, err := s.Assign(f, 1, true); err != nil {
+		t.Errorf("Assign: %v", err)
+	}
+}
+
 // A flow that user space decides about, from its first datagram to the short way.
 func TestUndecided(t *testing.T) {
 	for _, f := range []tcprepair.Flow{flow4(), flow6()} {

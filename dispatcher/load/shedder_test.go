@@ -136,6 +136,14 @@ func TestWhatStays(t *testing.T) {
 		{"everybody is hot", []Server{
 			{Host: 1, Load: 0.9, Takes: true, Sessions: sessions(1, 100)}, {Host: 2, Load: 0.95, Takes: true, Sessions: sessions(200, 100)},
 		}, nil},
+		{"the least loaded one does not serve it", []Server{
+			{Host: 1, Load: 1, Takes: true, Sessions: []Session{
+				{ID: 1, Weight: 30, Since: old, To: []uint32{1, 3}}, {ID: 2, Weight: 20, Since: old, To: []uint32{1, 4}}, {ID: 3, Weight: 50, Since: old, Fixed: true},
+			}},
+			{Host: 2, Takes: true},
+			{Host: 3, Load: 0.5, Takes: true},
+			{Host: 4, Load: 0.3, Takes: true},
+		}, []uint64{2}},
 		{"nobody else", []Server{{Host: 1, Load: 0.9, Takes: true, Sessions: sessions(1, 100)}}, nil},
 	} {
 		var got []uint64

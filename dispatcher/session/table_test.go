@@ -67,6 +67,53 @@ func TestStaleID(t *testing.T) {
 	}
 }
 
+// TestServerWith asks for the newest session that fits, among a bounded number.
+func TestServerWith(t *testing.T) {
+	table := newTable(t, Config{})
+	client := netip.MustParseAddr("192.0.2.77")
+	key := func(i int, service uint16) Key {
+		return Key{netip.AddrPortFrom(client, uint16(1000+i)), netip.AddrPortFrom(netip.MustParseAddr("203.0.113.1"), service), protocolUDP}
+	}
+	open := func(k Key, server Server) ID {
+		t.Helper()
+		id, _, err := table.Open(start(), k, Terms{Server: server}, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return id
+	}
+	at := func(service uint16) func(Server, Key) bool {
+		return func(_ Server, k Key) bool { return k.Server.Port() == service }
+	}
+	open(key(0, 53), 1)
+	open(key(1, 53), 2)
+	last := open(key(2, 54), 3)
+	if _, err := table.Announce(start(), last, []Announcement{{Client: key(3, 1).Client, Server: key(3, 9).Server, Protocol: protocolUDP}}, nil); err != nil {
+		t.Fatal(err)
+	}
+	for service, want := range map[uint16]Server{53: 2, 54: 3, 9: 0, 55: 0} {
+		if got, ok := table.ServerWith(client, at(service)); got != want || ok != (want != 0) {
+			t.Errorf("port %d: server %d %t, want %d", service, got, ok, want)
+		}
+	}
+	for i := range maxServers {
+		open(key(10+i, 80), 4)
+	}
+	asked := 0
+	if _, ok := table.ServerWith(client, func(Server, Key) bool { asked++; return false }); ok || asked != maxServers {
+		t.Errorf("%d sessions were looked at, want %d", asked, maxServers)
+	}
+	for _, a := range []netip.Addr{{}, netip.MustParseAddr("192.0.2.78")} {
+		if got, ok := table.ServerWith(a, at(53)); ok {
+			t.Errorf("%v: server %d", a, got)
+		}
+	}
+	table.End(key(2, 54), nil) // what is left is announced
+	if _, ok := table.ServerWith(client, at(54)); ok {
+		t.Error("a signalling flow that has ended is told")
+	}
+}
+
 // TestScan walks a table by steps of every size, with gaps, while sessions end.
 func TestScan(t *testing.T) {
 	for step := 1; step < 12; step++ {
