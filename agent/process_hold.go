@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 )
@@ -14,7 +13,7 @@ import (
 // freeze holds the connections' packets and lets CRIU stop the tree.
 func (s *processSource) freeze() {
 	s.frozenAt = time.Now()
-	if err := s.hold(s.frozenAt, gate.Ingress); err != nil {
+	if err := s.hold(s.frozenAt); err != nil {
 		s.step(migration.Event{Kind: migration.FreezeFailed, Err: fmt.Errorf("hold packets: %w", err)})
 		return
 	}
@@ -26,24 +25,20 @@ func (s *processSource) stopped() {
 	if s.over {
 		return
 	}
-	if err := s.hold(time.Now(), holdBoth); err != nil {
-		s.step(migration.Event{Kind: migration.Canceled, Err: fmt.Errorf("hold packets: %w", err)})
-		return
-	}
 	s.step(migration.Event{Kind: migration.Frozen})
 }
 
-// hold keeps packets of the tree's connections. Those that the tree sends are let through until it stands still: what it writes just before could
-// otherwise neither leave here nor be known there as lost. Afterwards the host is silenced, too.
-func (s *processSource) hold(now time.Time, d gate.Direction) error {
-	s.held, s.renewAt = d, now.Add(holdRenew)
-	return s.e.gate.HoldAll(d, holdTime, s.flows...)
+// hold keeps packets of the tree's connections, and silences the host: what its kernel acknowledged after CRIU has read a socket would be lost, and
+// carry a later timestamp than the first packets from the target, which the client would then drop (PAWS, RFC 7323).
+func (s *processSource) hold(now time.Time) error {
+	s.held, s.renewAt = true, now.Add(holdRenew)
+	return s.e.gate.HoldAll(holdBoth, holdTime, s.flows...)
 }
 
 // tick prolongs the hold, and tells the machine of its deadline.
 func (s *processSource) tick(now time.Time) {
-	if s.held != 0 && !now.Before(s.renewAt) {
-		if err := s.hold(now, s.held); err != nil {
+	if s.held && !now.Before(s.renewAt) {
+		if err := s.hold(now); err != nil {
 			s.e.log.Error("cannot go on holding packets", "error", err)
 		}
 	}
@@ -55,7 +50,7 @@ func (s *processSource) tick(now time.Time) {
 // sendHeld lets the gate forward from here on, and sends the target what was held.
 func (s *processSource) sendHeld() {
 	n, _ := s.e.hosts.Node(s.target)
-	s.held = 0
+	s.held = false
 	var frames [][]byte
 	for _, f := range s.flows {
 		held, err := s.e.gate.Forward(f, n, s.e.cfg.Gate.StrayTime)
@@ -80,10 +75,10 @@ func (s *processSource) sendHeld() {
 
 // release lets go what was held here.
 func (s *processSource) release() {
-	if s.held == 0 {
+	if !s.held {
 		return
 	}
-	s.held = 0
+	s.held = false
 	for _, f := range s.flows {
 		held, err := s.e.gate.Release(f)
 		if err != nil {

@@ -11,7 +11,6 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/agent/criu"
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -51,7 +50,7 @@ type processSource struct {
 	dumping bool
 	givenUp atomic.Pointer[error]
 	flows   []tcprepair.Flow
-	held    gate.Direction
+	held    bool
 	renewAt time.Time // when to prolong the hold
 	image   criu.Manifest
 	// aheadRoom is how many bytes of memory the target takes ahead of the freeze.

@@ -10,6 +10,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -22,13 +23,17 @@ const (
 )
 
 // capture takes a tree's image from CRIU without keeping it. CRIU's protocol knows no streams; so the files that the tree's memory is written
-// to are made beforehand, as named pipes, and passed on while CRIU writes. All others are small: they stay in the directory until the dump is complete.
+// to are made beforehand, as links to pipes that CRIU inherits, and passed on while CRIU writes. All others are small: they stay in the directory until
+// the dump is complete. When this process dies CRIU cannot write any more, and lets the tree go on. (Named pipes would not do: opening one
+// waits for a reader, for ever.)
 type capture struct {
 	dir   *os.File
 	ahead *Ahead // nil if nothing was sent ahead
 	// sink gets the pieces. It may block: CRIU then waits.
 	sink    func(Piece) error
-	pipes   map[string]*pipe
+	readers map[string]*os.File
+	// writers are the pipes' other ends, which are CRIU's.
+	writers []*os.File
 	reading sync.WaitGroup
 
 	mu       sync.Mutex
@@ -36,50 +41,39 @@ type capture struct {
 	err      error
 }
 
-// pipe is a named pipe that stands for a file.
-type pipe struct {
-	reader *os.File
-	// keeper is open for writing, so that the pipe has no end before the dump has.
-	keeper *os.File
-}
-
-// newCapture prepares the directory, which is to be CRIU's image directory, for a tree of so many processes.
+// newCapture prepares the directory, which is to be CRIU's image directory, for a tree of so many processes. The writers are to be CRIU's descriptors
+// from firstPipeFD on.
 func newCapture(dir *os.File, processes int, ahead *Ahead, sink func(Piece) error) (*capture, error) {
-	c := &capture{dir: dir, ahead: ahead, sink: sink, pipes: make(map[string]*pipe)}
+	c := &capture{dir: dir, ahead: ahead, sink: sink, readers: make(map[string]*os.File)}
 	for i := range processes + sparePipes {
 		name := fmt.Sprintf("pages-%d.img", i+1)
-		p, err := newPipe(dir, name)
+		r, w, err := os.Pipe()
+		if err == nil {
+			c.readers[name], c.writers = r, append(c.writers, w)
+			_, _ = unix.FcntlInt(w.Fd(), unix.F_SETPIPE_SZ, pipeBytes) // better, not needed
+			err = unix.Symlinkat(fmt.Sprintf("/proc/self/fd/%d", firstPipeFD+i), int(dir.Fd()), name)
+		}
 		if err != nil {
 			c.close()
 			return nil, fmt.Errorf("pipe %s: %w", name, err)
 		}
-		c.pipes[name] = p
 	}
-	c.reading.Add(len(c.pipes))
-	for name, p := range c.pipes {
+	c.reading.Add(len(c.readers))
+	for name, r := range c.readers {
 		go func() {
 			defer c.reading.Done()
-			c.pass(name, p.reader, c.ahead)
+			c.pass(name, r, c.ahead)
 		}()
 	}
 	return c, nil
 }
 
-func newPipe(dir *os.File, name string) (*pipe, error) {
-	if err := unix.Mkfifoat(int(dir.Fd()), name, 0o600); err != nil {
-		return nil, err
+// closeWriters leaves the pipes' ends to CRIU, which has been started.
+func (c *capture) closeWriters() {
+	for _, w := range c.writers {
+		_ = w.Close()
 	}
-	// Opened without waiting, the Go runtime can wait for it; and only then is closing it an end for its reader.
-	r, err := unix.Openat(int(dir.Fd()), name, unix.O_RDONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, err
-	}
-	w, err := unix.Openat(int(dir.Fd()), name, unix.O_WRONLY|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, errors.Join(err, unix.Close(r))
-	}
-	_, _ = unix.FcntlInt(uintptr(r), unix.F_SETPIPE_SZ, pipeBytes) // better, not needed
-	return &pipe{reader: os.NewFile(uintptr(r), name), keeper: os.NewFile(uintptr(w), name)}, nil
+	c.writers = nil
 }
 
 // procFD returns a path of an open file, for this process.
@@ -104,7 +98,7 @@ func copyPieces(name string, r io.Reader, sum *fileDigest, sink func(Piece) erro
 	b, part := make([]byte, MaxPiece), 0
 	for {
 		// Memory comes in whole pages, but not always at once.
-		n, err := r.Read(b[part:])
+		n, err := readPart(r, b[part:])
 		n += part
 		whole := n
 		if err == nil {
@@ -126,10 +120,42 @@ func copyPieces(name string, r io.Reader, sum *fileDigest, sink func(Piece) erro
 	}
 }
 
+// readPart reads from a file, or from a pipe until its time is over; what is in the pipe then is the last of it.
+func readPart(r io.Reader, b []byte) (int, error) {
+	n, err := r.Read(b)
+	f, isFile := r.(*os.File)
+	if !errors.Is(err, os.ErrDeadlineExceeded) || !isFile {
+		return n, err
+	}
+	raw, err := f.SyscallConn()
+	if err == nil {
+		err = f.SetReadDeadline(time.Time{})
+	}
+	if err != nil {
+		return 0, err
+	}
+	var rerr error
+	err = raw.Read(func(fd uintptr) bool {
+		n, rerr = unix.Read(int(fd), b)
+		return true
+	})
+	_ = f.SetReadDeadline(time.Unix(1, 0))
+	switch {
+	case err != nil:
+		return 0, err
+	case errors.Is(rerr, unix.EAGAIN), rerr == nil && n == 0:
+		return 0, io.EOF
+	case rerr != nil:
+		return 0, rerr
+	}
+	return n, nil
+}
+
 // finish passes on what is left when CRIU has written everything, and returns what the image consists of.
 func (c *capture) finish() (Manifest, error) {
-	for _, p := range c.pipes {
-		_ = p.keeper.Close()
+	// CRIU still has the pipes, so that they have no end; but it writes nothing any more.
+	for _, r := range c.readers {
+		_ = r.SetReadDeadline(time.Unix(1, 0))
 	}
 	c.reading.Wait()
 	names, err := os.ReadDir(procFD(c.dir))
@@ -137,7 +163,7 @@ func (c *capture) finish() (Manifest, error) {
 		return Manifest{}, fmt.Errorf("list the image: %w", err)
 	}
 	for _, f := range names {
-		if c.pipes[f.Name()] != nil || !strings.HasSuffix(f.Name(), imageSuffix) {
+		if c.readers[f.Name()] != nil || !strings.HasSuffix(f.Name(), imageSuffix) {
 			continue
 		}
 		r, err := os.Open(procFD(c.dir) + "/" + f.Name())
@@ -160,9 +186,9 @@ func (c *capture) failure() error {
 
 // close ends the capture; CRIU has ended before, or waits for it in vain.
 func (c *capture) close() {
-	for _, p := range c.pipes {
-		_ = p.keeper.Close()
-		_ = p.reader.Close()
+	c.closeWriters()
+	for _, r := range c.readers {
+		_ = r.Close()
 	}
 	c.reading.Wait()
 }

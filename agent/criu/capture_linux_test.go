@@ -43,7 +43,11 @@ func TestCapture(t *testing.T) {
 	// More than the directory has room for: memory is not kept.
 	pages := bytes.Repeat([]byte("page"), 1<<20)
 	for name, data := range map[string][]byte{"pages-1.img": pages, "core-7.img": []byte("core"), "criu.log": []byte("log")} {
-		f, err := os.OpenFile(procFD(dir)+"/"+name, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+		path := procFD(dir) + "/" + name
+		if name == "pages-1.img" {
+			path = procFD(c.writers[0]) // as in CRIU, which has it at another number
+		}
+		f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
 		if err == nil {
 			_, err = f.Write(data)
 			err = errors.Join(err, f.Close())
@@ -81,7 +85,7 @@ func TestCaptureRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.close()
-	f, err := os.OpenFile(procFD(dir)+"/pages-1.img", os.O_WRONLY, 0)
+	f, err := os.OpenFile(procFD(c.writers[0]), os.O_WRONLY, 0)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -23,7 +23,7 @@
 //
 // # Images
 //
-// CRIU writes a tree's memory into named pipes, and Sink gets it from there while the tree is being read; what is small stays in memory at the
+// CRIU writes a tree's memory into pipes, and Sink gets it from there while the tree is being read; what is small stays in memory at the
 // source until the dump is complete. Nothing is written to a disk. The target keeps the image in a file system in
 // memory that has no name and goes with its last descriptor.
 //

@@ -57,7 +57,8 @@ func Dump(c DumpConfig) (err error) {
 	if err != nil {
 		return &OpError{Op: "dump", Err: err}
 	}
-	w, err := c.start(dir)
+	w, err := c.start(dir, taken.writers)
+	taken.closeWriters()
 	if err != nil {
 		taken.close()
 		return &OpError{Op: "dump", Err: err}
@@ -81,14 +82,14 @@ func Dump(c DumpConfig) (err error) {
 }
 
 // start starts CRIU where it sees the tree as the tree sees itself.
-func (c DumpConfig) start(dir *os.File) (*worker, error) {
+func (c DumpConfig) start(dir *os.File, pipes []*os.File) (*worker, error) {
 	ours, theirs, err := socketPair()
 	if err != nil {
 		return nil, err
 	}
 	defer theirs.Close() //nolint:errcheck // it is CRIU's
 	cmd := exec.Command(c.Path, "swrk", fmt.Sprint(socketFD))
-	cmd.ExtraFiles = []*os.File{theirs, dir}
+	cmd.ExtraFiles = append([]*os.File{theirs, dir}, pipes...)
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := startBeside(c.PID, cmd); err != nil {
 		_ = ours.Close()

@@ -22,6 +22,8 @@ const (
 	socketFD = 3
 	imageFD  = 4
 	lifeFD   = 5 // of Init
+	// firstPipeFD is the first of those that a tree's memory is written to, when dumping.
+	firstPipeFD = 5
 )
 
 // worker is a running CRIU that waits for one request (criu swrk). It has its own process; whoever makes one ends it with close.
