@@ -184,7 +184,7 @@ func (c *Config) Validate() error {
 			nftErr = fmt.Errorf("forward.mode: nft: %w", nftErr)
 		}
 	}
-	return errors.Join(nftErr, c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateChecks(), c.validateManagement())
+	return errors.Join(nftErr, c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateManagement())
 }
 
 func (c *Config) setDefaults() {

@@ -143,7 +143,7 @@ func (c *Config) validatePools() error {
 			backends[b.Name()] = true
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.validateChecks())...)
 }
 
 // validate returns what is wrong with the pool, without its backends.

@@ -308,7 +308,7 @@ func (s *sessions) open(now time.Time, k session.Key, node gate.Node) error {
 func (p *pool) serves(n gate.Node) bool {
 	for _, m := range p.members {
 		if m.host.node == n {
-			return m.host.up() && !m.condition.ill()
+			return m.host.up()
 		}
 	}
 	return false
