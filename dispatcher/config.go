@@ -69,6 +69,8 @@ type Config struct {
 	Shedding  SheddingConfig  `yaml:"shedding,omitempty"`
 	// Gateways are the names of the hosts, as in their certificates, that may report what servers say in signalling (rehome gateway).
 	Gateways []string `yaml:"gateways,omitempty"`
+	// Checks is the way of pools' active checks to their backends.
+	Checks ChecksConfig `yaml:"checks,omitempty"`
 	// Sessions bounds the sessions of the modes rtsp, sip, ftp and udp.
 	Sessions SessionsConfig `yaml:"sessions"`
 	// Pools are the groups of backends that routes lead to.
@@ -246,6 +248,9 @@ func (c *Config) setDefaults() {
 		}
 	}
 	c.Peers = slices.DeleteFunc(c.Peers, func(p PeerConfig) bool { return p.Name == c.Host && c.Host != "" })
+	if len(c.Checks.Addresses) > 0 && len(c.Interfaces) > 0 {
+		defaultTo(&c.Checks.Interface, c.Interfaces[0])
+	}
 	for i := range c.Services {
 		c.Services[i].Limits.setDefaults()
 	}

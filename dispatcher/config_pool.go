@@ -52,6 +52,8 @@ type PoolConfig struct {
 	SlowStart time.Duration `yaml:"slow_start"`
 	// HandoffTime is how long one attempt to hand off may take (1 s), before the next backend is tried.
 	HandoffTime time.Duration `yaml:"handoff_time"`
+	// Health is how its servers are asked whether they serve; nil: they are not.
+	Health *HealthConfig `yaml:"health,omitempty"`
 	// Backends are the hosts that serve it.
 	Backends []BackendConfig `yaml:"backends"`
 }
@@ -82,6 +84,9 @@ func (p *PoolConfig) setDefaults() {
 		defaultTo(&p.Hash, string(HashClient))
 	}
 	defaultTo(&p.HandoffTime, time.Second)
+	if p.Health != nil {
+		p.Health.setDefaults()
+	}
 	for i := range p.Backends {
 		if b := &p.Backends[i]; b.Weight == nil {
 			b.Weight = new(1)
@@ -138,7 +143,7 @@ func (c *Config) validatePools() error {
 			backends[b.Name()] = true
 		}
 	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, c.validateChecks())...)
 }
 
 // validate returns what is wrong with the pool, without its backends.

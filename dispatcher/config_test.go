@@ -56,7 +56,7 @@ pools:
     backends: [{host: b2, socket: /run/apps.sock}]
 `
 
-func compareConfigs() cmp.Option { return cmpopts.EquateComparable(netip.AddrPort{}) }
+func compareConfigs() cmp.Option { return cmpopts.EquateComparable(netip.AddrPort{}, netip.Prefix{}) }
 
 func TestReadConfig(t *testing.T) {
 	got, err := ReadConfig(strings.NewReader(goodConfig))

@@ -100,8 +100,14 @@ func (m *member) message() *api.Backend {
 		Weight: uint32(weight), ConfiguredWeight: uint32(m.configured), Drained: drained, Draining: m.host.draining.Load(),
 		Active: m.host.active.Load(),
 	}
+	if m.condition != nil {
+		r.Health, r.HealthError = m.condition.words()
+	}
 	if r.State == stateUp && (r.Drained || r.Draining) {
 		r.State = stateDrained
+	}
+	if r.State == stateUp && m.condition.ill() {
+		r.State = stateUnhealthy
 	}
 	return r
 }
@@ -112,6 +118,8 @@ const (
 	stateDown    = "down"
 	stateSuspect = "suspect"
 	stateDrained = "drained"
+	// stateUnhealthy is up, with checks that fail.
+	stateUnhealthy = "unhealthy"
 )
 
 // state says how the connection to the backend's agent is.

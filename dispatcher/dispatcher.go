@@ -66,6 +66,7 @@ type Dispatcher struct {
 	workers []*worker
 	// socketless is nil unless a service is.
 	socketless *socketless
+	checks     *checks
 	// management is nil without reports.
 	management *management
 	// sessions is nil unless flows of a service belong to sessions.
@@ -85,6 +86,7 @@ func New(cfg Config, log *slog.Logger) *Dispatcher {
 	d := &Dispatcher{
 		cfg: cfg, log: log, count: newCounters(), patience: meetTime, orders: make(chan order), stopped: make(chan struct{}),
 	}
+	d.checks = newChecks(d)
 	d.count.registry.MustRegister(newGauges(d))
 	return d
 }
@@ -116,6 +118,10 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if d.socketless != nil {
 		defer func() { err = errors.Join(err, d.socketless.close()) }()
 	}
+	if err := d.checks.open(d.cfg.Checks); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, d.checks.close()) }()
 	if d.cfg.Reports.on() {
 		if d.management, err = newManagement(d); err != nil {
 			return err
@@ -157,6 +163,7 @@ func (d *Dispatcher) serve(ctx context.Context, ports *ports) error {
 	if d.sessions != nil {
 		run(d.sessions.run)
 	}
+	run(d.checks.run)
 	if d.management != nil {
 		run(d.management.run)
 	}

@@ -6,6 +6,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/health"
 )
 
 // gauges tell Prometheus how things are at the moment of its question. What is counted as it happens is in counters.
@@ -15,7 +16,7 @@ type gauges struct {
 	flows, maxFlows, pressure, forwarded, full, unreachable *prometheus.Desc
 	peeking, connections                                    *prometheus.Desc
 	active, up                                              *prometheus.Desc
-	weight, drained                                         *prometheus.Desc
+	weight, drained, healthy                                *prometheus.Desc
 }
 
 func newGauges(d *Dispatcher) *gauges {
@@ -36,13 +37,14 @@ func newGauges(d *Dispatcher) *gauges {
 		up:          desc("backend_up", "Whether a backend's agent can be asked.", "backend"),
 		weight:      desc("backend_weight", "The weight that counts.", "pool", "backend"),
 		drained:     desc("backend_drained", "Whether a backend gets no new connections because an operator, here or at its host, wants so.", "pool", "backend"),
+		healthy:     desc("backend_healthy", "Whether checks find a backend well; absent without checks, and before the first.", "pool", "backend"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained, g.healthy,
 	} {
 		ch <- d
 	}
@@ -80,6 +82,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			now := m.message()
 			gauge(g.weight, float64(now.GetWeight()), name, m.name)
 			gauge(g.drained, number(now.GetDrained() || now.GetDraining()), name, m.name)
+			if c := m.condition; c != nil && c.get() != health.Unknown {
+				gauge(g.healthy, number(c.get() == health.Up), name, m.name)
+			}
 		}
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher/health"
 	"github.com/rehome-net/rehome/handoff/gate"
 )
 
@@ -27,6 +28,8 @@ type plan struct {
 	sessions map[endpoint]*sessionService
 	// nodes are the hosts that the numbers in the flow table have meant since the dispatcher was started.
 	nodes map[gate.Node]string
+	// targets are what the pools' checks ask.
+	targets []health.Target
 	// hosts are the backends, and those of former plans that connections may still be handed to.
 	hosts []*backend
 }
@@ -69,10 +72,14 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
+		made.examine(d.checks.checker)
 		if was := old.pools[c.Name]; was != nil {
 			made.inherit(was)
 		}
 		p.pools[c.Name] = made
+	}
+	if p.targets, err = d.checks.targets(p); err != nil {
+		return nil, err
 	}
 	for _, c := range cfg.Services {
 		if c.Mode.sessions() {
@@ -190,6 +197,7 @@ func needRestart(old, cfg *Config) error {
 		{"workers", old.Workers == cfg.Workers},
 		{"services.mode: the first of rtsp, sip, ftp or udp", old.hasSessions() || !cfg.hasSessions()},
 		{"gateways", slices.Equal(old.Gateways, cfg.Gateways)},
+		{"checks", reflect.DeepEqual(old.Checks, cfg.Checks)},
 		{"reports", reflect.DeepEqual(old.Reports, cfg.Reports)},
 		{"admission", old.Admission == cfg.Admission},
 		{"forecast", old.Forecast == cfg.Forecast},

@@ -36,6 +36,8 @@ type member struct {
 
 	// configured is the weight that the configuration gives it, and weight the one that counts.
 	configured int
+	// condition is nil unless the pool has checks.
+	condition *condition
 
 	mu      sync.Mutex
 	weight  int
@@ -83,6 +85,9 @@ func (p *pool) inherit(old *pool) {
 			continue
 		}
 		o := old.members[i]
+		if m.condition != nil && o.condition != nil {
+			m.condition = o.condition
+		}
 		o.mu.Lock()
 		m.drained, m.since = o.drained, o.since
 		if m.configured == o.configured {
@@ -114,7 +119,7 @@ func (m *member) view(tried []*member) balance.Backend {
 	m.mu.Unlock()
 	b.Active = int(m.host.active.Load())
 	b.Drained = b.Drained || m.host.draining.Load()
-	b.Down = !m.host.up()
+	b.Down = !m.host.up() || m.condition.ill()
 	if g := m.host.management; g != nil {
 		g.judge(m.host, &b)
 	}

@@ -185,6 +185,7 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 	if d.socketless != nil {
 		d.socketless.tell()
 	}
+	d.checks.watch(next)
 	if d.management != nil {
 		d.management.watch(next)
 		d.management.enforce(*d.management.decision.Load())

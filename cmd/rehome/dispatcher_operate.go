@@ -310,6 +310,9 @@ func printPools(w io.Writer, pools []poolStatus) error {
 			case b.Drained && b.State != "drained":
 				state += " (drained)"
 			}
+			if b.HealthError != "" {
+				state += fmt.Sprintf(" (check: %.60s)", b.HealthError)
+			}
 			weight := strconv.Itoa(int(b.Weight))
 			if b.Weight != b.ConfiguredWeight {
 				weight += fmt.Sprintf(" (configured %d)", b.ConfiguredWeight)

@@ -51,6 +51,8 @@ type (
 		Drained          bool   `json:"drained"`
 		Draining         bool   `json:"draining"`
 		Active           int64  `json:"active"`
+		Health           string `json:"health,omitempty"`
+		HealthError      string `json:"healthError,omitempty"`
 	}
 	reloadResult struct {
 		Services uint32 `json:"services"`
@@ -86,7 +88,7 @@ func poolStatuses(list []*api.Pool) []poolStatus {
 			pool.Backends = append(pool.Backends, backendStatus{
 				Name: b.GetName(), Host: b.GetHost(), Address: b.GetAddress(), Node: b.GetNode(), State: b.GetState(),
 				Weight: b.GetWeight(), ConfiguredWeight: b.GetConfiguredWeight(), Drained: b.GetDrained(),
-				Draining: b.GetDraining(), Active: b.GetActive(),
+				Draining: b.GetDraining(), Active: b.GetActive(), Health: b.GetHealth(), HealthError: b.GetHealthError(),
 			})
 		}
 		pools = append(pools, pool)

@@ -80,8 +80,12 @@ const frontMetrics = "127.0.0.1:9101"
 // RehomeNFT is Rehome whose forwarder is nftables.
 func RehomeNFT() Front { return &rehome{forward: dispatcher.ForwardNFT} }
 
+// RehomeAdjusted is Rehome with a configuration that a caller has changed before it is written.
+func RehomeAdjusted(adjust func(*dispatcher.Config)) Front { return &rehome{adjust: adjust} }
+
 type rehome struct {
 	socketless bool
+	adjust     func(*dispatcher.Config) // may be nil
 	forward    dispatcher.ForwardMode
 	running    *program
 }
@@ -161,6 +165,9 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 	}
 	for i := range cfg.Services {
 		cfg.Services[i].Socketless = r.socketless
+	}
+	if r.adjust != nil {
+		r.adjust(&cfg)
 	}
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
