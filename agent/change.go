@@ -82,6 +82,9 @@ func (e *engine) announce(cfg *Config) error {
 			continue
 		}
 		nodes := e.serversOf(cfg, s)
+		if e.awaitsWord(s, nodes) {
+			continue
+		}
 		for _, a := range s.Addresses {
 			if err := e.gate.SetService(a, nodes); err != nil {
 				return fmt.Errorf("service %s: %w", s.Name, err)

@@ -29,6 +29,18 @@ func (e *engine) presence(in *incoming, m *wire.Presence) {
 	}
 }
 
+// awaitsWord reports whether a service's servers had better stay what a former agent has left in a pinned table: none is known of where its process
+// is, and not all have said something yet.
+func (e *engine) awaitsWord(s ServiceConfig, nodes []gate.Node) bool {
+	return s.Process && len(nodes) == 0 && slices.ContainsFunc(s.Servers, func(host string) bool {
+		_, known := e.idle[host]
+		if host == e.cfg.Host {
+			_, known = e.listening[s.Name]
+		}
+		return !known
+	})
+}
+
 // hasProcesses reports whether a service of the configuration is a process.
 func (e *engine) hasProcesses() bool {
 	return slices.ContainsFunc(e.cfg.Services, func(s ServiceConfig) bool { return s.Process })
@@ -118,6 +130,9 @@ func (e *engine) setServices() {
 			continue
 		}
 		nodes := e.serversOf(&e.cfg, s)
+		if e.awaitsWord(s, nodes) {
+			continue
+		}
 		for _, a := range s.Addresses {
 			if err := e.gate.SetService(a, nodes); err != nil {
 				e.log.Error("cannot set the service's servers", "service", s.Name, "address", a, "error", err)

@@ -132,6 +132,31 @@ func TestIdle(t *testing.T) {
 	}
 }
 
+// TestAwaitsWord leaves the servers of a process to a pinned table until somebody has said where it is, or all that it is nowhere.
+func TestAwaitsWord(t *testing.T) {
+	e := processEngine(t)
+	s := e.cfg.Services[0]
+	for _, step := range []struct {
+		what  string
+		do    func()
+		waits bool
+	}{
+		{"nobody has said anything", func() {}, true},
+		{"the other server is idle", func() { e.setIdle("b", s.Name, true) }, true},
+		{"this one, too", func() { e.setIdle("a", s.Name, true) }, false},
+		{"the other one is not", func() { e.setIdle("b", s.Name, false); delete(e.listening, s.Name) }, false},
+	} {
+		step.do()
+		if got := e.awaitsWord(s, e.serversOf(&e.cfg, s)); got != step.waits {
+			t.Errorf("%s: %v", step.what, got)
+		}
+	}
+	s.Process = false
+	if e.awaitsWord(s, nil) {
+		t.Error("a service that is no process waits")
+	}
+}
+
 // TestLookIsLeftToMoves has a look come back while a process comes: it must not contradict the move.
 func TestLookIsLeftToMoves(t *testing.T) {
 	e := processEngine(t)

@@ -125,6 +125,18 @@ func TestProcessFailures(t *testing.T) {
 			},
 		},
 		{
+			"the entry's agent dies during the transfer", func() {},
+			func(ctx context.Context) {
+				if s.awaitState(ctx, "a", "freezing") {
+					_ = s.cluster.KillAgent("entry")
+				}
+				if err := s.cluster.StartAgent(t.Context(), "entry"); err != nil {
+					t.Error(err)
+				}
+			},
+			"lost the connection to the entry", func() {},
+		},
+		{
 			"the operator gives up", func() {},
 			func(ctx context.Context) {
 				if s.awaitState(ctx, "a", "freezing") {

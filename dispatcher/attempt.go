@@ -25,6 +25,9 @@ const (
 	divertTime = time.Second
 	// graceTime is how long a backend that was granted a flow may leave open whether it has the connection.
 	graceTime = 3 * time.Second
+	// grantTime is how long an attempt may take at most for its backend to be granted the flow at once: the packet path sends the packets of
+	// a granted flow there after eight seconds, whoever has the connection (package forward), and graceTime is to pass before.
+	grantTime = 4 * time.Second
 )
 
 // dispatched is a connection whose first request is known: it is handed to one backend after the other until one has it.
@@ -81,7 +84,7 @@ func (c *dispatched) next(cause error) {
 		c.giveUp(err)
 		return
 	}
-	atOnce := to.host.fresh()
+	atOnce := to.host.fresh() && c.pool.cfg.HandoffTime <= grantTime
 	a := &attempt{
 		c: c, id: newID(), to: to, epoch: c.epoch, atOnce: atOnce, begun: time.Now(),
 		giver: migration.NewGiver(c.pool.cfg.HandoffTime, graceTime, atOnce),

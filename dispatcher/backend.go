@@ -245,6 +245,7 @@ func (b *backend) answer(f wire.Frame) error {
 			return nil
 		}
 		if f.ID == cookiesID {
+			b.cookies.Store(false) // it may go on with what it was told before
 			b.log.Warn("a backend's connections need sockets here", "backend", b.name, "reason", m.Reason)
 			return nil
 		}

@@ -77,6 +77,9 @@ func (c *clientStream) follow(feed func([]byte, bool)) {
 // keep keeps a piece for later. When there is no room the gap before the first of them is given up.
 func (c *clientStream) keep(sequence uint32, data []byte, feed func([]byte, bool)) {
 	at, _ := slices.BinarySearchFunc(c.ahead, sequence, func(p piece, s uint32) int { return int(int32(p.sequence - s)) })
+	if at < len(c.ahead) && c.ahead[at].sequence == sequence && len(c.ahead[at].data) >= len(data) {
+		return // a repetition
+	}
 	c.ahead = slices.Insert(c.ahead, at, piece{sequence, bytes.Clone(data)})
 	c.kept += len(data)
 	for len(c.ahead) > maxAheadSegments || c.kept > maxAheadBytes {

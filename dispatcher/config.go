@@ -105,10 +105,50 @@ type SessionsConfig struct {
 	Media      time.Duration `yaml:"media"`
 }
 
+// maxAnnounced is how many announced and begun flows one session may have. Transfers of FTP stay in it for a second after their end.
+const maxAnnounced = 1024
+
 func (c SessionsConfig) table() session.Config {
 	return session.Config{
-		MaxFlows: c.MaxFlows, MaxPerClient: c.PerClient, Timeouts: session.Timeouts{Signalling: c.Signalling, Media: c.Media},
+		MaxFlows: c.MaxFlows, MaxPerClient: c.PerClient, MaxAnnounced: maxAnnounced, Timeouts: session.Timeouts{Signalling: c.Signalling, Media: c.Media},
 	}
+}
+
+// validateSessions looks at what concerns sessions, and at who may speak of them.
+func (c *Config) validateSessions() error {
+	var errs []error
+	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
+	for _, f := range []struct {
+		key   string
+		value int
+	}{{"max_flows", c.Sessions.MaxFlows}, {"per_client", c.Sessions.PerClient}} {
+		if f.value < 0 || f.value > maxFlows {
+			bad("sessions.%s: %d: want 1 to %d, or 0 for the default", f.key, f.value, maxFlows)
+		}
+	}
+	for _, f := range []struct {
+		key   string
+		value time.Duration
+	}{{"signalling", c.Sessions.Signalling}, {"media", c.Sessions.Media}} {
+		if f.value != 0 && (f.value < session.MinTimeout || f.value > session.MaxTimeout) {
+			bad("sessions.%s: %v: want %v to %v", f.key, f.value, session.MinTimeout, session.MaxTimeout)
+		}
+	}
+	backends := make(map[string]bool)
+	for _, p := range c.Pools {
+		for _, b := range p.Backends {
+			backends[b.Host] = true
+		}
+	}
+	for i, name := range c.Gateways {
+		switch {
+		case name == "" || slices.Contains(c.Gateways[:i], name):
+			bad("gateways[%d]: %q: empty or named twice", i, name)
+		case backends[name]:
+			bad("gateways[%d]: %s is a backend: its agent's connections could not be told from a gateway's: give the gateway a certificate with a name of its own", i, name)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // ForwardMode is where in the kernel packets are forwarded.
@@ -182,7 +222,9 @@ func (c *Config) Validate() error {
 			nftErr = fmt.Errorf("forward.mode: nft: %w", nftErr)
 		}
 	}
-	return errors.Join(nftErr, c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateManagement())
+	return errors.Join(
+		nftErr, c.validateHost(), c.validatePeers(), c.validatePools(), c.validateServices(), c.validateSessions(), c.validateManagement(),
+	)
 }
 
 func (c *Config) setDefaults() {

@@ -133,6 +133,30 @@ func (c SheddingConfig) shedder() load.ShedConfig {
 	return load.ShedConfig{High: c.Above, Low: c.Below, Rate: c.PerSecond, Stay: c.Stay}
 }
 
+// validate says what is wrong, in the words of the configuration file.
+func (c SheddingConfig) validate() error {
+	_, err := load.NewShedder(c.shedder())
+	if err == nil {
+		return nil
+	}
+	above, below := c.Above, c.Below
+	if above == 0 {
+		above = load.DefaultHigh
+	}
+	if below == 0 {
+		below = load.DefaultLow
+	}
+	switch {
+	case !(above > 0 && above <= 1):
+		return fmt.Errorf("above: %v: want more than 0, at most 1", above)
+	case !(below > 0 && below < above):
+		return fmt.Errorf("below: %v: want more than 0, and less than above, %v", below, above)
+	case c.PerSecond < 0:
+		return fmt.Errorf("per_second: %d: want more than 0", c.PerSecond)
+	}
+	return err
+}
+
 // validateManagement looks at everything that the engines of SARA are told.
 func (c *Config) validateManagement() error {
 	var errs []error
@@ -169,8 +193,7 @@ func (c *Config) validateManagement() error {
 			admission.SA2C, admission.None, admission.Static, admission.Request, admission.LeastConnections503))
 	}
 	if c.Shedding.Enabled {
-		_, err := load.NewShedder(c.Shedding.shedder())
-		bad("shedding", err)
+		bad("shedding", c.Shedding.validate())
 		if !c.Reports.on() {
 			bad("shedding", errors.New("it goes by the backends' loads: give reports.keys"))
 		}

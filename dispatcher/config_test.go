@@ -134,7 +134,7 @@ func TestReadConfigRefuses(t *testing.T) {
 		{"peers without TLS", "plaintext: true", "", "tls: certificate, key and authority are needed"},
 		{"half of TLS", "plaintext: true", "tls: {certificate: c, key: k}", "tls: certificate, key and authority are needed"},
 		{"TLS and plaintext", "plaintext: true", "plaintext: true\ntls: {key: k}", "plaintext: contradicts tls"},
-		{"forward mode", "plaintext: true", "plaintext: true\nforward: {mode: nft}", `forward.mode: "nft": want tcx or xdp`},
+		{"forward mode", "plaintext: true", "plaintext: true\nforward: {mode: fast}", `forward.mode: "fast": want tcx, xdp or nft`},
 		{"too many flows", "plaintext: true", "plaintext: true\nforward: {max_flows: 100000000}", "forward.max_flows: 100000000: at most"},
 		{"negative timeout", "plaintext: true", "plaintext: true\nforward: {idle_timeout: -1s}", "forward.idle_timeout: -1s: at least"},
 

@@ -18,6 +18,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/rehome-net/rehome/dispatcher/admission"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -128,6 +129,9 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	}
 	if err := d.build(); err != nil {
 		return err
+	}
+	if path := d.admitter(); path != nil {
+		d.enforce(path, admission.Decision{}) // a process before this one may have been killed while it refused
 	}
 	d.entry = entry.New(d.path, d, d.log)
 	return d.serve(ctx, ports)

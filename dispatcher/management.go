@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -80,6 +81,14 @@ func (m *management) watch(p *plan) {
 	for _, b := range p.backends {
 		ids = append(ids, uint32(b.node))
 	}
+	m.mu.Lock()
+	for id := range m.vitals { // who comes back must not be what it was when it left
+		if !slices.Contains(ids, id) {
+			delete(m.vitals, id)
+			delete(m.series, id)
+		}
+	}
+	m.mu.Unlock()
 	m.monitor.SetHosts(ids)
 }
 
@@ -104,7 +113,11 @@ func (m *management) changed(e availability.Event) {
 	m.mu.Unlock()
 	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
 	if e.To == availability.Down && m.d.sessions != nil {
-		go m.d.sessions.abandon(gate.Node(e.Host)) // not on this thread, which must not wait
+		// Not on this thread, which must not wait; and the dispatcher does not end before it has.
+		m.d.roster.spawn(context.Background(), func(context.Context) error {
+			m.d.sessions.abandon(gate.Node(e.Host))
+			return nil
+		})
 	}
 }
 
@@ -183,37 +196,63 @@ func (m *management) decide(ctx context.Context) error {
 	return nil
 }
 
-// enforce has the packet path refuse. Where clients are told so, their connections are refused later (Admit).
+// admitter is a packet path that can refuse. What it was told stays until it is told otherwise, also when the process has ended.
+type admitter interface {
+	SetAdmission(protocol uint8, at netip.AddrPort, a forward.Admission) error
+}
+
+// enforce has the packet path refuse what was decided.
 func (m *management) enforce(a admission.Decision) {
-	k, ok := m.d.path.(*kernelPath)
-	if !ok || k.bpf == nil {
-		return
+	if path := m.d.admitter(); path != nil {
+		m.d.enforce(path, a)
 	}
-	path := sessionForwarder{k.bpf}
+}
+
+// admitter returns the packet path if it can refuse, else nil.
+func (d *Dispatcher) admitter() admitter {
+	switch path := d.path.(type) {
+	case *kernelPath:
+		if path.bpf == nil {
+			return nil
+		}
+		return sessionForwarder{path.bpf}
+	case admitter:
+		return path
+	}
+	return nil
+}
+
+// enforce has a packet path refuse. Where clients are told so, their connections are refused later (management.admit), and the path lets them
+// in, whatever it did before a reload or a restart.
+func (d *Dispatcher) enforce(path admitter, a admission.Decision) {
 	set := func(protocol uint8, at netip.AddrPort, f forward.Admission) {
 		if err := path.SetAdmission(protocol, at, f); err != nil {
-			m.d.log.Warn("the packet path does not refuse what admission wants", "address", at, "error", err)
+			d.log.Warn("the packet path does not refuse what admission wants", "address", at, "error", err)
 		}
 	}
-	live := m.d.live.Load()
+	live := d.live.Load()
 	for e := range live.sessions {
 		set(e.protocol, e.at, forward.Admission{New: a.New, Established: a.Established})
 	}
 	for at, s := range live.at {
-		if !m.tells(s) && !s.cfg.Socketless {
+		switch {
+		case s.cfg.Socketless: // no service of the path's
+		case d.tells(s):
+			set(unix.IPPROTO_TCP, at, forward.Admission{})
+		default:
 			set(unix.IPPROTO_TCP, at, forward.Admission{New: a.New})
 		}
 	}
 }
 
 // tells reports whether refused clients of a service are told.
-func (m *management) tells(s *service) bool {
-	return m.d.cfg.Admission.RetryAfter > 0 && (s.cfg.Mode == ModeHTTP || s.cfg.Mode == ModeH2)
+func (d *Dispatcher) tells(s *service) bool {
+	return d.cfg.Admission.RetryAfter > 0 && (s.cfg.Mode == ModeHTTP || s.cfg.Mode == ModeH2)
 }
 
 // admit reports whether a connection whose request has been read is taken.
 func (m *management) admit(s *service) bool {
-	if !m.tells(s) && !s.cfg.Socketless {
+	if !m.d.tells(s) && !s.cfg.Socketless {
 		return true // its SYN was
 	}
 	return !admission.ShareOf(m.decision.Load().New).Refuses(rand.Uint32())

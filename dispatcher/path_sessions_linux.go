@@ -3,6 +3,7 @@
 package dispatcher
 
 import (
+	"context"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -32,6 +33,18 @@ func (f sessionForwarder) Assign(protocol uint8, flow tcprepair.Flow, owner gate
 // Locate implements sessionPath.
 func (f sessionForwarder) Locate(protocol uint8, flow tcprepair.Flow) (gate.RouteInfo, error) {
 	return f.of(protocol).Route(flow)
+}
+
+// Send implements sessionPath.
+func (f sessionForwarder) Send(p packet, to gate.Node) error { return f.Forwarder.Send(p.Diverted, to) }
+
+// Divert implements sessionPath.
+func (f sessionForwarder) Divert(ctx context.Context, decide func(packet)) error {
+	return f.Forwarder.Divert(ctx, func(d forward.Diverted) {
+		p := packet{Diverted: d}
+		p.sequence, p.flags = d.Sequence, d.Flags
+		decide(p)
+	})
 }
 
 // Drop implements sessionPath.

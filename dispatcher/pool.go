@@ -24,6 +24,7 @@ type pool struct {
 	delivery wire.Delivery
 	choose   Chooser
 	members  []*member
+	nodes    []uint32  // of its hosts
 	scratch  sync.Pool // of *[]balance.Backend
 }
 
@@ -60,6 +61,11 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 			return nil, fmt.Errorf("pool %s: %q is no peer", cfg.Name, b.Host)
 		}
 		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, configured: *b.Weight, weight: *b.Weight})
+	}
+	for _, m := range p.members {
+		if n := uint32(m.host.node); !slices.Contains(p.nodes, n) {
+			p.nodes = append(p.nodes, n)
+		}
 	}
 	p.scratch.New = func() any {
 		s := make([]balance.Backend, 0, len(p.members))

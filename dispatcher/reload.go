@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
+	"golang.org/x/sys/unix"
 )
 
 // meetTime is how long the start and a reload wait for backends' agents. Later ones come into service when they are there.
@@ -138,6 +139,9 @@ func (d *Dispatcher) withdraw(next, old *plan) {
 		if _, ok := have[a]; ok {
 			continue
 		}
+		if next.sessions[endpoint{unix.IPPROTO_TCP, a}] != nil {
+			continue // the path's service is that of sessions now
+		}
 		if err := d.silenceAt(a); err != nil {
 			d.log.Warn("the flow table still has a service that is no more", "service", p.service.cfg.Name, "address", a, "error", err)
 		}
@@ -157,6 +161,9 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 		if old.backends[b.name] == b && next.backends[b.name] != b {
 			gone[b] = 0
 		}
+	}
+	if d.socketless != nil {
+		d.socketless.doubt(next)
 	}
 	d.live.Store(next)
 	for _, s := range next.services {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -52,12 +53,20 @@ type sessionPath interface {
 	Assign(protocol uint8, f tcprepair.Flow, owner gate.Node, inspect bool) (gate.RouteInfo, error)
 	Locate(protocol uint8, f tcprepair.Flow) (gate.RouteInfo, error)
 	Drop(protocol uint8, f tcprepair.Flow) error
-	Send(d forward.Diverted, to gate.Node) error
+	Send(p packet, to gate.Node) error
 	Handle(protocol uint8, at netip.AddrPort, h forward.Handling) error
 	Unhandle(protocol uint8, at netip.AddrPort) error
-	Divert(context.Context, func(forward.Diverted)) error
+	Divert(context.Context, func(packet)) error
 	Watch(context.Context, func(forward.Event)) error
 	Scan(at forward.Cursor, into []forward.Known) (n int, next forward.Cursor, err error)
+}
+
+// packet is a client's packet that comes by user space.
+type packet struct {
+	forward.Diverted
+	// sequence and flags are those of a TCP segment.
+	sequence uint32
+	flags    uint8
 }
 
 // sessionService is a service whose flows belong to sessions.
@@ -108,9 +117,11 @@ const (
 	// purgeTime and purgeFlows bound the work of one look for what nobody uses any more.
 	purgeTime  = 100 * time.Millisecond
 	purgeFlows = 256
-	// refreshTime is how often the kernel's table is read for when flows were last used, refreshFlows how many at a time.
+	// refreshTime is how often the kernel's table is read for when flows were last used, refreshFlows how many at a time, so that a million are
+	// read in less than the shortest timeout; packets wait for refreshBatch of them at most.
 	refreshTime  = time.Second
-	refreshFlows = 1024
+	refreshFlows = 16384
+	refreshBatch = 512
 )
 
 // run works until ctx ends.
@@ -129,7 +140,7 @@ func (s *sessions) tidy(ctx context.Context) error {
 		wait(ctx, purgeTime)
 		now := time.Now()
 		s.mu.Lock()
-		s.perform(now, s.table.Purge(now, purgeFlows, s.actions[:0]))
+		s.warn(s.perform(now, s.table.Purge(now, purgeFlows, s.actions[:0])))
 		s.mu.Unlock()
 		if now.Before(next) {
 			continue
@@ -142,14 +153,47 @@ func (s *sessions) tidy(ctx context.Context) error {
 		if at = cursor; at == 0 {
 			next = now.Add(refreshTime)
 		}
-		s.mu.Lock()
-		for _, k := range known[:n] {
-			actions, _ := s.table.Seen(now.Add(-k.Idle), keyOf(k.Protocol, k.Flow), s.actions[:0])
-			s.perform(now, actions)
+		for batch := range slices.Chunk(known[:n], refreshBatch) {
+			s.refresh(now, batch)
 		}
-		s.mu.Unlock()
 	}
 	return nil
+}
+
+// refresh takes in what the path knows of flows.
+func (s *sessions) refresh(now time.Time, known []forward.Known) {
+	live := s.d.live.Load()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, f := range known {
+		k := keyOf(f.Protocol, f.Flow)
+		if f.Closing && f.Secondary && k.Protocol == unix.IPPROTO_TCP {
+			// A transfer that is over. Nobody reports its end, and a client may begin many in a minute; the path forgets it by itself.
+			s.forget(now, k)
+			continue
+		}
+		actions, ok := s.table.Seen(now.Add(-f.Idle), k, s.actions[:0])
+		s.warn(s.perform(now, actions))
+		if ok || f.Node == 0 || f.Closing || f.Secondary {
+			continue
+		}
+		if v := live.sessions[endpoint{f.Protocol, f.Flow.Local}]; v != nil {
+			// Before a limit it is no session, and is asked for again with the next round.
+			_ = s.adopt(now, k)
+		}
+	}
+}
+
+// adopt takes up a flow that the path has the owner of and the table does not know: it began with a dispatcher before this one.
+func (s *sessions) adopt(now time.Time, k session.Key) error {
+	r, err := s.path.Locate(k.Protocol, flowOf(k))
+	if err != nil {
+		return err
+	}
+	if r.Node == 0 {
+		return gate.ErrNoFlow
+	}
+	return s.open(now, k, r.Node)
 }
 
 func keyOf(protocol uint8, f tcprepair.Flow) session.Key {
@@ -164,7 +208,7 @@ func (s *sessions) began(e forward.Event) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	_, actions, _ := s.table.Touch(now, keyOf(e.Protocol, e.Flow), s.actions[:0])
-	s.perform(now, actions)
+	s.warn(s.perform(now, actions))
 }
 
 // ended takes in that a connection is over.
@@ -177,7 +221,14 @@ func (s *sessions) ended(protocol uint8, f tcprepair.Flow) {
 func (s *sessions) end(now time.Time, k session.Key) {
 	s.hangUp(now, k)
 	actions, _ := s.table.End(k, s.actions[:0])
-	s.perform(now, actions)
+	s.warn(s.perform(now, actions))
+}
+
+// forget ends a flow here, and leaves to the path what that has of it.
+func (s *sessions) forget(now time.Time, k session.Key) {
+	s.hangUp(now, k)
+	actions, _ := s.table.End(k, s.actions[:0])
+	s.warn(s.perform(now, slices.DeleteFunc(actions, func(a session.Action) bool { return a.Kind == session.Remove && a.Key == k })))
 }
 
 // abandon ends the sessions of a server that is gone: the next packets of their clients find another, or are answered with RST.
@@ -194,7 +245,7 @@ func (s *sessions) abandon(n gate.Node) {
 			}
 			actions, err := s.table.Close(v.ID, s.actions[:0])
 			if err == nil {
-				s.perform(now, actions)
+				s.warn(s.perform(now, actions))
 			}
 		}
 		s.mu.Unlock()
@@ -204,11 +255,14 @@ func (s *sessions) abandon(n gate.Node) {
 	}
 }
 
+// errNoService means that a packet came for a service that has left the configuration.
+var errNoService = errors.New("no such service")
+
 // errNoServer means that a pool has no server for a session.
 var errNoServer = errors.New("no server takes the session")
 
 // decide sends on a packet that the path did not know the way of, or that is signalling.
-func (s *sessions) decide(p forward.Diverted) {
+func (s *sessions) decide(p packet) {
 	now := time.Now()
 	k := keyOf(p.Protocol, p.Flow)
 	s.mu.Lock()
@@ -219,27 +273,30 @@ func (s *sessions) decide(p forward.Diverted) {
 		var err error
 		if to, err = s.place(now, v, k, &p); err != nil {
 			s.d.count.unplaced.Inc()
-			s.d.log.Warn("a session is not served", "flow", k, "error", err)
+			s.d.log.Debug("a session is not served", "flow", k, "error", err)
 			if err := s.path.Drop(k.Protocol, p.Flow); err != nil { // its next packet asks again
 				s.d.log.Warn("cannot forget a flow", "flow", k, "error", err)
 			}
 			return
 		}
 	}
-	s.listen(now, v, k, to, &p)
+	s.listen(now, v, k, &p)
 	if err := s.path.Send(p, to); err != nil {
 		s.d.log.Warn("cannot send a packet on", "flow", k, "error", err)
 	}
 }
 
 // place finds the server of a flow's first packet, and tells the path.
-func (s *sessions) place(now time.Time, v *sessionService, k session.Key, p *forward.Diverted) (gate.Node, error) {
+func (s *sessions) place(now time.Time, v *sessionService, k session.Key, p *packet) (gate.Node, error) {
 	f := p.Flow
 	if r, err := s.path.Locate(k.Protocol, f); err == nil && r.Node != 0 {
 		return r.Node, nil // a packet before this one has decided
 	}
+	if v == nil {
+		return 0, errNoService
+	}
 	if k.Protocol == unix.IPPROTO_TCP {
-		s.end(now, k) // the port is used again
+		s.forget(now, k) // the port is used again, and what the path has is the new flow
 	}
 	to, err := s.server(now, v, k, p)
 	if err != nil {
@@ -249,31 +306,31 @@ func (s *sessions) place(now time.Time, v *sessionService, k session.Key, p *for
 	if errors.Is(err, gate.ErrExists) {
 		return r.Node, nil
 	}
-	return to, err
+	if err != nil {
+		s.forget(now, k) // it would count for its server, and meet the client's next try
+		return 0, err
+	}
+	return to, nil
 }
 
 // server finds the session that a new flow belongs to, or opens one.
-func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *forward.Diverted) (gate.Node, error) {
+func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *packet) (gate.Node, error) {
 	if f, actions, ok := s.table.Touch(now, k, s.actions[:0]); ok {
-		s.perform(now, actions)
+		s.warn(s.perform(now, actions))
 		return gate.Node(f.Server), nil
-	}
-	if v == nil {
-		return 0, errors.New("no such service")
 	}
 	if id, ok := s.named(v, k, p); ok {
 		actions, err := s.table.Join(now, id, k, s.actions[:0])
-		s.perform(now, actions)
+		s.warn(s.perform(now, actions))
 		if f, ok := s.table.Lookup(now, k); err == nil && ok {
 			return gate.Node(f.Server), nil
 		}
 	}
 	var node gate.Node
 	if v.cfg.sticksToClient() {
-		to, _ := s.table.ServerOf(k.Client.Addr())
-		node = gate.Node(to)
+		node = s.stick(v, k)
 	}
-	if node == 0 || !v.pool.serves(node) {
+	if node == 0 {
 		m := v.pool.member(now, balance.KeyAddr(k.Client.Addr()), nil)
 		if m == nil {
 			return 0, errNoServer
@@ -281,6 +338,19 @@ func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *fo
 		node = m.host.node
 	}
 	return node, s.open(now, k, node)
+}
+
+// stick returns the server of the client's newest session, first among those of the same service; 0: none that serves it.
+func (s *sessions) stick(v *sessionService, k session.Key) gate.Node {
+	serves := func(n session.Server, _ session.Key) bool { return v.pool.serves(gate.Node(n)) }
+	same := func(n session.Server, has session.Key) bool {
+		return has.Server == k.Server && has.Protocol == k.Protocol && serves(n, has)
+	}
+	to, ok := s.table.ServerWith(k.Client.Addr(), same)
+	if !ok {
+		to, _ = s.table.ServerWith(k.Client.Addr(), serves)
+	}
+	return gate.Node(to)
 }
 
 // connectionTimeout is after which silence signalling over TCP is inactive. Agents tell when such a connection ends.
@@ -293,7 +363,7 @@ func (s *sessions) open(now time.Time, k session.Key, node gate.Node) error {
 		terms.Timeouts.Signalling = connectionTimeout
 	}
 	_, actions, err := s.table.Open(now, k, terms, s.actions[:0])
-	s.perform(now, actions)
+	s.warn(s.perform(now, actions))
 	if err != nil {
 		return err
 	}
@@ -308,7 +378,7 @@ func (s *sessions) open(now time.Time, k session.Key, node gate.Node) error {
 func (p *pool) serves(n gate.Node) bool {
 	for _, m := range p.members {
 		if m.host.node == n {
-			return m.host.up()
+			return !m.view(nil).Down
 		}
 	}
 	return false
@@ -324,24 +394,40 @@ func (d *Dispatcher) host(n gate.Node) *backend {
 	return nil
 }
 
-// perform carries out what the table says.
-func (s *sessions) perform(now time.Time, actions []session.Action) {
-	s.actions = actions[:0:0]
+// perform carries out what the table says, all of it.
+func (s *sessions) perform(now time.Time, actions []session.Action) error {
+	s.actions = nil // an action may lead to others
+	var failed error
 	for _, a := range actions {
 		if err := s.carryOut(now, a); err != nil {
-			s.d.log.Warn("the packet path does not follow a session", "action", a, "error", err)
+			failed = errors.Join(failed, fmt.Errorf("the packet path does not follow a session: %v: %w", a, err))
 		}
 	}
 	if cap(actions) > cap(s.actions) {
 		s.actions = actions[:0]
+	}
+	return failed
+}
+
+// warn logs what nobody else is told.
+func (s *sessions) warn(err error) {
+	if err != nil {
+		s.d.log.Warn("sessions", "error", err)
 	}
 }
 
 func (s *sessions) carryOut(now time.Time, a session.Action) error {
 	switch a.Kind {
 	case session.Install:
-		if a.Identity != session.Announced {
-			return nil // the path has it: its first packet has come, or it has been assigned
+		if a.Identity == session.Signalling {
+			return nil // it has been assigned
+		}
+		if a.Identity == session.Secondary {
+			// As a rule the path has it, for its first packet has come. Else its ports were another session's.
+			r, err := s.path.Locate(a.Key.Protocol, flowOf(a.Key))
+			if err == nil && r.Node == gate.Node(a.Server) {
+				return nil
+			}
 		}
 		return s.path.Announce(s.announcement(a))
 	case session.Remove:
@@ -360,9 +446,15 @@ func (s *sessions) carryOut(now time.Time, a session.Action) error {
 	return nil
 }
 
+// announcedTime is how long the path waits for an announced flow. The table says earlier when it is over: this bounds what a dispatcher that
+// was killed leaves behind.
+const announcedTime = 2 * connectionTimeout
+
 // announcement returns an action's flow as the path knows it.
 func (s *sessions) announcement(a session.Action) forward.Announcement {
-	p := forward.Announcement{Client: a.Key.Client, Server: a.Key.Server, Protocol: a.Key.Protocol, Node: gate.Node(a.Server)}
+	p := forward.Announcement{
+		Client: a.Key.Client, Server: a.Key.Server, Protocol: a.Key.Protocol, Node: gate.Node(a.Server), Lifetime: announcedTime,
+	}
 	if d := s.pairs[a.Session]; d != nil {
 		p.Service = forward.Service{Address: d.flow.Server, Protocol: d.flow.Protocol}
 	}
@@ -379,7 +471,10 @@ func (s *sessions) install(_ context.Context, said gateway.Said) error {
 		return fmt.Errorf("%v is no service with signalling", said.Flow.Server)
 	}
 	f, ok := s.table.Lookup(now, said.Flow)
-	if !ok {
+	if !ok && s.adopt(now, said.Flow) == nil {
+		f, ok = s.table.Lookup(now, said.Flow)
+	}
+	if !ok || f.Identity != session.Signalling {
 		return fmt.Errorf("no session has the flow %v", said.Flow)
 	}
 	var failed error

@@ -5,6 +5,7 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -145,7 +146,8 @@ func (s *shedding) fill(now time.Time, servers []load.Server) error {
 			}
 			id := identity(k)
 			s.moving[id] = k.Flow
-			server.Sessions = append(server.Sessions, load.Session{ID: id, Weight: 1, Fixed: !s.movable(k), Since: s.since(now, id, k)})
+			to := s.targets(k)
+			server.Sessions = append(server.Sessions, load.Session{ID: id, Weight: 1, Fixed: len(to) == 0, To: to, Since: s.since(now, id, k)})
 		}
 		if at = next; at == 0 {
 			return nil
@@ -182,33 +184,28 @@ func (s *shedding) since(now time.Time, id uint64, k forward.Known) time.Time {
 	return at
 }
 
-// movable reports whether a connection's server gives it away.
-func (s *shedding) movable(k forward.Known) bool {
+// targets returns the hosts to which a connection's server can give it away; none when it cannot.
+func (s *shedding) targets(k forward.Known) []uint32 {
 	if k.Protocol != unix.IPPROTO_TCP || k.Fresh {
-		return false
+		return nil
 	}
 	v := s.d.live.Load().at[k.Flow.Local]
 	if v == nil {
-		return false
+		return nil
 	}
 	for _, p := range v.routing.Load().pools {
-		if p.delivery != wire.DeliverLinked || !v.leadsTo(p) {
-			continue
-		}
-		for _, m := range p.members {
-			if m.host.node == k.Node {
-				return true
-			}
+		if p.delivery == wire.DeliverLinked && v.leadsTo(p) && slices.ContainsFunc(p.members, func(m *member) bool { return m.host.node == k.Node }) {
+			return p.nodes
 		}
 	}
-	return false
+	return nil
 }
 
 // order has an agent move a connection.
 func (s *shedding) order(m load.Move) {
 	f, ok := s.moving[m.Session]
 	from, to := s.d.host(gate.Node(m.From)), s.d.host(gate.Node(m.To))
-	if !ok || from == nil || to == nil {
+	if !ok || from == nil || to == nil || !from.up() {
 		s.shedder.Failed(m.Session)
 		return
 	}

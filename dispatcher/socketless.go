@@ -36,7 +36,7 @@ const (
 // (package synproxy). Whatever that cannot do goes the way of sockets: other deliveries, slow, large and odd requests, backends that cannot.
 type socketless struct {
 	d     *Dispatcher
-	proxy *synproxy.Proxy
+	proxy proxy
 	stack *reqsk.Injector
 
 	mu sync.Mutex
@@ -44,6 +44,17 @@ type socketless struct {
 	offered cookie.Parameters
 	// refused are the backends that could not make a connection that is being tried elsewhere.
 	refused map[tcprepair.Flow]refusals
+}
+
+// proxy is what answers first packets: a synproxy.Proxy.
+type proxy interface {
+	AddService(at netip.AddrPort) error
+	RemoveService(at netip.AddrPort) error
+	Services() ([]netip.AddrPort, error)
+	SetParameters(cookie.Parameters) error
+	Return(f tcprepair.Flow) error
+	Run(ctx context.Context) error
+	Close() error
 }
 
 type refusals struct {
@@ -74,14 +85,14 @@ func openSocketless(d *Dispatcher, path *kernelPath, pin string) (*socketless, e
 	if s.stack, err = reqsk.Open(reqsk.Config{Logger: d.log}); err != nil {
 		return nil, fmt.Errorf("socketless: %w", err)
 	}
-	s.proxy, err = synproxy.Open(synproxy.Config{
+	p, err := synproxy.Open(synproxy.Config{
 		Interface: d.cfg.Interfaces[0], PinPath: pin, Table: path.bpf, Stack: s.stack, Decide: s.decide, Done: s.done, Logger: d.log,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("socketless: %w", err), s.stack.Close())
 	}
-	s.offered = s.proxy.Parameters()
-	path.proxy = s.proxy
+	s.proxy, path.proxy = p, p
+	s.offered = p.Parameters()
 	return s, nil
 }
 
@@ -137,6 +148,9 @@ func (s *socketless) decide(q synproxy.Request) synproxy.Decision {
 	if to.cfg.Hash != "" {
 		hash = to.hash(q.Flow, &key)
 	}
+	if q.Returned == 0 {
+		s.retry(q.Flow)
+	}
 	m := to.member(time.Now(), hash, s.tried(q, to))
 	if m == nil || !m.host.makes() || !v.reserve() {
 		return synproxy.Decision{Verb: synproxy.Local} // it is tried otherwise, or refused, there
@@ -171,6 +185,13 @@ func (s *socketless) uncount(f tcprepair.Flow, n gate.Node) {
 	}
 }
 
+// retry forgets who could not make a connection that its client begins anew.
+func (s *socketless) retry(f tcprepair.Flow) {
+	s.mu.Lock()
+	delete(s.refused, f)
+	s.mu.Unlock()
+}
+
 // tried returns the members of a pool that have failed to make this connection.
 func (s *socketless) tried(q synproxy.Request, p *pool) []*member {
 	if q.Returned == 0 {
@@ -187,7 +208,8 @@ func (s *socketless) tried(q synproxy.Request, p *pool) []*member {
 	return all
 }
 
-// unmade takes a connection back that a backend could not make, and tries the next.
+// unmade takes a connection back that a backend could not make, and tries the next. A backend says so for each packet that it could make none
+// of; the first counts.
 func (s *socketless) unmade(b *backend, m *wire.Unmade) {
 	s.d.log.Debug("a backend could not make a connection", "flow", m.Flow, "backend", b.name, "reason", m.Reason)
 	now := time.Now()
@@ -197,7 +219,12 @@ func (s *socketless) unmade(b *backend, m *wire.Unmade) {
 			delete(s.refused, f)
 		}
 	}
-	s.refused[m.Flow] = refusals{by: append(s.refused[m.Flow].by, b), at: now}
+	by := s.refused[m.Flow].by
+	if slices.Contains(by, b) {
+		s.mu.Unlock()
+		return
+	}
+	s.refused[m.Flow] = refusals{by: append(by, b), at: now}
 	s.mu.Unlock()
 	s.d.count.failed("refused")
 	s.uncount(m.Flow, b.node)
@@ -222,6 +249,13 @@ func (s *socketless) ask(b *backend) *wire.Cookies {
 		}
 	}
 	return m
+}
+
+// doubt has connections go the way of sockets until backends have said that they make those of next, too.
+func (s *socketless) doubt(next *plan) {
+	for _, b := range next.hosts {
+		b.cookies.Store(false)
+	}
 }
 
 // tell tells every backend what has changed.

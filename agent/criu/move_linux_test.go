@@ -31,14 +31,16 @@ func TestMain(m *testing.M) {
 func requireCRIU(t testing.TB) string {
 	t.Helper()
 	labtest.RequireRoot(t)
-	_, _, err := Find("")
-	for _, p := range []string{"criu", filepath.Join("..", "..", ".cache", "criu", "criu")} {
-		if abs, aerr := filepath.Abs(p); aerr == nil && p != "criu" {
-			p = abs
-		}
-		if path, _, ferr := Find(p); ferr == nil {
+	fetched, err := filepath.Abs(filepath.Join("..", "..", ".cache", "criu", "criu"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range []string{os.Getenv("REHOME_CRIU"), fetched, DefaultPath} {
+		path, _, ferr := Find(p)
+		if ferr == nil {
 			return path
 		}
+		err = ferr
 	}
 	t.Skip("no CRIU that works:", err)
 	return ""

@@ -51,10 +51,13 @@ type Diverted struct {
 	Protocol uint8          // IPPROTO_TCP or IPPROTO_UDP
 	Node     gate.Node      // its flow's owner when the packet came; 0 while undecided
 	Payload  []byte         // of the transport protocol
+	// Of TCP: the sequence number of the segment, which is that of the payload's first byte (of a SYN, of the byte before it), and the header's
+	// flags (RFC 9293, 3.1). Segments may be repeated, and come out of order, as the client has sent them.
+	Sequence uint32
+	Flags    uint8
 
 	frame  []byte
 	at     int    // of the payload in it
-	header int    // of the transport protocol, before the payload
 	number uint16 // of the flow's diverted packets
 	last   bool   // the flow may be released after it
 	port   uint16
@@ -67,15 +70,6 @@ func (d Diverted) Clone() Diverted {
 	return d
 }
 
-// Segment returns the sequence number and the flags (RFC 9293, 3.1) of a TCP segment.
-func (d Diverted) Segment() (sequence uint32, flags uint8) {
-	if d.Protocol != protoTCP {
-		return 0, 0
-	}
-	h := d.frame[d.at-d.header:]
-	return binary.BigEndian.Uint32(h[4:]), h[13]
-}
-
 // decodeDiverted reads a frame of the tap: what the program wrote over its Ethernet addresses, and what it is.
 func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, ok bool) {
 	if len(frame) < ethernetHeader || frame[0] != 2 || frame[6] != 2 {
@@ -85,9 +79,15 @@ func decodeDiverted(frame []byte) (d Diverted, service uint16, segments uint8, o
 		Reason: Reason(frame[1] &^ reasonCounted), last: frame[1]&reasonCounted != 0, Node: gate.Node(binary.LittleEndian.Uint16(frame[2:])), frame: frame,
 		number: binary.LittleEndian.Uint16(frame[4:]), port: binary.LittleEndian.Uint16(frame[10:]),
 	}
-	if d.Flow, d.Protocol, d.Payload, d.header, ok = parseFrame(frame); !ok {
+	var segment []byte
+	var header int
+	if d.Flow, d.Protocol, segment, header, ok = parseFrame(frame); !ok {
 		return Diverted{}, 0, 0, false
 	}
+	if d.Protocol == protoTCP {
+		d.Sequence, d.Flags = binary.BigEndian.Uint32(segment[4:]), segment[13]
+	}
+	d.Payload = segment[header:]
 	d.at = cap(frame) - cap(d.Payload)
 	return d, binary.LittleEndian.Uint16(frame[8:]), frame[7], true
 }

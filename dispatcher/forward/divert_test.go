@@ -67,7 +67,7 @@ func TestUndecided(t *testing.T) {
 					return
 				}
 				wanted := Diverted{Reason: reason, Flow: f, Protocol: protoUDP, Node: owner, Payload: make([]byte, payload), number: number}
-				if diff := cmp.Diff(&wanted, d, compareAddresses(), cmp.AllowUnexported(Diverted{}), cmpopts.IgnoreFields(Diverted{}, "frame", "at", "header", "port", "last")); diff != "" {
+				if diff := cmp.Diff(&wanted, d, compareAddresses(), cmp.AllowUnexported(Diverted{}), cmpopts.IgnoreFields(Diverted{}, "frame", "at", "port", "last")); diff != "" {
 					t.Fatalf("%v, %v, %s: %s", f.Local, mode, when, diff)
 				}
 			}
@@ -178,6 +178,9 @@ func TestInspected(t *testing.T) {
 				d := label(t, out)
 				if got != want || diverted != (d != nil) {
 					t.Errorf("%v, %v, %s: %s, %+v", f.Local, mode, when, got, d)
+				}
+				if d != nil && d.Protocol == protoTCP && (d.Sequence != 1 || d.Flags != frame[len(frame)-len(d.Payload)-20+13]) {
+					t.Errorf("%v, %v, %s: %+v", f.Local, mode, when, d)
 				}
 				if d != nil && (d.Reason != Inspected || d.Node != node || !bytes.Equal(d.frame[12:], frame[12:])) {
 					t.Errorf("%v, %v, %s: %+v", f.Local, mode, when, d)

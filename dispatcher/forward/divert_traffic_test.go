@@ -240,20 +240,11 @@ func TestTrafficInspected(t *testing.T) {
 				first := uint32(0)
 				stop := divert(t, f, func(d Diverted) {
 					mu.Lock()
-					tcp := d.frame[d.at-20:]
-					if header := d.frame[:d.at]; d.Protocol == protoTCP && len(header) > 0 {
-						at := 14 + 20
-						if d.Flow.Local.Addr().Is6() {
-							at = 14 + 40
-						}
-						tcp = d.frame[at:]
-					}
-					seq := binary.BigEndian.Uint32(tcp[4:])
-					if tcp[13]&syn != 0 {
-						first = seq + 1
+					if d.Flags&syn != 0 {
+						first = d.Sequence + 1
 					}
 					for i, b := range d.Payload {
-						seen[seq-first+uint32(i)] = b
+						seen[d.Sequence-first+uint32(i)] = b
 					}
 					mu.Unlock()
 					if d.Reason != Inspected || d.Node == 0 {

@@ -30,9 +30,9 @@ const (
 	maxExtensions  = 4
 )
 
-// parseFrame finds the flow and the payload of a frame that the kernel has diverted, by the rules of bpf/packet.h. What is not
-// so is not ok; it does not occur.
-func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, payload []byte, header int, ok bool) {
+// parseFrame finds the flow of a frame that the kernel has diverted, its segment or datagram, and how long the header of that is, by the
+// rules of bpf/packet.h. What is not so is not ok; it does not occur.
+func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, segment []byte, header int, ok bool) {
 	if len(b) < ethernetHeader {
 		return f, 0, nil, 0, false
 	}
@@ -40,28 +40,28 @@ func parseFrame(b []byte) (f tcprepair.Flow, protocol uint8, payload []byte, hea
 	ip := b[ethernetHeader:]
 	switch binary.BigEndian.Uint16(b[12:]) {
 	case etherTypeIPv4:
-		src, dst, protocol, payload = parse4(ip)
+		src, dst, protocol, segment = parse4(ip)
 	case etherTypeIPv6:
-		src, dst, protocol, payload = parse6(ip)
+		src, dst, protocol, segment = parse6(ip)
 	}
 	header = udpHeader
 	switch {
-	case protocol == protoUDP && len(payload) >= udpHeader:
-		length := int(binary.BigEndian.Uint16(payload[4:]))
-		if length < udpHeader || length > len(payload) {
+	case protocol == protoUDP && len(segment) >= udpHeader:
+		length := int(binary.BigEndian.Uint16(segment[4:]))
+		if length < udpHeader || length > len(segment) {
 			return f, 0, nil, 0, false
 		}
-		payload = payload[:length]
-	case protocol == protoTCP && len(payload) >= tcpHeader:
-		if header = int(payload[12]>>4) * 4; header < tcpHeader || header > len(payload) {
+		segment = segment[:length]
+	case protocol == protoTCP && len(segment) >= tcpHeader:
+		if header = int(segment[12]>>4) * 4; header < tcpHeader || header > len(segment) {
 			return f, 0, nil, 0, false
 		}
 	default:
 		return f, 0, nil, 0, false
 	}
-	f.Remote = netip.AddrPortFrom(src, binary.BigEndian.Uint16(payload))
-	f.Local = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(payload[2:]))
-	return f, protocol, payload[header:], header, f.IsValid()
+	f.Remote = netip.AddrPortFrom(src, binary.BigEndian.Uint16(segment))
+	f.Local = netip.AddrPortFrom(dst, binary.BigEndian.Uint16(segment[2:]))
+	return f, protocol, segment, header, f.IsValid()
 }
 
 // parse4 returns the transport header and what follows; protocol 0 if there is none.

@@ -88,6 +88,8 @@ type Session struct {
 	Weight float64
 	// Since is when it came to the server.
 	Since time.Time
+	// To are the hosts that it can go to: those that serve the same. Any when empty.
+	To []uint32
 	// Fixed means that it cannot be moved; its weight counts.
 	Fixed bool
 }

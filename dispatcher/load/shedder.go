@@ -137,7 +137,7 @@ func (s *Shedder) relieve(now time.Time, moves []Move, from int, servers []Serve
 		if expected[from] <= s.cfg.Low || s.tokens < 1 {
 			break
 		}
-		to := s.target(from, share(c), servers, expected)
+		to := s.target(from, c.To, share(c), servers, expected)
 		if to < 0 {
 			continue // a lighter one may fit
 		}
@@ -169,11 +169,12 @@ func (s *Shedder) candidates(now time.Time, server *Server) []*Session {
 	return list
 }
 
-// target returns the place of the server that a session goes to, -1 when none can take it.
-func (s *Shedder) target(from int, share float64, servers []Server, expected []float64) int {
+// target returns the place of the server that a session goes to, one of hosts if there are any, -1 when none can take it.
+func (s *Shedder) target(from int, hosts []uint32, share float64, servers []Server, expected []float64) int {
 	best := -1
 	for i := range servers {
 		switch {
+		case len(hosts) > 0 && !slices.Contains(hosts, servers[i].Host):
 		case i == from || !servers[i].Takes || s.Sheds(servers[i].Host) || expected[i]+share > s.cfg.Low:
 		case best < 0 || expected[i] < expected[best]:
 			best = i

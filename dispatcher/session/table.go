@@ -79,6 +79,43 @@ func (t *Table) ServerOf(client netip.Addr) (Server, bool) {
 	return t.sessions.at(t.clients.at(ref).sessions).server, true
 }
 
+// maxServers bounds how many of a client's sessions ServerWith looks at.
+const maxServers = 64
+
+// ServerWith is ServerOf among the sessions that fit, of which it tells the server and one of their signalling flows: those of one service,
+// where a client uses several. Of a client with many sessions the newest are looked at.
+func (t *Table) ServerWith(client netip.Addr, fits func(Server, Key) bool) (Server, bool) {
+	if !client.IsValid() {
+		return 0, false
+	}
+	owner, _ := t.findClient(clientOf(client.As16()))
+	if owner == 0 {
+		return 0, false
+	}
+	ref := t.clients.at(owner).sessions
+	for n := 0; ref != 0 && n < maxServers; n++ {
+		d := t.sessions.at(ref)
+		if fits(d.server, t.signallingOf(d)) {
+			return d.server, true
+		}
+		ref = d.next
+	}
+	return 0, false
+}
+
+// signallingOf returns one of a session's signalling flows, the zero Key if it has none any more.
+func (t *Table) signallingOf(d *dialog) Key {
+	if d.signalling == 0 {
+		return Key{}
+	}
+	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+		if f := t.flows.at(ref); f.marks.identity() == Signalling {
+			return f.tuple.key()
+		}
+	}
+	return Key{}
+}
+
 // Named returns the session that has the name. See Name.
 func (t *Table) Named(text string) (ID, bool) {
 	ref, _ := t.findName(sha256.Sum256([]byte(text)))

@@ -95,6 +95,14 @@ static __always_inline int divert(int xdp, struct frame *f, struct packet *p, st
 	return act < 0 ? drop(xdp) : act;
 }
 
+// pending: the flow was granted to its node, and the process that did so has not had the time to say that the node has it.
+static __always_inline int pending(struct flow *f)
+{
+	__u32 tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+
+	return (__s32)(tick - READ_ONCE(f->seen)) < PENDING_TICKS;
+}
+
 static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 {
 	__u64 now, route, word, begin = 0;
@@ -115,6 +123,8 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 	// A SYN, or the answer to one that a server has sent (FTP's active mode).
 	opening = (p->flags & (TCP_SYN | TCP_RST | TCP_FIN)) == TCP_SYN;
 	if (!flow && !opening && p->key.proto == PROTO_TCP)
+		goto unknown;
+	if (route & ROUTE_PENDING && !opening && pending(flow))
 		goto unknown;
 	now = bpf_ktime_get_coarse_ns();
 	if ((opening || p->key.proto == PROTO_UDP) && !(flow && settled(route, p->key.proto))) {
@@ -142,8 +152,6 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 	meta = READ_ONCE(flow->meta);
 	if ((!begin || begin & BEGIN_PROMISED) && degraded(meta))
 		return drop(xdp);
-	if (route & ROUTE_PENDING && (__s32)(tick - READ_ONCE(flow->seen)) < PENDING_TICKS)
-		goto unknown;
 	if (READ_ONCE(flow->seen) != tick)
 		WRITE_ONCE(flow->seen, tick);
 	word = route & ~(__u64)ROUTE_PENDING;
