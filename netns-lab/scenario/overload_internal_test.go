@@ -210,11 +210,11 @@ func TestOverloadConfig(t *testing.T) {
 		t.Errorf("the zero value: %v", err)
 	}
 	// Three servers of two workers, 10 ms and six requests each: 3 * 2 / 0.06. A worker can take 16 turns of 10 in 160 ms:
-	// three times 32.
+	// twice 32.
 	if got := c.Capacity(3); math.Abs(got-100) > 1e-9 {
 		t.Errorf("capacity: %v, want 100", got)
 	}
-	if got := c.bestBound(); got != 96 {
-		t.Errorf("bound: %d, want 96", got)
+	if got := c.bestBound(); got != 64 {
+		t.Errorf("bound: %d, want 64", got)
 	}
 }
