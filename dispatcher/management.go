@@ -27,10 +27,10 @@ import (
 // vital is what a backend's reports say of it. The zero value: nothing.
 type vital struct {
 	state availability.State
-	// load is eq. 8's value of SARA, known while reports come; report numbers the report.
-	load   float64
-	known  bool
-	report uint64
+	// load is eq. 8's value of SARA, and measured what the last report said, known while reports come; report numbers the report.
+	load, measured float64
+	known          bool
+	report         uint64
 }
 
 // management carries out what SARA's engines decide: who is available (24-27), how loaded everybody will be (18-21, 29), and so what is refused
@@ -153,7 +153,7 @@ func (m *management) reported(host uint32, sample load.Sample) {
 		return
 	}
 	v := m.vitals[host]
-	v.load, v.known = e.Value, true
+	v.load, v.measured, v.known = e.Value, sample.Load, true
 	v.report++
 	m.vitals[host] = v
 }

@@ -81,7 +81,8 @@ func (s *shedding) shed(now time.Time) {
 	s.d.flush()
 }
 
-// servers are those whose load is known. hot means that one of them may have to shed.
+// servers are those whose load is known. hot means that one of them may have to shed. The load is the measured one: package load knows itself what its moves
+// will make of it, and the forecast of a load that falls because of them lies below what it comes to.
 func (s *shedding) servers() (servers []load.Server, hot bool) {
 	low := s.shedder.Config().Low
 	for _, b := range s.d.live.Load().backends {
@@ -90,9 +91,9 @@ func (s *shedding) servers() (servers []load.Server, hot bool) {
 			continue
 		}
 		servers = append(servers, load.Server{
-			Host: uint32(b.node), Load: v.load, Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
+			Host: uint32(b.node), Load: v.measured, Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
 		})
-		hot = hot || v.load > low
+		hot = hot || v.measured > low
 	}
 	return servers, hot
 }

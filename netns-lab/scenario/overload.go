@@ -27,7 +27,7 @@ type OverloadConfig struct {
 	Seeds []uint64
 	// Offered is the load in units of what the servers can complete; 2 when zero.
 	Offered float64
-	// Length is how long sessions come in one run; 8 s when zero. What ends in the first WarmUp, 4 s when zero, is left out of the figures.
+	// Length is how long sessions come in one run; 6 s when zero. What ends in the first WarmUp, 3 s when zero, is left out of the figures.
 	Length, WarmUp time.Duration
 	// Workers is how many requests a server serves at a time, 2 when zero, each for ServiceTime, 10 ms when zero.
 	Workers     int
@@ -49,8 +49,8 @@ type OverloadConfig struct {
 func (c OverloadConfig) withDefaults() OverloadConfig {
 	setDefault(&c.Lab, "overload")
 	setDefault(&c.Offered, 2)
-	setDefault(&c.Length, 8*time.Second)
-	setDefault(&c.WarmUp, 4*time.Second)
+	setDefault(&c.Length, 6*time.Second)
+	setDefault(&c.WarmUp, 3*time.Second)
 	setDefault(&c.Workers, 2)
 	setDefault(&c.ServiceTime, 10*time.Millisecond)
 	setDefault(&c.Requests, 6)

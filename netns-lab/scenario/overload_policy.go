@@ -84,8 +84,8 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 func overloadThresholds() [4]float64 { return [4]float64{0.72, 0.80, 0.86, 0.90} }
 
 // boundFactor is by how much the bound with which most sessions were completed was larger than what keeps a server busy. The dispatcher hears of a connection's
-// end a second later, and counts it until then.
-const boundFactor = 3
+// end a second later, and counts it until then; with three times as many it comes to collapse as without any bound.
+const boundFactor = 2
 
 // bestBound is the best one for leastconn503 that was found. It goes by how many sessions keep one server just busy, each of whose workers serves as many as can
 // take turns in the time of a request and the pause after it. An operator would have to know as much.
