@@ -64,6 +64,9 @@ func TestCheckedMember(t *testing.T) {
 		if got := shop.view(nil).Down; got != down {
 			t.Errorf("a policy sees Down %v, want %v", got, down)
 		}
+		if got := (&shedding{d: s.Dispatcher}).drained(shop.host); got != down {
+			t.Errorf("sessions are kept from being shed to it: %v, want %v", got, down)
+		}
 		if m := s.live.Load().pools["shop"].member(time.Now(), 0, nil); (m == nil) != down {
 			t.Errorf("the pool gives connections to %v", m)
 		}
@@ -161,13 +164,14 @@ func TestChecksFollowThePlan(t *testing.T) {
 		t.Error("a backend without checks has a condition")
 	}
 	next.Pools = slices.Clone(cfg.Pools)
-	slow := *scriptCheck(file)
-	slow.Interval, slow.Timeout = time.Hour, time.Hour
-	next.Pools[1].Health = &slow
 	reload(next)
-	if got := member().condition.get(); got == health.Up {
-		t.Errorf("the check of a file that is not there says %v", got)
-	}
+	until(t, "the check fails again", member().condition.ill)
+	elsewhere := file + "-2"
+	wellness(t, elsewhere, true)
+	next.Pools = slices.Clone(cfg.Pools)
+	next.Pools[1].Health = scriptCheck(elsewhere)
+	reload(next)
+	until(t, "another check succeeds", func() bool { return member().condition.get() == health.Up })
 
 	// What cannot be reloaded.
 	next.Checks.Addresses = []netip.Prefix{netip.MustParsePrefix("192.0.2.9/24")}

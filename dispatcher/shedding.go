@@ -98,11 +98,11 @@ func (s *shedding) servers() (servers []load.Server, hot bool) {
 	return servers, hot
 }
 
-// drained reports whether an operator keeps connections away from a backend in any pool.
+// drained reports whether an operator keeps connections away from a backend in any pool, or its check does.
 func (s *shedding) drained(b *backend) bool {
 	for _, p := range s.d.live.Load().pools {
 		for _, m := range p.members {
-			if m.host == b && m.view(nil).Drained {
+			if m.host == b && (m.view(nil).Drained || m.condition.ill()) {
 				return true
 			}
 		}
