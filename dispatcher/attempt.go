@@ -121,12 +121,24 @@ func (c *dispatched) freeze() error {
 	return nil
 }
 
+// reuser is a packet path that does not notice by itself that a client uses its port again.
+type reuser interface {
+	// Reused drops what is left of the connection before, if that can be there.
+	Reused(f tcprepair.Flow) bool
+}
+
+// reused reports whether another's flow was only the connection before this one, which has been accepted here.
+func (d *Dispatcher) reused(f tcprepair.Flow) bool {
+	path, ok := d.path.(reuser)
+	return ok && path.Reused(f)
+}
+
 func (c *dispatched) take() (*tcprepair.Snapshot, error) {
 	r, err := c.d.path.Route(c.flow)
 	switch {
 	case err == nil && r.Entry() && r.Node == 0:
 		c.epoch = r.Epoch
-	case err == nil && r.Entry():
+	case err == nil && r.Entry() && !c.d.reused(c.flow):
 		return nil, fmt.Errorf("%w: the flow is node %d's", migration.ErrGone, r.Node)
 	default: // the table has lost it, or never saw its first packet
 		if _, err := c.d.path.Adopt(c.flow, 1, 0); err != nil {

@@ -15,6 +15,7 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/dispatcher/synproxy"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // kernelPath is the packet path in the kernel: the forwarder, which knows the owners of flows, and behind it the gate, which holds the
@@ -79,6 +80,14 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
 	}
 	return &kernelPath{flowTable: f, bpf: f, gate: g}, nil
+}
+
+// Reused implements reuser: nftables do not tell of a SYN.
+func (p *kernelPath) Reused(f tcprepair.Flow) bool {
+	if p.bpf != nil {
+		return false
+	}
+	return p.Forget(f) == nil
 }
 
 // SetNode tells all how a host is reached: the gate sends what it has held there itself, the proxy first packets.

@@ -4,6 +4,7 @@ package dispatcher
 
 import (
 	"sync"
+	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -38,9 +39,13 @@ func needsOf(c *Config) nft.Needs {
 	return n
 }
 
+// silent stands for the idle time that nftables do not tell. A host that reports an end has looked whether the ports are used again there.
+const silent = time.Hour
+
 // Route implements Path.
 func (f *nftForwarder) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
 	r, err := f.Forwarder.Route(flow)
+	r.Idle = silent
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if g, ok := f.granted[flow]; ok && err == nil && r.Epoch+1 == g.Epoch {
