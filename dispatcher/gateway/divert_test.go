@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Program verdicts, as in bpf/kernel.h.
+// Program verdicts, as in /bpf/kernel.h.
 const (
 	verdictNext     = ^uint32(0)
 	verdictDrop     = 2

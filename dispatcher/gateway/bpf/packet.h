@@ -17,7 +17,7 @@ struct packet {
 // ports reads the transport header at off, of a packet that has rest bytes from there.
 static __always_inline int transport(struct __sk_buff *skb, struct packet *p, __u32 off, __u32 rest)
 {
-	struct tcp t = {};
+	struct tcp_head t = {};
 	__u32 header;
 
 	if (p->flow.proto == PROTO_UDP) {

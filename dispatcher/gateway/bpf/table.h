@@ -4,7 +4,7 @@
 #ifndef REHOME_GATEWAY_TABLE_H
 #define REHOME_GATEWAY_TABLE_H
 
-#include "kernel.h"
+#include "../../../bpf/header.h"
 
 // A service, as its servers' packets name it: their source.
 struct service_key {

@@ -4,24 +4,6 @@
 // Linux 6.9). Nothing in user space takes part.
 #include "cookie.h"
 
-// struct bpf_tcp_req_attrs is a kfunc's argument, of fixed layout.
-struct bpf_tcp_req_attrs {
-	__u32 rcv_tsval;
-	__u32 rcv_tsecr;
-	__u16 mss;
-	__u8 rcv_wscale;
-	__u8 snd_wscale;
-	__u8 ecn_ok;
-	__u8 wscale_ok;
-	__u8 sack_ok;
-	__u8 tstamp_ok;
-	__u8 usec_ts_ok;
-	__u8 reserved[3];
-};
-
-// struct sock must be complete here: the loader refuses a forward declaration (KERNEL 18).
-extern int bpf_sk_assign_tcp_reqsk(struct __sk_buff *skb, struct sock *sk, struct bpf_tcp_req_attrs *attrs, int attrs__sz) __ksym;
-
 enum reason {
 	REASON_NONE,
 	REASON_NO_LISTENER,

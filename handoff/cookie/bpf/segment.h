@@ -5,7 +5,8 @@
 #ifndef REHOME_COOKIE_SEGMENT_H
 #define REHOME_COOKIE_SEGMENT_H
 
-#include "kernel.h"
+#include "../../../bpf/header.h"
+#include "../../../bpf/socket.h"
 
 // struct flow is the key of all maps. For IPv6 its head is the tuple that bpf_skc_lookup_tcp wants.
 struct flow {

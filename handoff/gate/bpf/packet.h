@@ -21,7 +21,7 @@ struct packet {
 enum { EXTENSIONS = 4 };
 
 // ports fills in what the TCP header says. out: the packet leaves, so that source and local are one.
-static __always_inline void tcp_fields(struct packet *p, const struct tcp *t, int out, __u32 rest)
+static __always_inline void tcp_fields(struct packet *p, const struct tcp_head *t, int out, __u32 rest)
 {
 	__u16 local = out ? t->src : t->dst, remote = out ? t->dst : t->src;
 	__u32 header = (t->offset >> 4) * 4;
@@ -45,8 +45,8 @@ static __always_inline int parse4(struct __sk_buff *skb, struct packet *p, int o
 {
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv4 *ip = data + sizeof(struct ethernet);
-	struct tcp *t = (void *)(ip + 1);
-	struct tcp far;
+	struct tcp_head *t = (void *)(ip + 1);
+	struct tcp_head far;
 	__u32 header, length;
 
 	if ((void *)(t + 1) > end)
@@ -78,7 +78,7 @@ static __always_inline int parse6(struct __sk_buff *skb, struct packet *p, int o
 	void *data = (void *)(long)skb->data, *end = (void *)(long)skb->data_end;
 	struct ipv6 *ip = data + sizeof(struct ethernet);
 	__u32 off = sizeof(struct ethernet) + sizeof(*ip), stop, length;
-	struct tcp t;
+	struct tcp_head t;
 	__u8 next, ext[4];
 
 	if ((void *)(ip + 1) > end || ip->version_class >> 4 != 6)

@@ -4,7 +4,7 @@
 #ifndef REHOME_GATE_TABLE_H
 #define REHOME_GATE_TABLE_H
 
-#include "kernel.h"
+#include "../../../bpf/header.h"
 
 // Keys are as seen by the server: local is the destination of the client's packets.
 struct key4 {

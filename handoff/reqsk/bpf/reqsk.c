@@ -7,7 +7,7 @@
 // became of it when its write() returns, since the kernel receives the frame within that call.
 //
 // The second one sees what the kernel makes of the segment: the states of the child socket.
-#include "kernel.h"
+#include "../../../bpf/socket.h"
 
 enum { MAX_LANES = 64 };
 

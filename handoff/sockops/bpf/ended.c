@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
 // Tells user space when connections of chosen services end. See doc.go for what the kernel calls when.
-#include "kernel.h"
+#include "callback.h"
 
 struct service {
 	__u32 addr[4]; // an IPv4 address in the first word

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
-#include "kernel.h"
+#include "callback.h"
 
 struct seed {
 	__u32 cwnd; // packets

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: (GPL-2.0-only OR BSD-2-Clause)
 //
-// The few kernel declarations that the programs of packages cookie and synproxy need, so that regenerating the objects depends on no
-// distribution's headers. The structures below "Kernel types" are read through CO-RE: only names matter, the loader puts in
-// this kernel's offsets.
-#ifndef REHOME_COOKIE_KERNEL_H
-#define REHOME_COOKIE_KERNEL_H
+// The few kernel declarations that the BPF programs need, so that regenerating the objects depends on no distribution's headers.
+// Everything here is stable kernel interface: contexts, helper numbers, map and return-code constants.
+#ifndef REHOME_KERNEL_H
+#define REHOME_KERNEL_H
 
 typedef unsigned char __u8;
 typedef unsigned short __u16;
@@ -17,8 +16,6 @@ typedef int __s32;
 #define __type(name, val) typeof(val) *name
 #define __always_inline inline __attribute__((always_inline))
 #define __noinline __attribute__((noinline))
-#define __ksym __attribute__((section(".ksyms")))
-#define __core __attribute__((preserve_access_index))
 #define READ_ONCE(x) (*(volatile typeof(x) *)&(x))
 #define WRITE_ONCE(x, v) (*(volatile typeof(x) *)&(x) = (v))
 #define offset_of(type, member) __builtin_offsetof(type, member)
@@ -37,18 +34,19 @@ enum {
 	BPF_MAP_TYPE_RINGBUF = 27,
 };
 
-enum { BPF_ANY = 0 };
-enum { BPF_F_PSEUDO_HDR = 1 << 4 };
+enum { BPF_F_NO_PREALLOC = 1, BPF_F_MMAPABLE = 1 << 10 };
+enum { BPF_ANY = 0, BPF_NOEXIST = 1, BPF_EXIST = 2 };
 enum { BPF_F_INGRESS = 1 };
+enum { BPF_F_PSEUDO_HDR = 1 << 4 };
 #define BPF_F_CURRENT_NETNS ((__u64)-1)
 
-// TCX_NEXT is TC_ACT_UNSPEC: the next program decides.
-enum { TCX_NEXT = -1, TCX_DROP = 2 };
+// TCX_NEXT is TC_ACT_UNSPEC: the next program decides. TC_ACT_OK would end the chain.
+enum { TCX_NEXT = -1, TCX_PASS = 0, TCX_DROP = 2, TCX_REDIRECT = 7 };
+enum { XDP_DROP = 1, XDP_PASS = 2 };
 
 enum { PACKET_HOST = 0 };
-
-// enum in include/net/tcp_states.h.
-enum { TCP_ESTABLISHED = 1, TCP_SYN_RECV = 3, TCP_TIME_WAIT = 6, TCP_LISTEN = 10 };
+enum { AF_INET = 2, AF_INET6 = 10 };
+enum { ENOENT = 2, E2BIG = 7, EAGAIN = 11, EEXIST = 17, EINVAL = 22, ESTALE = 116 };
 
 struct __sk_buff {
 	__u32 len;
@@ -85,6 +83,15 @@ struct __sk_buff {
 	__u32 gso_size;
 };
 
+struct xdp_md {
+	__u32 data;
+	__u32 data_end;
+	__u32 data_meta;
+	__u32 ingress_ifindex;
+	__u32 rx_queue_index;
+	__u32 egress_ifindex;
+};
+
 // The head of struct bpf_sock; the state is the tenth word of it.
 struct bpf_sock {
 	__u32 bound_dev_if, family, type, protocol, mark, priority, src_ip4, src_ip6[4];
@@ -96,96 +103,35 @@ struct bpf_sock {
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
 static long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
+// CLOCK_MONOTONIC. The coarse one lags by up to a tick and is 16 times cheaper; syscall programs may not call it.
+static __u64 (*bpf_ktime_get_ns)(void) = (void *)5;
 static long (*bpf_skb_store_bytes)(struct __sk_buff *skb, __u32 off, const void *from, __u32 len, __u64 flags) = (void *)9;
+static long (*bpf_l3_csum_replace)(struct __sk_buff *skb, __u32 off, __u64 from, __u64 to, __u64 size) = (void *)10;
 static long (*bpf_l4_csum_replace)(struct __sk_buff *skb, __u32 off, __u64 from, __u64 to, __u64 flags) = (void *)11;
 static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
 static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 static long (*bpf_skb_load_bytes)(const void *skb, __u32 off, void *to, __u32 len) = (void *)26;
 static long (*bpf_csum_diff)(const void *from, __u32 from_size, const void *to, __u32 to_size, __u32 seed) = (void *)28;
+static long (*bpf_skb_change_type)(struct __sk_buff *skb, __u32 type) = (void *)32;
 static long (*bpf_skb_change_tail)(struct __sk_buff *skb, __u32 len, __u64 flags) = (void *)38;
 static long (*bpf_skb_pull_data)(struct __sk_buff *skb, __u32 len) = (void *)39;
+static __u64 (*bpf_get_socket_cookie)(void *ctx) = (void *)46;
+static long (*bpf_setsockopt)(void *ctx, int level, int option, void *value, int size) = (void *)49;
+static long (*bpf_sock_ops_cb_flags_set)(void *ctx, int flags) = (void *)59;
 static long (*bpf_sk_release)(void *sk) = (void *)86;
 static struct bpf_sock *(*bpf_skc_lookup_tcp)(void *ctx, void *tuple, __u32 size, __u64 netns, __u64 flags) = (void *)99;
+static __u64 (*bpf_get_netns_cookie)(void *ctx) = (void *)122;
+static long (*bpf_ringbuf_output)(void *ring, void *data, __u64 size, __u64 flags) = (void *)130;
 static void *(*bpf_ringbuf_reserve)(void *ring, __u64 size, __u64 flags) = (void *)131;
 static void (*bpf_ringbuf_submit)(void *data, __u64 flags) = (void *)132;
 static void (*bpf_ringbuf_discard)(void *data, __u64 flags) = (void *)133;
 static struct tcp_sock *(*bpf_skc_to_tcp_sock)(void *sk) = (void *)137;
 static struct tcp_timewait_sock *(*bpf_skc_to_tcp_timewait_sock)(void *sk) = (void *)138;
-// CLOCK_MONOTONIC, up to a tick late.
 static __u64 (*bpf_ktime_get_coarse_ns)(void) = (void *)160;
+static long (*bpf_for_each_map_elem)(void *map, void *callback, void *ctx, __u64 flags) = (void *)164;
 static long (*bpf_loop)(__u32 n, void *callback, void *ctx, __u64 flags) = (void *)181;
+static __u64 (*bpf_xdp_get_buff_len)(struct xdp_md *xdp) = (void *)188;
+static long (*bpf_xdp_load_bytes)(struct xdp_md *xdp, __u32 off, void *to, __u32 len) = (void *)189;
 static struct mptcp_sock *(*bpf_skc_to_mptcp_sock)(void *sk) = (void *)196;
-
-struct ethernet {
-	__u8 dst[6], src[6];
-	__u16 type;
-};
-
-struct ipv4 {
-	__u8 version_ihl, tos;
-	__u16 length, id, fragment;
-	__u8 ttl, protocol;
-	__u16 checksum;
-	__u32 src, dst;
-};
-
-struct ipv6 {
-	__u8 version_class, class_label, label[2];
-	__u16 length;
-	__u8 next, hops;
-	__u32 src[4], dst[4];
-};
-
-struct tcp {
-	__u16 src, dst;
-	__u32 seq, ack;
-	__u8 offset, flags;
-	__u16 window, checksum, urgent;
-} __attribute__((packed, aligned(2)));
-
-enum { TCP_FIN = 1, TCP_SYN = 2, TCP_RST = 4, TCP_PSH = 8, TCP_ACK = 16, TCP_URG = 32, TCP_ECE = 64, TCP_CWR = 128 };
-enum { ETH_IPV4 = 0x0800, ETH_IPV6 = 0x86dd };
-enum { PROTO_TCP = 6 };
-enum { AF_INET = 2, AF_INET6 = 10 };
-
-// Kernel types.
-
-struct netns_ipv4 {
-	__u8 sysctl_tcp_syncookies;
-} __core;
-
-struct net {
-	struct netns_ipv4 ipv4;
-} __core;
-
-typedef struct {
-	struct net *net;
-} possible_net_t;
-
-struct sock_common {
-	volatile unsigned char skc_state;
-	possible_net_t skc_net;
-	__u32 skc_tw_rcv_nxt;
-} __core;
-
-struct sock {
-	struct sock_common __sk_common;
-	__u32 sk_ack_backlog;
-	__u32 sk_max_ack_backlog;
-} __core;
-
-struct tcp_sock {
-	__u32 rcv_nxt;
-	__u32 snd_nxt;
-} __core;
-
-struct inet_timewait_sock {
-	struct sock_common __tw_common;
-} __core;
-
-struct tcp_timewait_sock {
-	struct inet_timewait_sock tw_sk;
-	__u32 tw_ts_recent;
-} __core;
 
 #endif
