@@ -32,7 +32,7 @@ func (e *engine) review(cfg *Config) (added []neighbour.Host, err error) {
 	}
 	for _, p := range cfg.Peers {
 		if e.peer(p.Name) == nil {
-			added = append(added, p.neighbour())
+			added = append(added, p.Host())
 		}
 	}
 	return added, nil

@@ -206,7 +206,7 @@ func checkConfig(cfg *Config) []Finding {
 	}
 	for _, p := range cfg.Peers {
 		f := Finding{What: "peer " + p.Name, OK: true, Detail: p.Address}
-		if mac, err := neighbour.Find(p.neighbour()); err != nil {
+		if mac, err := neighbour.Find(p.Host()); err != nil {
 			f.OK, f.Detail, f.Advice = false, err.Error(), "the peer must be a neighbour on the same Ethernet; start it, or give its mac"
 		} else {
 			f.Detail += " at " + mac.String()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
 )
 
@@ -67,16 +68,7 @@ type Config struct {
 }
 
 // PeerConfig is another host.
-type PeerConfig struct {
-	Name string `yaml:"name"`
-	// Address is its agent's, host:port. The host part is also where its packets are sent at layer 2.
-	Address string `yaml:"address"`
-	// MAC is its link-layer address; learned from the neighbour table when empty.
-	MAC string `yaml:"mac"`
-	// ID numbers the host in the gate's pinned table (1-4095); its place in the list when 0. A number must go on
-	// meaning the same host as long as the table lives: append new hosts at the end, or give IDs.
-	ID uint16 `yaml:"id"`
-}
+type PeerConfig = neighbour.Peer
 
 // ServiceConfig is a service: an address that several servers hold and one host answers for.
 type ServiceConfig struct {
@@ -213,7 +205,7 @@ func (c *Config) Validate() error {
 	hosts := map[string]bool{c.Host: true}
 	ids := map[uint16]string{0: c.Host}
 	for i, p := range c.Peers {
-		if err := p.validate(); err != nil {
+		if err := p.Validate(); err != nil {
 			bad("peers[%d] %s: %w", i, p.Name, err)
 		}
 		if hosts[p.Name] {
@@ -287,28 +279,6 @@ func defaultTo[T int | time.Duration](p *T, v T) {
 	if *p <= 0 {
 		*p = v
 	}
-}
-
-func (p PeerConfig) validate() error {
-	if p.Name == "" {
-		return errors.New("name: missing")
-	}
-	addr, err := netip.ParseAddrPort(p.Address)
-	if err != nil {
-		return fmt.Errorf("address: %w: want ip:port of its agent", err)
-	}
-	if addr.Addr().IsUnspecified() {
-		return fmt.Errorf("address: %v is not a host's address", addr)
-	}
-	if p.MAC != "" {
-		if mac, err := net.ParseMAC(p.MAC); err != nil || len(mac) != 6 {
-			return fmt.Errorf("mac: %q: want an Ethernet address", p.MAC)
-		}
-	}
-	if p.ID >= gate.MaxNodes {
-		return fmt.Errorf("id: %d: want 1 to %d", p.ID, gate.MaxNodes-1)
-	}
-	return nil
 }
 
 func (s ServiceConfig) validate(hosts map[string]bool) error {

@@ -98,19 +98,13 @@ func (e *engine) setIdle(host, service string, idle bool) {
 	e.idle[host][service] = idle
 }
 
-// neighbour returns the peer as the packet path knows it. Its address has been validated.
-func (p PeerConfig) neighbour() neighbour.Host {
-	at, _ := netip.ParseAddrPort(p.Address)
-	return neighbour.Host{Name: p.Name, Addr: at.Addr(), MAC: p.MAC, Node: gate.Node(p.ID)}
-}
-
 // watchPeers keeps the gate's table of hosts up to date.
 func (e *engine) watchPeers(ctx context.Context) error {
 	list := func() ([]neighbour.Host, <-chan struct{}) {
 		now := e.shared.Load()
 		var hosts []neighbour.Host
 		for _, p := range now.cfg.Peers {
-			hosts = append(hosts, p.neighbour())
+			hosts = append(hosts, p.Host())
 		}
 		return hosts, now.replaced
 	}

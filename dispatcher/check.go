@@ -146,7 +146,7 @@ func checkTLS(cfg *Config) Finding {
 		f.OK, f.Optional, f.Detail = true, true, "off: for a laboratory"
 		return f
 	}
-	id, err := peer.LoadIdentity(peer.Files(cfg.TLS))
+	id, err := peer.LoadIdentity(cfg.TLS)
 	if err != nil {
 		f.Detail, f.Advice = err.Error(), "correct the paths under tls"
 		return f

@@ -8,7 +8,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -19,6 +18,8 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/neighbour"
+	"github.com/rehome-net/rehome/handoff/peer"
 )
 
 // Where things are unless the configuration says otherwise.
@@ -78,24 +79,10 @@ type Config struct {
 }
 
 // TLSConfig names PEM files. Certificates carry the host's name as a DNS subject alternative name.
-type TLSConfig struct {
-	Certificate string `yaml:"certificate"`
-	Key         string `yaml:"key"`
-	// Authority has signed every host's certificate.
-	Authority string `yaml:"authority"`
-}
+type TLSConfig = peer.Files
 
 // PeerConfig is another host.
-type PeerConfig struct {
-	Name string `yaml:"name"`
-	// Address is its agent's, host:port. The host part is also where its packets are sent at layer 2.
-	Address string `yaml:"address"`
-	// MAC is its link-layer address; learned from the neighbour table when empty.
-	MAC string `yaml:"mac"`
-	// ID numbers the host in the pinned flow table (1-4095); its place in the list when 0. A number must go on meaning
-	// the same host as long as the table lives: append new hosts at the end, or give IDs.
-	ID uint16 `yaml:"id"`
-}
+type PeerConfig = neighbour.Peer
 
 // SessionsConfig bounds the session table (package session); zero values are its defaults.
 type SessionsConfig struct {
@@ -339,7 +326,7 @@ func (c *Config) validatePeers() error {
 	names := map[string]bool{}
 	ids := map[uint16]string{}
 	for i, p := range c.Peers {
-		if err := p.validate(); err != nil {
+		if err := p.Validate(); err != nil {
 			bad("peers[%d] %s: %w", i, p.Name, err)
 			continue
 		}
@@ -353,28 +340,6 @@ func (c *Config) validatePeers() error {
 		ids[p.ID] = p.Name
 	}
 	return errors.Join(errs...)
-}
-
-func (p PeerConfig) validate() error {
-	if p.Name == "" {
-		return errors.New("name: missing")
-	}
-	addr, err := netip.ParseAddrPort(p.Address)
-	if err != nil {
-		return fmt.Errorf("address: %w: want ip:port of its agent", err)
-	}
-	if addr.Addr().IsUnspecified() || addr.Port() == 0 {
-		return fmt.Errorf("address: %v is not a host's address", addr)
-	}
-	if p.MAC != "" {
-		if mac, err := net.ParseMAC(p.MAC); err != nil || len(mac) != 6 {
-			return fmt.Errorf("mac: %q: want an Ethernet address, 02:00:5e:10:00:01 for instance", p.MAC)
-		}
-	}
-	if p.ID == 0 || p.ID >= gate.MaxNodes {
-		return fmt.Errorf("id: %d: want 1 to %d", p.ID, gate.MaxNodes-1)
-	}
-	return nil
 }
 
 // checkHostPort says what is wrong with an address to listen on.

@@ -202,16 +202,7 @@ func (c *Config) validateChecks() error {
 func (c *Config) taken(a netip.Addr) bool {
 	return slices.ContainsFunc(c.Services, func(s ServiceConfig) bool {
 		return slices.ContainsFunc(s.Addresses, func(at netip.AddrPort) bool { return at.Addr() == a })
-	}) || slices.ContainsFunc(c.Peers, func(p PeerConfig) bool { return p.host() == a })
-}
-
-// host is the peer's address without the port; not valid if there is something wrong with it.
-func (p PeerConfig) host() netip.Addr {
-	at, err := netip.ParseAddrPort(p.Address)
-	if err != nil {
-		return netip.Addr{}
-	}
-	return at.Addr().Unmap()
+	}) || slices.ContainsFunc(c.Peers, func(p PeerConfig) bool { return p.IP() == a })
 }
 
 // checkTargets returns why backends of a pool could not be asked.
@@ -219,10 +210,10 @@ func (c *Config) checkTargets(p *PoolConfig) []error {
 	var errs []error
 	for _, b := range p.Backends {
 		i := slices.IndexFunc(c.Peers, func(peer PeerConfig) bool { return peer.Name == b.Host })
-		if i < 0 || !c.Peers[i].host().IsValid() {
+		if i < 0 || !c.Peers[i].IP().IsValid() {
 			continue // said elsewhere
 		}
-		if _, err := c.checkedAt(p, c.Peers[i].host()); err != nil {
+		if _, err := c.checkedAt(p, c.Peers[i].IP()); err != nil {
 			errs = append(errs, fmt.Errorf("backend %s: %w", b.Name(), err))
 		}
 	}

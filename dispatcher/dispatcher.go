@@ -95,7 +95,7 @@ func New(cfg Config, log *slog.Logger) *Dispatcher {
 // Connections that have been handed off go on without it: where their packets go stands in the pinned flow table, with which the
 // next Run goes on.
 func (d *Dispatcher) Run(ctx context.Context) (err error) {
-	id, err := peer.LoadIdentity(peer.Files(d.cfg.TLS))
+	id, err := peer.LoadIdentity(d.cfg.TLS)
 	if err != nil {
 		return err
 	}

@@ -100,7 +100,7 @@ func (c *checks) targets(p *plan) ([]health.Target, error) {
 		}
 		for _, m := range p.pools[cfg.Name].members {
 			t := health.Target{Name: m.condition.name, Prober: prober, Check: cfg.Health.check()}
-			own := p.peers[m.host.name].host()
+			own := p.peers[m.host.name].IP()
 			if t.Address, err = p.cfg.checkedAt(cfg, own); err == nil && cfg.Health.Through == ThroughVIP {
 				t.Dial, err = c.way(own)
 			}

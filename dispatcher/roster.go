@@ -6,14 +6,12 @@ import (
 	"context"
 	"errors"
 	"net"
-	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
 
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 )
 
@@ -109,11 +107,6 @@ func (r *roster) lose(b *backend) {
 
 // locate keeps the packet path's table of hosts up to date about a backend, unless that is done already.
 func (d *Dispatcher) locate(ctx context.Context, b *backend, peer PeerConfig) {
-	at, err := netip.ParseAddrPort(peer.Address)
-	if err != nil { // Config.Validate has seen to it
-		d.log.Error("a backend without an address", "backend", b.name, "error", err)
-		return
-	}
 	d.roster.mu.Lock()
 	defer d.roster.mu.Unlock()
 	j := d.roster.duties[b]
@@ -121,8 +114,7 @@ func (d *Dispatcher) locate(ctx context.Context, b *backend, peer PeerConfig) {
 		return
 	}
 	ctx, j.lose = context.WithCancel(ctx)
-	host := neighbour.Host{Name: b.name, Addr: at.Addr(), MAC: peer.MAC, Node: gate.Node(peer.ID)}
 	d.roster.spawn(ctx, func(ctx context.Context) error {
-		return neighbour.Watch(ctx, d.path, []neighbour.Host{host}, func(neighbour.Host, net.HardwareAddr) { j.located.Store(true) }, d.log)
+		return neighbour.Watch(ctx, d.path, []neighbour.Host{peer.Host()}, func(neighbour.Host, net.HardwareAddr) { j.located.Store(true) }, d.log)
 	})
 }

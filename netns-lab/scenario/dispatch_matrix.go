@@ -159,14 +159,14 @@ func (b *Bench) writeDispatcher() error {
 	cfg := dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen, Control: ControlSocket(lab, FrontHost),
 		Pin: filepath.Join(pinDir(lab), "dispatcher"), Metrics: frontMetrics, Pools: b.cfg.Pools,
-		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+		TLS: own.TLS,
 	}
 	for _, s := range b.cfg.Services {
 		cfg.Services = append(cfg.Services, s.ServiceConfig)
 	}
 	for _, p := range own.Peers {
 		if slices.Contains(b.Servers(), p.Name) {
-			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})
+			cfg.Peers = append(cfg.Peers, p)
 		}
 	}
 	raw, err := yaml.Marshal(cfg)

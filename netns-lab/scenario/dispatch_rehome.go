@@ -136,11 +136,11 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/rehome",
 		Metrics: frontMetrics, Forward: dispatcher.ForwardConfig{Mode: r.forward},
-		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+		TLS: own.TLS,
 	}
 	for _, p := range own.Peers {
 		if slices.Contains(f.Servers(), p.Name) {
-			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})
+			cfg.Peers = append(cfg.Peers, p)
 		}
 	}
 	pools := deliveries()

@@ -37,11 +37,11 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 		Gateways: []string{GatewayHost},
 		Host:     FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/dispatcher", Metrics: frontMetrics,
-		TLS: dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+		TLS: own.TLS,
 	}
 	for _, p := range own.Peers {
 		if slices.Contains(m.Servers(), p.Name) {
-			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})
+			cfg.Peers = append(cfg.Peers, p)
 		}
 	}
 	for _, s := range mediaServices() {

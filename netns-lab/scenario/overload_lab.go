@@ -217,13 +217,13 @@ func (m *managedLab) dispatcherConfig(mode dispatcher.Mode) (*dispatcher.Config,
 	cfg := &dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen,
 		Control: ControlSocket(topo.Name, FrontHost), Pin: pinDir(topo.Name) + "/dispatcher", Metrics: frontMetrics,
-		TLS:      dispatcher.TLSConfig{Certificate: own.TLS.Certificate, Key: own.TLS.Key, Authority: own.TLS.Authority},
+		TLS:      own.TLS,
 		Services: []dispatcher.ServiceConfig{{Name: m.cfg.Service, Mode: mode, Addresses: at(topo.VIPs, m.cfg.Port), Default: m.cfg.Service}},
 	}
 	pool := dispatcher.PoolConfig{Name: m.cfg.Service, Delivery: dispatcher.DeliveryLinked, Service: m.cfg.Service}
 	for _, p := range own.Peers {
 		if slices.Contains(m.Servers(), p.Name) {
-			cfg.Peers = append(cfg.Peers, dispatcher.PeerConfig{Name: p.Name, Address: p.Address, MAC: p.MAC, ID: p.ID})
+			cfg.Peers = append(cfg.Peers, p)
 			pool.Backends = append(pool.Backends, dispatcher.BackendConfig{Host: p.Name})
 		}
 	}
