@@ -133,9 +133,9 @@ func yesNo(b bool) string {
 	return "no, and it is not needed"
 }
 
-// checkRepair freezes a connection of its own, on loopback.
+// checkRepair freezes and reads a connection of its own, on loopback.
 func checkRepair() Finding {
-	f := Finding{What: "TCP_REPAIR", Detail: "a connection on loopback was frozen and resumed"}
+	f := Finding{What: "TCP_REPAIR", Detail: "a connection on loopback was frozen, read and resumed"}
 	if err := tryRepair(); err != nil {
 		f.Detail = err.Error()
 		f.Advice = "the kernel needs CONFIG_CHECKPOINT_RESTORE=y, the process CAP_NET_ADMIN"
@@ -167,9 +167,11 @@ func tryRepair() (err error) {
 		return err
 	}
 	cerr := raw.Control(func(fd uintptr) {
-		if err = tcprepair.Freeze(int(fd)); err == nil {
-			err = tcprepair.Resume(int(fd))
+		if err = tcprepair.Freeze(int(fd)); err != nil {
+			return
 		}
+		_, err = tcprepair.Take(int(fd), tcprepair.Limits{})
+		err = errors.Join(err, tcprepair.Resume(int(fd)))
 	})
 	return errors.Join(err, cerr)
 }

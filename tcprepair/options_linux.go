@@ -108,11 +108,11 @@ func (o *Options) readOthers(s socket, v6Socket bool) error {
 		}
 		o.V6Only = only != 0
 	}
-	peek, err := s.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	peek, err := s.peekOffset()
 	if err != nil {
-		return fmt.Errorf("read SO_PEEK_OFF: %w", err)
+		return err
 	}
-	o.PeekOffset = peek + 1 // -1 is off
+	o.PeekOffset = peek + 1
 	flags, err := s.fileFlags()
 	if err != nil {
 		return fmt.Errorf("read file flags: %w", err)

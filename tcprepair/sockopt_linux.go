@@ -4,6 +4,8 @@ package tcprepair
 
 import (
 	"encoding/binary"
+	"errors"
+	"fmt"
 	"net/netip"
 	"unsafe"
 
@@ -106,6 +108,18 @@ func (s socket) setUint64(level, name int, v uint64) error {
 }
 
 // getPair and setPair are for options of two numbers: struct linger, struct timeval of the 64-bit kernels.
+// peekOffset is SO_PEEK_OFF, all ones where it is off. TCP has none over IPv4 before Linux 6.10, over IPv6 before 6.12.
+func (s socket) peekOffset() (uint32, error) {
+	offset, err := s.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		return ^uint32(0), nil
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read SO_PEEK_OFF: %w", err)
+	}
+	return offset, nil
+}
+
 func (s socket) getPair(level, name int) ([2]uint32, error) {
 	var v [2]uint32
 	n := uint32(8)

@@ -265,9 +265,9 @@ func peekLive(sock socket, lim Limits, seen int) ([]byte, error) {
 	if n <= seen {
 		return nil, nil
 	}
-	offset, err := sock.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	offset, err := sock.peekOffset()
 	if err != nil {
-		return nil, fmt.Errorf("read SO_PEEK_OFF: %w", err)
+		return nil, err
 	}
 	if int32(offset) >= 0 { // the application uses it
 		return nil, nil
@@ -321,9 +321,9 @@ func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 	if n == seen {
 		return nil, nil
 	}
-	offset, err := sock.get(unix.SOL_SOCKET, unix.SO_PEEK_OFF)
+	offset, err := sock.peekOffset()
 	if err != nil {
-		return nil, fmt.Errorf("read SO_PEEK_OFF: %w", err)
+		return nil, err
 	}
 	// From there, and then on where the first reading ended. Linux before 6.10 has no SO_PEEK_OFF for TCP, and always peeks from the beginning.
 	follows := sock.set(unix.SOL_SOCKET, unix.SO_PEEK_OFF, uint32(seen)) == nil

@@ -172,6 +172,7 @@ func vacant(p *point, program *ebpf.Program) error {
 }
 
 // haveTCX asks for the programs at an interface that does not exist, which only a kernel with tcx answers with ENODEV.
+// Others say EINVAL.
 func haveTCX() error {
 	const none = 1<<31 - 1
 	_, err := link.QueryPrograms(link.QueryOptions{Target: none, Attach: ebpf.AttachTCXIngress})

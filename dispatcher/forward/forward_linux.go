@@ -67,6 +67,9 @@ func Open(config Config) (_ *Forwarder, err error) {
 	if err := config.validate(); err != nil {
 		return nil, err
 	}
+	if err := haveTCX(); errors.Is(err, unix.EINVAL) {
+		return nil, fmt.Errorf("%w: it has no tcx", ErrUnsupported)
+	}
 	f := &Forwarder{config: config.withDefaults(), swept: make(map[uint32]census)}
 	defer func() {
 		if err != nil {

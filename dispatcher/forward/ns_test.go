@@ -30,6 +30,15 @@ type host struct {
 
 func newHost(t testing.TB) *host {
 	t.Helper()
+	if err := haveTCX(); errors.Is(err, unix.EINVAL) {
+		t.Skipf("needs tcx (Linux 6.6): %v", err)
+	}
+	return newNamespace(t)
+}
+
+// newNamespace is newHost also where the kernel has not what a forwarder needs.
+func newNamespace(t testing.TB) *host {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes network namespaces")
 	}

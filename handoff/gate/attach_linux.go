@@ -106,9 +106,9 @@ func (h *hook) attachClsact(nl *netlink.Handle) (io.Closer, error) {
 	if err := nl.QdiscAdd(qdisc); err != nil && !errors.Is(err, os.ErrExist) {
 		return nil, fmt.Errorf("add clsact to %s: %w", h.name, err)
 	}
-	parent := uint32(netlink.HANDLE_MIN_INGRESS)
+	parent, direction := uint32(netlink.HANDLE_MIN_INGRESS), "ingress"
 	if h.attach == ebpf.AttachTCXEgress {
-		parent = netlink.HANDLE_MIN_EGRESS
+		parent, direction = netlink.HANDLE_MIN_EGRESS, "egress"
 	}
 	info, err := h.program.Info()
 	if err != nil {
@@ -126,7 +126,8 @@ func (h *hook) attachClsact(nl *netlink.Handle) (io.Closer, error) {
 	}
 	for _, p := range present {
 		if b, ok := p.(*netlink.BpfFilter); ok && b.Name == filter.Name && h.pin == "" {
-			return nil, fmt.Errorf("%w: %s, tc filter of priority %d", ErrAttached, h.name, b.Priority)
+			return nil, fmt.Errorf("%w: %s, tc filter of priority %d (an agent that was killed leaves it below Linux 6.6: tc filter del dev %s %s)",
+				ErrAttached, h.name, b.Priority, h.name, direction)
 		}
 	}
 	if err := nl.FilterReplace(filter); err != nil {
