@@ -58,7 +58,7 @@ type Config struct {
 	// 0: one for each core.
 	Workers int `yaml:"workers"`
 	// Peers are the other hosts: all backends, and other dispatchers. This host may stand among them, so that all can have the
-	// same list. Their order matters: see PeerConfig.ID.
+	// same list. Their order matters while they are new: see PeerConfig.ID.
 	Peers []PeerConfig `yaml:"peers"`
 	// Services are the virtual addresses, and what happens to the connections that come in there.
 	Services []ServiceConfig `yaml:"services"`
@@ -92,10 +92,15 @@ type PeerConfig struct {
 	Address string `yaml:"address"`
 	// MAC is its link-layer address; learned from the neighbour table when empty.
 	MAC string `yaml:"mac"`
-	// ID numbers the host in the pinned flow table (1-4095); its place in the list when 0. A number must go on meaning
-	// the same host as long as the table lives: append new hosts at the end, or give IDs.
+	// ID numbers the host in the pinned flow table (1-4095). A number must go on meaning the same host as long as the table lives.
+	// 0: the host keeps the number that it has there; a new one gets its place in the list, if no other has that number.
 	ID uint16 `yaml:"id"`
+
+	// place is the host's in the list, if the configuration says no ID; ID is the same then.
+	place uint16
 }
+
+func (p PeerConfig) unnumbered() bool { return p.ID == 0 || p.ID == p.place }
 
 // SessionsConfig bounds the session table (package session); zero values are its defaults.
 type SessionsConfig struct {
@@ -238,8 +243,9 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Forward.IdleTimeout, 4*time.Hour)
 	for i := range c.Peers {
 		p := &c.Peers[i]
-		if i < gate.MaxNodes {
-			defaultTo(&p.ID, uint16(i)+1)
+		if i < gate.MaxNodes && p.ID == 0 {
+			p.place = uint16(i) + 1
+			p.ID = p.place
 		}
 		if p.Address != "" && !strings.HasSuffix(p.Address, "]") {
 			if _, _, err := net.SplitHostPort(p.Address); err != nil {
