@@ -42,6 +42,9 @@ func (e *engine) acceptCookies(from string, m *wire.Cookies) error {
 			return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%v is not an address whose entry is %s here", a, from)
 		}
 	}
+	if len(want) == 0 {
+		return e.endCookies(from)
+	}
 	p := cookie.Parameters{WindowScale: m.WindowScale}
 	if len(m.Secret) != len(p.Secret) || len(m.Also) != len(p.Also) && len(m.Also) != 0 {
 		return wire.Refusef(e.cfg.Host, wire.CodeFailed, "secrets of %d and %d bytes, want %d", len(m.Secret), len(m.Also), len(p.Secret))
@@ -50,8 +53,6 @@ func (e *engine) acceptCookies(from string, m *wire.Cookies) error {
 	copy(p.Also[:], m.Also)
 	c := &e.acceptor
 	switch {
-	case c.made == nil && len(want) == 0:
-		return nil
 	case c.made == nil:
 		if err := e.openAcceptor(p); err != nil {
 			return wire.Refusef(e.cfg.Host, wire.CodeFailed, "%v", err)
@@ -67,16 +68,38 @@ func (e *engine) acceptCookies(from string, m *wire.Cookies) error {
 	return c.serve(want)
 }
 
+// endCookies makes no connections for a dispatcher any more: neither those that it has asked for, nor those that an agent before
+// this one has pinned.
+func (e *engine) endCookies(from string) error {
+	c := &e.acceptor
+	gone := func(a netip.AddrPort) bool { return e.entries[a] == from || e.entries[a] == "" }
+	var err error
+	if c.made != nil {
+		err = c.serve(slices.DeleteFunc(slices.Clone(c.at), gone))
+	} else if pin := e.acceptorPin(); pin != "" {
+		err = cookie.Withdraw(pin, gone)
+	}
+	if err != nil {
+		return wire.Refusef(e.cfg.Host, wire.CodeFailed, "%v", err)
+	}
+	return nil
+}
+
+// acceptorPin is where the acceptor's program and maps are kept; empty when they are not.
+func (e *engine) acceptorPin() string {
+	pin := e.cfg.pinPath()
+	if pin == "" {
+		return ""
+	}
+	return filepath.Join(filepath.Dir(pin), filepath.Base(pin)+"-cookie")
+}
+
 // openAcceptor loads the program. What a former agent has pinned goes on.
 func (e *engine) openAcceptor(p cookie.Parameters) error {
 	if len(e.cfg.Interfaces) != 1 {
 		return errors.New("it needs a host with one interface")
 	}
-	pin := e.cfg.pinPath()
-	if pin != "" {
-		pin = filepath.Join(filepath.Dir(pin), filepath.Base(pin)+"-cookie")
-	}
-	made, err := cookie.Open(cookie.Config{Interface: e.cfg.Interfaces[0], PinPath: pin, Parameters: p, Logger: e.log})
+	made, err := cookie.Open(cookie.Config{Interface: e.cfg.Interfaces[0], PinPath: e.acceptorPin(), Parameters: p, Logger: e.log})
 	if err != nil {
 		return err
 	}

@@ -75,11 +75,14 @@ func (b *backend) up() bool {
 // cookiesID is the id of Cookies and its answer; attempts have others.
 const cookiesID = 0
 
-// tellCookies tells the agent which connections to make of first packets.
+// tellCookies tells the agent which connections to make of first packets. A dispatcher without socketless services says so, too: the one
+// before it may have had some, and agents go on until they are told.
 func (b *backend) tellCookies() {
+	ask := &wire.Cookies{}
 	if b.socketless != nil {
-		b.send(cookiesID, b.socketless.ask(b))
+		ask = b.socketless.ask(b)
 	}
+	b.send(cookiesID, ask)
 }
 
 // makes reports whether a first packet sent there becomes a connection.
@@ -230,7 +233,7 @@ func (b *backend) answer(f wire.Frame) error {
 	case *wire.Pong:
 		return nil
 	case *wire.CookiesTaken:
-		b.cookies.Store(true)
+		b.cookies.Store(b.socketless != nil)
 		return nil
 	case *wire.Unmade:
 		if b.socketless != nil {

@@ -59,7 +59,7 @@ type Config struct {
 	// 0: one for each core.
 	Workers int `yaml:"workers"`
 	// Peers are the other hosts: all backends, and other dispatchers. This host may stand among them, so that all can have the
-	// same list. Their order matters: see PeerConfig.ID.
+	// same list. Their order matters while they are new: see PeerConfig.ID.
 	Peers []PeerConfig `yaml:"peers"`
 	// Services are the virtual addresses, and what happens to the connections that come in there.
 	Services []ServiceConfig `yaml:"services"`
@@ -225,8 +225,9 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Forward.IdleTimeout, 4*time.Hour)
 	for i := range c.Peers {
 		p := &c.Peers[i]
-		if i < gate.MaxNodes {
-			defaultTo(&p.ID, uint16(i)+1)
+		if i < gate.MaxNodes && p.ID == 0 {
+			p.Place = uint16(i) + 1
+			p.ID = p.Place
 		}
 		if p.Address != "" && !strings.HasSuffix(p.Address, "]") {
 			if _, _, err := net.SplitHostPort(p.Address); err != nil {

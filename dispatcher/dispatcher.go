@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"path/filepath"
 	"runtime"
 	"slices"
 	"sync/atomic"
@@ -19,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -71,6 +73,8 @@ type Dispatcher struct {
 	management *management
 	// sessions is nil unless flows of a service belong to sessions.
 	sessions *sessions
+	// names is nil if the flow table goes with the process.
+	names    nodeNames
 	outlines outlines
 
 	// patience is how long backends are waited for before connections may be given to them.
@@ -112,6 +116,14 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	}
 	d.path, d.gate = path, path.gate
 	defer func() { err = errors.Join(err, d.path.Close()) }()
+	if pin := d.cfg.PinPath(); pin != "" {
+		names, failed := forward.OpenNames(filepath.Join(pin, "forward"))
+		if failed != nil {
+			return failed
+		}
+		defer func() { err = errors.Join(err, names.Close()) }()
+		d.names = names
+	}
 	if err := d.prepareSocketless(path); err != nil {
 		return err
 	}
@@ -191,7 +203,14 @@ func (d *Dispatcher) build() (err error) {
 			}
 		}
 	}()
-	p, err := d.compile(d.cfg, nil)
+	known, err := d.remembered()
+	if err != nil {
+		return err
+	}
+	p, err := d.compile(d.cfg, &plan{nodes: known})
+	if err == nil {
+		err = d.remember(p)
+	}
 	if err != nil {
 		return err
 	}

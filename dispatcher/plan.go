@@ -26,7 +26,7 @@ type plan struct {
 	// at are the services by their addresses, sessions those whose flows belong to sessions.
 	at       map[netip.AddrPort]*service
 	sessions map[endpoint]*sessionService
-	// nodes are the hosts that the numbers in the flow table have meant since the dispatcher was started.
+	// nodes are the hosts that the numbers in the flow table mean, or have meant: see numbered.
 	nodes map[gate.Node]string
 	// targets are what the pools' checks ask.
 	targets []health.Target
@@ -51,10 +51,11 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		at: make(map[netip.AddrPort]*service), sessions: make(map[endpoint]*sessionService),
 	}
 	var err error
-	if p.nodes, err = numbered(old.nodes, cfg.Peers); err != nil {
+	var peers []PeerConfig
+	if peers, p.nodes, err = numbered(old.nodes, cfg.Peers); err != nil {
 		return nil, err
 	}
-	for _, c := range cfg.Peers {
+	for _, c := range peers {
 		b := old.backends[c.Name]
 		if b == nil || old.peers[c.Name] != c {
 			was := b
@@ -106,27 +107,6 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		}
 	}
 	return p, nil
-}
-
-// numbered adds peers to the hosts that numbers have meant. A number in the flow table must go on meaning the same host: otherwise
-// the packets of its connections would go to another.
-func numbered(known map[gate.Node]string, peers []PeerConfig) (map[gate.Node]string, error) {
-	all := make(map[gate.Node]string, len(known)+len(peers))
-	ids := make(map[string]gate.Node, len(known))
-	for n, name := range known {
-		all[n], ids[name] = name, n
-	}
-	for _, p := range peers {
-		n := gate.Node(p.ID)
-		if name, ok := all[n]; ok && name != p.Name {
-			return nil, fmt.Errorf("peers: id %d of %s is %s's in the flow table: give every peer the id that it has, and new ones others", n, p.Name, name)
-		}
-		if was, ok := ids[p.Name]; ok && was != n {
-			return nil, fmt.Errorf("peers: %s has the id %d in the flow table, not %d: write id: %d", p.Name, was, n, was)
-		}
-		all[n], ids[p.Name] = p.Name, n
-	}
-	return all, nil
 }
 
 // service returns the service of that name, or nil.

@@ -79,6 +79,9 @@ func (d *Dispatcher) reload(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return err
 	}
+	if err := d.remember(next); err != nil {
+		return err
+	}
 	opened, err := d.openDoors(next, old)
 	if err != nil {
 		return err

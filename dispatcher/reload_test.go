@@ -226,10 +226,11 @@ func TestReloadForgetsNoNumber(t *testing.T) {
 		t.Errorf("b2 is still node %d", n)
 	}
 	cfg.Peers = append(slices.Clone(cfg.Peers), PeerConfig{Name: "b3", Address: free(t).String()})
+	cfg.Peers[1].ID = 2
 	if err := s.Reload(t.Context(), valid(t, cfg)); err == nil || !strings.Contains(err.Error(), "id 2 of b3 is b2's") {
 		t.Errorf("b3 as node 2: %v", err)
 	}
-	cfg.Peers[1].ID = 3
+	cfg.Peers[1].ID = 0 // its place in the list is 2
 	s.reloaded(t, cfg)
 	if got := s.HostOf(3); got != "b3" {
 		t.Errorf("node 3 is %s", got)

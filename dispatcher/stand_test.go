@@ -124,7 +124,7 @@ func (l *logs) String() string {
 }
 
 // start runs a dispatcher for a test.
-func start(t *testing.T, cfg Config) *stand {
+func start(t *testing.T, cfg Config, prepare ...func(*Dispatcher)) *stand {
 	t.Helper()
 	leakcheck.Check(t, leakcheck.Config{})
 	s := &stand{table: &table{services: make(map[netip.AddrPort]bool)}, logs: &logs{}}
@@ -133,6 +133,9 @@ func start(t *testing.T, cfg Config) *stand {
 	d.self = peer.Self{Host: cfg.Host}
 	d.path = s.table
 	d.patience = 20 * time.Millisecond // few tests have agents
+	for _, f := range prepare {
+		f(d)
+	}
 	ctx, cancel := context.WithCancel(t.Context())
 	ports, err := d.openPorts(ctx)
 	if err != nil {

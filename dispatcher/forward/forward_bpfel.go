@@ -301,6 +301,8 @@ type forwardVariableSpecs struct {
 	Count4   *ebpf.VariableSpec `ebpf:"count4"`
 	Count6   *ebpf.VariableSpec `ebpf:"count6"`
 	Degrades *ebpf.VariableSpec `ebpf:"degrades"`
+	Jiffy    *ebpf.VariableSpec `ebpf:"jiffy"`
+	Jiffy0   *ebpf.VariableSpec `ebpf:"jiffy0"`
 	Seed     *ebpf.VariableSpec `ebpf:"seed"`
 }
 
@@ -370,6 +372,8 @@ type forwardVariables struct {
 	Count4   *ebpf.Variable `ebpf:"count4"`
 	Count6   *ebpf.Variable `ebpf:"count6"`
 	Degrades *ebpf.Variable `ebpf:"degrades"`
+	Jiffy    *ebpf.Variable `ebpf:"jiffy"`
+	Jiffy0   *ebpf.Variable `ebpf:"jiffy0"`
 	Seed     *ebpf.Variable `ebpf:"seed"`
 }
 

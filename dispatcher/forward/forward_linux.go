@@ -268,7 +268,7 @@ func (f *Forwarder) Remove() error {
 		for _, m := range f.table.objects.pinned() {
 			errs = append(errs, m.Unpin())
 		}
-		errs = append(errs, f.removeOthers(), ignoreMissing(os.Remove(f.config.PinPath)))
+		errs = append(errs, f.removeOthers(), ignoreMissing(os.Remove(filepath.Join(f.config.PinPath, namesFile))), ignoreMissing(os.Remove(f.config.PinPath)))
 	}
 	f.mu.Unlock()
 	errs = append(errs, f.Close())

@@ -57,6 +57,11 @@ func takeOver(spec *ebpf.CollectionSpec, dir string) (found pinned, err error) {
 			return found, fmt.Errorf("pinned map %s: %w", name, err)
 		}
 		m.MaxEntries = old.MaxEntries()
+		if name == "meters" && old.Type() != m.Type {
+			// An array once; services are counted anew.
+			m.MaxEntries = spec.Maps[name].MaxEntries
+			err = os.Remove(path)
+		}
 		if found.setting.Version == firstLayout && old.ValueSize() != m.ValueSize {
 			m.MaxEntries = spec.Maps[name].MaxEntries
 			err = found.convert(name, old, path)

@@ -14,6 +14,8 @@ import (
 	"testing"
 
 	"github.com/cilium/ebpf"
+
+	"github.com/rehome-net/rehome/handoff/gate"
 )
 
 // firstServiceSize and firstStatsSize are what the first layout had: a service without number and flags, ten counters.
@@ -121,6 +123,64 @@ func TestFirstLayout(t *testing.T) {
 	}
 	if s := who(t, conn); s != server {
 		t.Errorf("served by %s, then %s", server, s)
+	}
+	if err := f.Remove(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// asCountedInArray has dir as a process left it that counted services in an array.
+func asCountedInArray(t *testing.T, dir string) {
+	t.Helper()
+	path := filepath.Join(dir, "meters")
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	old, err := ebpf.NewMap(&ebpf.MapSpec{Name: "meters", Type: ebpf.PerCPUArray, KeySize: 4, ValueSize: 48, MaxEntries: 4096})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer old.Close()
+	if err := old.Pin(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Where services were counted in an array, they are counted anew, and nothing else changes.
+func TestCountedInArray(t *testing.T) {
+	c := newCluster(t)
+	path := bpffs(t)
+	config := Config{Interfaces: []string{"eth0"}, PinPath: path, MaxFlows: 1000}
+	f, err := c.entry.open(t, config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.configure(t, f)
+	conn := c.dial(t, "tcp", vip4)
+	server := who(t, conn)
+	if err := f.Close(); err != nil {
+		t.Fatal(err)
+	}
+	asCountedInArray(t, path)
+	if f, err = c.entry.open(t, config); err != nil {
+		t.Fatal(err)
+	}
+	if s := who(t, conn); s != server {
+		t.Errorf("served by %s, then %s", server, s)
+	}
+	who(t, c.dial(t, "tcp", vip4))
+	at := netip.MustParseAddrPort(vip4)
+	if s, err := f.ServiceStats(at); err != nil || s.Assigned != 1 {
+		t.Errorf("%+v, %v: want the one new connection", s, err)
+	}
+	if err := f.RemoveService(at); err != nil {
+		t.Error(err)
+	}
+	if err := f.SetService(at, []gate.Node{1}); err != nil {
+		t.Error(err)
+	}
+	if s, err := f.ServiceStats(at); err != nil || s.Assigned != 0 {
+		t.Errorf("a new service: %+v, %v", s, err)
 	}
 	if err := f.Remove(); err != nil {
 		t.Fatal(err)

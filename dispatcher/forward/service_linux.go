@@ -146,6 +146,11 @@ func (s *Flows) RemoveService(vip netip.AddrPort) error {
 	if err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
 		return serviceError("remove service", vip, err)
 	}
+	if id, ok := n.of[key]; ok {
+		if err := s.table.objects.Meters.Delete(uint32(id)); err != nil && !errors.Is(err, ebpf.ErrKeyNotExist) {
+			return serviceError("remove service", vip, err)
+		}
+	}
 	delete(n.of, key)
 	return nil
 }
@@ -204,9 +209,7 @@ func (s *Flows) changeService(vip netip.AddrPort, change func(*forwardService) e
 	if errors.Is(err, ebpf.ErrKeyNotExist) {
 		v.Id, err = t.numbers.take(key)
 		if err == nil {
-			// The number may have been another service's.
-			cpus, failed := ebpf.PossibleCPU()
-			err = errors.Join(failed, t.objects.Meters.Put(uint32(v.Id), make([]forwardMeter, cpus)))
+			err = t.meter(v.Id)
 		}
 	}
 	if err == nil {
@@ -216,6 +219,30 @@ func (s *Flows) changeService(vip netip.AddrPort, change func(*forwardService) e
 		err = t.objects.Services.Put(key, v)
 	}
 	return err
+}
+
+// meter has a service counted from 0 on: its number may have been another's.
+func (t *table) meter(id uint16) error {
+	cpus, err := ebpf.PossibleCPU()
+	if err != nil {
+		return err
+	}
+	return t.objects.Meters.Put(uint32(id), make([]forwardMeter, cpus))
+}
+
+// meterAll has those services counted that are not yet.
+func (t *table) meterAll() error {
+	for _, id := range t.numbers.all() {
+		var each []forwardMeter
+		err := t.objects.Meters.Lookup(uint32(id), &each)
+		if errors.Is(err, ebpf.ErrKeyNotExist) {
+			err = t.meter(id)
+		}
+		if err != nil {
+			return fmt.Errorf("count service %d: %w", id, err)
+		}
+	}
+	return nil
 }
 
 // setPolicy writes part of a service's policy. Aligned parts of four or eight bytes are written as one.

@@ -57,8 +57,14 @@ func load(config Config) (*forwardObjects, error) {
 		}
 	}
 	setting.Version = layout
+	clock, err := measureJiffies()
+	if err != nil {
+		config.Logger.Debug("packets are to ask the kernel for the time", "error", err)
+		clock = jiffies{}
+	}
 	for name, value := range map[string]any{
 		"seed": setting.Seed, "count4": spec.Maps["lines4"].MaxEntries, "count6": spec.Maps["lines6"].MaxEntries,
+		"jiffy": clock.length, "jiffy0": clock.zero,
 	} {
 		if err := spec.Variables[name].Set(value); err != nil {
 			return nil, fmt.Errorf("constant %s: %w", name, err)
@@ -111,7 +117,10 @@ func newTable(objects *forwardObjects) (*table, error) {
 	if t.overall, err = objects.Overall.Memory(); err != nil {
 		return nil, fmt.Errorf("map the control word: %w", err)
 	}
-	return t, t.numbers.load(objects.Services)
+	if err := t.numbers.load(objects.Services); err != nil {
+		return nil, err
+	}
+	return t, t.meterAll()
 }
 
 func (t *table) close() error {

@@ -184,7 +184,7 @@ func TestMillion(t *testing.T) {
 			t.Errorf("v6 %v: %d flows have no room", v6, failed)
 		}
 	}
-	if bytes := s.memory(t); bytes > 129<<20 {
+	if bytes := s.memory(t); bytes > 128<<20 {
 		t.Errorf("%d bytes of kernel memory, %.1f for each of 2^20 flows", bytes, float64(bytes)/(1<<20))
 	}
 	if err := s.sweep(); err != nil {

@@ -51,7 +51,7 @@ type Config struct {
 	// PinPath is a directory on a BPF filesystem, for this forwarder alone. Tables and programs are pinned there and
 	// outlive the process; the next Open with the same path goes on with them. Empty: they go with the process.
 	PinPath string
-	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 129 MiB
+	// MaxFlows is how many flows the table is made for, for IPv4 and for IPv6 each. 0 means 1,048,576, which takes 127 MiB
 	// of kernel memory. A pinned table keeps its size.
 	MaxFlows uint32
 	// IdleTimeout is how long the owner of a TCP flow is remembered that no packet is seen of. 0 means 4 hours, twice the

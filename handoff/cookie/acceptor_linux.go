@@ -331,6 +331,25 @@ func (a *Acceptor) Remove() error {
 	return wrap("remove", errors.Join(append(errs, a.close())...))
 }
 
+// Withdraw ends services of what an Acceptor of a process that is no more has pinned in dir. That there is nothing is no error.
+func Withdraw(dir string, gone func(netip.AddrPort) bool) error {
+	services, err := ebpf.LoadPinnedMap(filepath.Join(dir, "services"), nil)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return wrap("withdraw", Explain(err))
+	}
+	m := Maps{Services: services}
+	all, err := m.List()
+	for _, a := range all {
+		if gone(a) {
+			err = errors.Join(err, m.RemoveService(a))
+		}
+	}
+	return wrap("withdraw", errors.Join(err, services.Close()))
+}
+
 func unpin(l link.Link) error {
 	if err := l.Unpin(); err != nil && !errors.Is(err, os.ErrNotExist) {
 		return err

@@ -18,9 +18,11 @@ type Peer struct {
 	Address string `yaml:"address"`
 	// MAC is its link-layer address; learned from the neighbour table when empty.
 	MAC string `yaml:"mac"`
-	// ID numbers the host in the pinned table (1-4095); its place in the list when 0. A number must go on meaning the same host as
-	// long as the table lives: append new hosts at the end, or give IDs.
+	// ID numbers the host in the pinned table (1-4095). A number must go on meaning the same host as long as the table lives. 0: its
+	// place in the list for an agent (append new hosts at the end, or give IDs); a dispatcher remembers the number that it had.
 	ID uint16 `yaml:"id"`
+	// Place is the host's in the list, if the configuration says no ID; ID is the same then, until a dispatcher knows better.
+	Place uint16 `yaml:"-"`
 }
 
 // Validate says what is wrong with a peer whose ID has been given.
@@ -45,6 +47,9 @@ func (p Peer) Validate() error {
 	}
 	return nil
 }
+
+// Unnumbered says that nobody has said which number the peer has.
+func (p Peer) Unnumbered() bool { return p.ID == 0 || p.ID == p.Place }
 
 // IP returns the peer's address without the port, IPv4 as such; not valid if there is something wrong with it.
 func (p Peer) IP() netip.Addr {

@@ -19,7 +19,8 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 {
 	struct node *n = bpf_map_lookup_elem(&nodes, &id);
 	struct ethernet *e = f->data;
-	__u8 mac[12];
+	__u32 *to = f->data;
+	const __u32 *mac;
 
 	if (!n || !n->ifindex) {
 		count(no_node);
@@ -27,14 +28,16 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 	}
 	if ((void *)(e + 1) > f->end)
 		return drop(xdp);
-	__builtin_memcpy(mac, n->dst, 6);
-	__builtin_memcpy(mac + 6, n->src, 6);
 	// Never back to where it came from.
-	if (same_mac(e->src, mac)) {
+	if (same_mac(e->src, n->dst)) {
 		count(loop);
 		return drop(xdp);
 	}
-	__builtin_memcpy(e, mac, sizeof(mac));
+	// Words, where the compiler would copy bytes.
+	mac = (const void *)n->dst;
+	WRITE_ONCE(to[0], mac[0]);
+	WRITE_ONCE(to[1], mac[1]);
+	WRITE_ONCE(to[2], mac[2]);
 	count(forwarded);
 	return bpf_redirect(n->ifindex, 0);
 }
@@ -43,7 +46,7 @@ static __always_inline int later(int xdp, struct frame *f, struct packet *p)
 {
 	struct fragment *known = bpf_map_lookup_elem(&fragments, &p->fragment);
 
-	if (!known || known->seen + FRAGMENT_TIME < bpf_ktime_get_coarse_ns())
+	if (!known || known->seen + FRAGMENT_TIME < coarse())
 		return pass(xdp);
 	count(fragments);
 	return send(xdp, f, known->node);
@@ -98,7 +101,7 @@ static __always_inline int divert(int xdp, struct frame *f, struct packet *p, st
 // pending: the flow was granted to its node, and the process that did so has not had the time to say that the node has it.
 static __always_inline int pending(struct flow *f)
 {
-	__u32 tick = bpf_ktime_get_coarse_ns() >> TICK_SHIFT;
+	__u32 tick = coarse() >> TICK_SHIFT;
 
 	return (__s32)(tick - READ_ONCE(f->seen)) < PENDING_TICKS;
 }
@@ -126,7 +129,7 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 		goto unknown;
 	if (route & ROUTE_PENDING && !opening && pending(flow))
 		goto unknown;
-	now = bpf_ktime_get_coarse_ns();
+	now = coarse();
 	if ((opening || p->key.proto == PROTO_UDP) && !(flow && settled(route, p->key.proto))) {
 		begin = commence(&p->key, now, p->flags & TCP_ACK ? COMMENCE_ANSWER : p->first);
 		if (begin & BEGIN_REFUSED)

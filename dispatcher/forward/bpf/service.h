@@ -74,9 +74,11 @@ struct {
 	__type(value, struct policy);
 } policies SEC(".maps");
 
+// Only services that there are have one, of each processor: an array would take 192 KiB for every processor.
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(type, BPF_MAP_TYPE_PERCPU_HASH);
 	__uint(max_entries, SERVICES);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__type(key, __u32);
 	__type(value, struct meter);
 } meters SEC(".maps");

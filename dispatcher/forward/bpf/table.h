@@ -114,7 +114,7 @@ struct fragment {
 
 // Linux gives up reassembly after 30 s.
 #define FRAGMENT_TIME 30000000000ULL
-enum { FRAGMENTS = 8192 };
+enum { FRAGMENTS = 4096 };
 
 // A version is of what is pinned. 0: the first, whose entries had no meta but the protocol, and whose services and counters
 // were others.
@@ -152,6 +152,8 @@ struct counters {
 const volatile __u32 seed[10];
 const volatile __u32 count4; // lines
 const volatile __u32 count6;
+const volatile __u64 jiffy;  // ns; 0: unknown
+const volatile __u64 jiffy0; // ns on CLOCK_MONOTONIC when jiffies were 0, modulo 2^64
 
 // BPF_F_MMAPABLE is for its side effect: values then begin on a page, so that a line is a cache line.
 struct {
@@ -220,6 +222,9 @@ struct {
 		if (c_)                                                                                                \
 			c_->field += 1;                                                                                \
 	} while (0)
+
+// coarse is CLOCK_MONOTONIC as of the last tick.
+static __always_inline __u64 coarse(void) { return jiffy ? bpf_jiffies64() * jiffy + jiffy0 : bpf_ktime_get_coarse_ns(); }
 
 static __always_inline __u32 cas32(__u32 *word, __u32 old, __u32 new)
 {
@@ -314,20 +319,48 @@ static __always_inline __u32 search(int version, const struct key *k, struct lin
 	return 0;
 }
 
-// WANTED16 adds up the numbers, 1 to 32, of the guard words of a line that are as wanted, without a branch that the
-// processor could foresee wrongly: nearly always there is one such word, or none.
-#define WANTED(line, i, n) ((((__u64)(READ_ONCE((line)->guard[i]) ^ want) - 1) >> 63) * ((n) + 1))
-#define WANTED4(line, i, n) (WANTED(line, i, n) + WANTED(line, i + 1, n + 1) + WANTED(line, i + 2, n + 2) + WANTED(line, i + 3, n + 3))
-#define WANTED16(line, n)                                                                                              \
-	(WANTED4(line, 0, n) + WANTED4(line, 4, n + 4) + WANTED4(line, 8, n + 8) + WANTED4(line, 12, n + 12))
+// hits returns the guard words of a line that are as wanted, as bits of one word: the halves of pair i of guard words are
+// bits 31 and 63, shifted down by first + i. It has no branch, which the processor could only foresee wrongly, and two
+// words at a time. A word that differs from the wanted one in its lowest bit alone may come out as a hit, too (a borrow),
+// so that a hit is only where to look.
+static __always_inline __u64 hits(const struct line *l, __u32 want, int first)
+{
+	const __u64 both = (__u64)want << 32 | want, ones = 0x0000000100000001, tops = 0x8000000080000000;
+	const __u64 *pairs = (const void *)l->guard;
+	__u64 all = 0, v;
+
+#pragma clang loop unroll(full)
+	for (int i = 0; i < LINE / 2; i++) {
+		v = READ_ONCE(pairs[i]) ^ both;
+		all |= ((v - ones) & ~v & tops) >> (first + i);
+	}
+	return all;
+}
+
+// The place of a word's lowest bit by a de Bruijn sequence (Leiserson, Prokop, Randall 1998), as BPF has no instruction for
+// it. In hits' words of two lines, bit 63 - i is the second and bit 31 - i the first guard word of pair i.
+#define DE_BRUIJN 0x03f79d71b4cb0a89ULL
+
+static const __u8 low_bit[64] = {
+	0,  1,	48, 2,	57, 49, 28, 3,	61, 58, 50, 42, 38, 29, 17, 4,	62, 55, 59, 36, 53, 51, 43, 22, 45, 39, 33, 30, 24, 18, 12, 5,
+	63, 47, 56, 27, 60, 41, 37, 16, 54, 35, 52, 21, 44, 32, 23, 11, 46, 26, 40, 15, 34, 20, 31, 10, 25, 14, 19, 9,	 13, 8,	 7,  6,
+};
+
+// place_of returns the number of a hit in two lines, 0 to 31.
+static __always_inline __u32 place_of(__u64 found)
+{
+	__u32 bit = low_bit[(found & -found) * DE_BRUIJN >> 58];
+
+	return (31 - (bit & 31)) * 2 + (bit >> 5);
+}
 
 static __always_inline __u32 look_up(int version, const struct key *k)
 {
 	struct place p;
 	struct line *l, *m;
 	struct flow *f;
-	__u32 at, want;
-	__u64 n;
+	__u32 at, want, n, line;
+	__u64 found;
 
 	if (!k)
 		return 0;
@@ -337,15 +370,16 @@ static __always_inline __u32 look_up(int version, const struct key *k)
 	if (!l || !m)
 		return 0;
 	want = p.tag | GUARD_LIVE;
-	n = WANTED16(l, 0) + WANTED16(m, LINE);
-	if (!n)
+	found = hits(l, want, 0) | hits(m, want, LINE / 2);
+	if (!found)
 		return 0;
-	if (n <= 2 * LINE) {
-		at = n > LINE ? p.line[1] * LINE + n - LINE : p.line[0] * LINE + n;
-		f = slot_of(version, at - 1);
-		if (f && same(version, f, k) && route_verdict(READ_ONCE(f->route)) != VERDICT_GONE)
-			return at;
-	}
+	n = place_of(found);
+	// p.line[n >= LINE], without a branch.
+	line = p.line[0] ^ ((p.line[0] ^ p.line[1]) & -(n / LINE));
+	at = line * LINE + n % LINE;
+	f = slot_of(version, at);
+	if (f && same(version, f, k) && route_verdict(READ_ONCE(f->route)) != VERDICT_GONE)
+		return at + 1;
 	// Two flows with one tag, or both lines are the same one.
 	at = search(version, k, l, p.line[0], want);
 	return at ? at : search(version, k, m, p.line[1], want);
@@ -359,9 +393,17 @@ __noinline __u32 find6(const struct key *k) { return look_up(6, k); }
 // entry is the flow in a slot, given as 1 + its number, or 0.
 static __always_inline struct flow *entry(const struct key *k, __u32 at)
 {
+	struct flow *f;
+
 	if (!at)
 		return 0;
-	return k->family == 4 ? slot_of(4, at - 1) : slot_of(6, at - 1);
+	if (k->family == 4) {
+		f = slot_of(4, at - 1);
+		// Otherwise clang makes one call of the two, for whichever map: then the kernel cannot replace it by a few instructions.
+		asm volatile("" : "+r"(f));
+		return f;
+	}
+	return slot_of(6, at - 1);
 }
 
 // find returns the flow's entry, whose route may be DEAD but is not GONE, or 0.
