@@ -30,10 +30,10 @@ demo: deps-demo build ## the main job on real traffic, in network namespaces
 
 .PHONY: deps-demo deps-test deps-criu deps-generate
 deps-demo: deps-criu
-	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp nftables
+	@.ci/apt curl nginx-light redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp dnsmasq-base bind9-dnsutils nftables
 
 deps-test: deps-criu
-	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp nftables gcc libc6-dev
+	@.ci/apt curl wget python3 netcat-openbsd nginx-light haproxy redis-server redis-tools wrk openssl sip-tester ffmpeg vsftpd lftp dnsmasq-base bind9-dnsutils nftables gcc libc6-dev
 
 deps-criu: ## the machine's CRIU where it is new enough, else Debian unstable's, not installed
 	@.ci/criu $(CACHE)/criu >/dev/null || true

@@ -49,6 +49,9 @@ func (e *engine) status(now time.Time) *api.StatusResponse {
 			Refused: e.counters.refused, Lost: e.counters.lost, Recovered: e.counters.recovered,
 		},
 	}
+	if !e.failure.IsZero() {
+		r.FailureUnixMillis = e.failure.UnixMilli()
+	}
 	for _, s := range e.cfg.Services {
 		n := uint32(0)
 		for a := range e.apps {
@@ -186,6 +189,34 @@ func (c *control) Undrain(ctx context.Context, _ *api.UndrainRequest) (*api.Undr
 		return nil, errStopped
 	}
 	return &api.UndrainResponse{}, nil
+}
+
+// Announce implements api.AgentServer.
+func (c *control) Announce(ctx context.Context, req *api.AnnounceRequest) (*api.AnnounceResponse, error) {
+	const longest = 366 * 24 * time.Hour
+	in := req.GetInMicros()
+	if in < 0 || in > longest.Microseconds() || req.GetCancel() && in != 0 {
+		return nil, status.Error(codes.InvalidArgument, fmt.Sprintf("a failure in %d us: want 0 to %v, and no time when it is called off", in, longest))
+	}
+	var (
+		r   = &api.AnnounceResponse{}
+		at  time.Time
+		err error
+	)
+	if !req.GetCancel() {
+		at = time.Now().Add(time.Duration(in) * time.Microsecond)
+		r.FailureUnixMillis = at.UnixMilli()
+	}
+	if !c.e.ask(ctx, func(e *engine) {
+		r.Dispatchers = uint32(len(e.cfg.Report.Dispatchers))
+		err = e.announceFailure(at)
+	}) {
+		return nil, errStopped
+	}
+	if err != nil {
+		return nil, status.Error(codes.FailedPrecondition, err.Error())
+	}
+	return r, nil
 }
 
 // Abort implements api.AgentServer.

@@ -80,6 +80,8 @@ type engine struct {
 	images    sync.Map
 	// draining is the operator's wish, stopping the end of this agent.
 	draining, stopping bool
+	// failure is when this host will fail, as an operator has announced; zero: nobody has.
+	failure time.Time
 	// addresses are the host's own, as of addressesAt.
 	addresses   map[netip.Addr]bool
 	addressesAt time.Time

@@ -190,10 +190,26 @@ func (e *engine) registered(service string) bool {
 	return false
 }
 
+// errNoReports means that nobody would hear what an operator wants to announce.
+var errNoReports = errors.New("this host reports to no dispatcher: give report.dispatchers in the agent's configuration")
+
+// announceFailure has dispatchers drain this host now and take it out at that time (SARA 27); the zero Time takes that back. An agent that is
+// started again after the failure knows nothing of it.
+func (e *engine) announceFailure(at time.Time) error {
+	if e.reporter == nil {
+		return errNoReports
+	}
+	e.failure = at
+	e.reportDraining()
+	return nil
+}
+
 // reportDraining tells dispatchers that this host wants no new sessions, or wants them again.
 func (e *engine) reportDraining() {
 	switch {
 	case e.reporter == nil:
+	case !e.failure.IsZero():
+		e.reporter.Announce(e.failure)
 	case e.draining:
 		e.reporter.Announce(time.Now().Add(drainTime))
 	default:

@@ -4,6 +4,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"math"
@@ -129,6 +130,35 @@ func TestDrainIsAnnounced(t *testing.T) {
 	e.reportDraining()
 	if !h.failure.IsZero() {
 		t.Errorf("fails at %v after the drain", h.failure)
+	}
+}
+
+// TestFailureIsAnnounced: what an operator announces comes before a drain, whichever is first, and taking it back leaves the drain.
+func TestFailureIsAnnounced(t *testing.T) {
+	e, h, _ := reportingEngine(t)
+	at := time.Now().Add(time.Minute)
+	if err := e.announceFailure(at); err != nil || !h.failure.Equal(at) {
+		t.Fatalf("fails at %v, %v; want %v", h.failure, err, at)
+	}
+	if got := e.status(time.Now()).GetFailureUnixMillis(); got != at.UnixMilli() {
+		t.Errorf("an operator sees %d, want %d", got, at.UnixMilli())
+	}
+	e.draining = true
+	e.reportDraining()
+	if !h.failure.Equal(at) {
+		t.Errorf("a drain has moved it to %v", h.failure)
+	}
+	if err := e.announceFailure(time.Time{}); err != nil || time.Until(h.failure) < 10*vitals.MaxPlan {
+		t.Errorf("fails at %v, %v; want the drain's far time", h.failure, err)
+	}
+	e.draining = false
+	e.reportDraining()
+	if !h.failure.IsZero() || e.status(time.Now()).GetFailureUnixMillis() != 0 {
+		t.Errorf("fails at %v although nothing is left of it", h.failure)
+	}
+	e.reporter = nil
+	if err := e.announceFailure(at); !errors.Is(err, errNoReports) || !e.failure.IsZero() {
+		t.Errorf("without dispatchers: error %v, at %v", err, e.failure)
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/dispatcher/balance"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
@@ -37,7 +38,7 @@ type dispatched struct {
 	service  *service
 	flow     tcprepair.Flow
 	pool     *pool
-	hash     uint64
+	visit    balance.Visit
 	accepted time.Time
 	// answer makes what the client is told when nobody takes the connection.
 	answer func(peek.Status) []byte
@@ -74,7 +75,7 @@ func (c *dispatched) start() {
 
 // next tries the next backend. cause is why the last one did not take the connection.
 func (c *dispatched) next(cause error) {
-	to := c.pool.member(time.Now(), c.hash, c.tried)
+	to := c.pool.member(time.Now(), c.visit, c.tried)
 	if to == nil {
 		c.giveUp(cause)
 		return

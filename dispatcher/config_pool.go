@@ -48,6 +48,13 @@ type PoolConfig struct {
 	// Hash is what consistent-hash goes by: client, host, path, header NAME or cookie NAME; client when empty. A request
 	// without that header or cookie counts by its client.
 	Hash string `yaml:"hash"`
+	// Sticky says which connections go where one before them went, of services in the modes http, h2, tls and tcp: none (when empty), client (by
+	// address), cookie NAME (by its value) or session NAME (by the value of that cookie, path parameter or query parameter). A
+	// backend that is drained or down, or that refuses the connection, loses those who stuck to it to others, for good.
+	Sticky string `yaml:"sticky,omitempty"`
+	// StickyTime is how long it is remembered at least who went where, after its last connection (30 min), and StickyKeys of how many (131,072).
+	StickyTime time.Duration `yaml:"sticky_time,omitempty"`
+	StickyKeys int           `yaml:"sticky_keys,omitempty"`
 	// SlowStart is how long a backend that comes back takes to its full weight. 0: it has it at once.
 	SlowStart time.Duration `yaml:"slow_start"`
 	// HandoffTime is how long one attempt to hand off may take (1 s), before the next backend is tried.
@@ -66,6 +73,9 @@ type BackendConfig struct {
 	Weight *int `yaml:"weight"`
 	// Socket is the path, on that host, of the UNIX socket that takes descriptors; for the delivery fd.
 	Socket string `yaml:"socket,omitempty"`
+	// Cookie is the value by which a server has clients come back: the sticky cookie's whole value, or what stands behind its last dot
+	// (a servlet container's route). The backend's name when empty.
+	Cookie string `yaml:"cookie,omitempty"`
 }
 
 // What a pool's values may be.
@@ -166,6 +176,7 @@ func (p *PoolConfig) validate() []error {
 	if err := p.validateHash(); err != nil {
 		bad("hash: %w", err)
 	}
+	errs = append(errs, p.validateSticky()...)
 	if p.SlowStart < 0 || p.SlowStart > maxSlowStart {
 		bad("slow_start: %v: want 0 to %v", p.SlowStart, maxSlowStart)
 	}

@@ -39,23 +39,6 @@ func (m Mode) sessions() bool { return m == ModeUDP || m.signals() }
 // signals reports whether what clients say announces further flows.
 func (m Mode) signals() bool { return m == ModeRTSP || m == ModeSIP || m == ModeFTP }
 
-// Sticky says which sessions stay together.
-type Sticky string
-
-// What sessions stay together by.
-const (
-	StickyClient Sticky = "client"
-	StickyNone   Sticky = "none"
-)
-
-// sticksToClient reports whether new sessions go to the server where their client has one.
-func (s ServiceConfig) sticksToClient() bool {
-	if s.Sticky != "" {
-		return s.Sticky == StickyClient
-	}
-	return s.Mode == ModeUDP || s.Mode == ModeFTP
-}
-
 // ServiceConfig is a service: virtual addresses that this host answers for, and where their connections go.
 type ServiceConfig struct {
 	Name string `yaml:"name"`
@@ -70,9 +53,10 @@ type ServiceConfig struct {
 	// and the backend's kernel makes the connection of the first request (package synproxy). All other connections of the service
 	// go the way of sockets.
 	Socketless bool `yaml:"socketless"`
-	// Sticky says which new sessions of the modes udp, rtsp, sip and ftp go to the server where their client has one: "client" all of them, "none"
-	// those alone that their signalling names. Empty: client for udp and ftp, whose data connections could not be told apart if servers
-	// use the same ports, none for rtsp and sip.
+	// Sticky says which new flows of the modes udp, rtsp, sip and ftp go to the server of a session that there is: "client" those whose client
+	// has one, "session" those that go on with one by their signalling (SIP's Call-ID), "none" only what was announced. Empty: client for udp
+	// and ftp, whose data connections could not be told apart if servers use the same ports, session for rtsp and sip. Client includes session.
+	// In other modes pools say what sticks.
 	Sticky Sticky `yaml:"sticky,omitempty"`
 	// Routes lead to pools by what the first request shows; package route says which one decides.
 	Routes []RouteConfig `yaml:"routes,omitempty"`
@@ -253,11 +237,8 @@ func (s ServiceConfig) validate(pools map[string]*PoolConfig) []error {
 	if s.ProxyProtocol && s.Mode.sessions() {
 		bad("proxy_protocol: not with mode %s: no connection ends here, and none is looked at", s.Mode)
 	}
-	switch {
-	case s.Sticky != "" && !s.Mode.sessions():
-		bad("sticky: not with mode %s: use the pool's balance: consistenthash", s.Mode)
-	case s.Sticky != "" && s.Sticky != StickyClient && s.Sticky != StickyNone:
-		bad("sticky: %q: want %s or %s", s.Sticky, StickyClient, StickyNone)
+	if err := s.validateSticky(); err != nil {
+		bad("sticky: %w", err)
 	}
 	if s.Socketless && s.Mode.sessions() {
 		bad("socketless: not with mode %s: no connection ends here anyway", s.Mode)
@@ -346,6 +327,9 @@ func (s ServiceConfig) validateUse(name string, pools map[string]*PoolConfig) er
 	}
 	if s.Mode.sessions() && p.Delivery != DeliveryUnmodified {
 		return fmt.Errorf("%s is delivered %s: mode %s hands nothing off: want %s", name, p.Delivery, s.Mode, DeliveryUnmodified)
+	}
+	if err := s.validateStickyUse(p); err != nil {
+		return err
 	}
 	source, _ := p.HashBy()
 	seen := source == HashClient || source == ""

@@ -275,9 +275,7 @@ func (d *Dispatcher) found(p *peeking, key peek.Key) {
 		return
 	}
 	c := &dispatched{d: d, fd: p.fd, service: s, flow: p.flow, pool: to, accepted: p.accepted, answer: key.Answer}
-	if to.cfg.Hash != "" {
-		c.hash = to.hash(p.flow, &key)
-	}
+	c.visit = to.visit(p.flow, &key)
 	c.start()
 }
 

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/api"
+	"github.com/rehome-net/rehome/dispatcher/balance"
 	"github.com/rehome-net/rehome/dispatcher/health"
 )
 
@@ -67,7 +68,7 @@ func TestCheckedMember(t *testing.T) {
 		if got := (&shedding{d: s.Dispatcher}).drained(shop.host); got != down {
 			t.Errorf("sessions are kept from being shed to it: %v, want %v", got, down)
 		}
-		if m := s.live.Load().pools["shop"].member(time.Now(), 0, nil); (m == nil) != down {
+		if m := s.live.Load().pools["shop"].member(time.Now(), balance.Visit{}, nil); (m == nil) != down {
 			t.Errorf("the pool gives connections to %v", m)
 		}
 		// Of the same host, in a pool that is not checked.

@@ -23,6 +23,7 @@ type pool struct {
 	cfg      PoolConfig
 	delivery wire.Delivery
 	choose   Chooser
+	sticky   *balance.Sticky // in front of choose; nil: nothing sticks
 	members  []*member
 	nodes    []uint32  // of its hosts
 	scratch  sync.Pool // of *[]balance.Backend
@@ -51,6 +52,11 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 		return nil, fmt.Errorf("pool %s: %w", cfg.Name, err)
 	}
 	p := &pool{cfg: cfg, choose: choose, delivery: wire.DeliverLinked}
+	if by, _ := cfg.StickyBy(); by != StickyNone {
+		if p.sticky, err = balance.NewSticky(choose, cfg.stickiness()); err != nil {
+			return nil, fmt.Errorf("pool %s: %w", cfg.Name, err)
+		}
+	}
 	switch cfg.Delivery {
 	case DeliveryFD:
 		p.delivery = wire.DeliverDescriptor
@@ -76,8 +82,11 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 	return p, nil
 }
 
-// inherit takes over what an operator has set at run time. A weight that has changed in the configuration is the newer wish.
+// inherit takes over what an operator has set at run time, and who went where. A weight that has changed in the configuration is the newer wish.
 func (p *pool) inherit(old *pool) {
+	if p.sticky != nil && old.sticky != nil && p.cfg.Sticky == old.cfg.Sticky {
+		p.sticky.After(old.sticky)
+	}
 	for _, m := range p.members {
 		i := slices.IndexFunc(old.members, func(o *member) bool { return o.name == m.name })
 		if i < 0 {
@@ -98,7 +107,7 @@ func (p *pool) inherit(old *pool) {
 }
 
 // member returns the backend that gets a connection, or nil; tried are those that have failed to take it.
-func (p *pool) member(now time.Time, key uint64, tried []*member) *member {
+func (p *pool) member(now time.Time, v balance.Visit, tried []*member) *member {
 	buffer, _ := p.scratch.Get().(*[]balance.Backend)
 	defer p.scratch.Put(buffer)
 	candidates := (*buffer)[:0]
@@ -106,7 +115,12 @@ func (p *pool) member(now time.Time, key uint64, tried []*member) *member {
 		candidates = append(candidates, m.view(tried))
 	}
 	*buffer = candidates
-	i := p.choose.Choose(now, key, candidates)
+	var i int
+	if p.sticky != nil {
+		i = p.sticky.Place(now, v, candidates)
+	} else {
+		i = p.choose.Choose(now, v.Key, candidates)
+	}
 	if i < 0 {
 		return nil
 	}

@@ -8,7 +8,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/rehome-net/rehome/dispatcher/balance"
 	"github.com/rehome-net/rehome/dispatcher/peek"
 	"github.com/rehome-net/rehome/dispatcher/route"
 	"github.com/rehome-net/rehome/handoff/wire"
@@ -132,27 +131,4 @@ func (s *service) pool(key *peek.Key) *pool {
 		return r.fallback
 	}
 	return r.pools[name]
-}
-
-// hash returns what consistent hashing goes by.
-func (p *pool) hash(f tcprepair.Flow, key *peek.Key) uint64 {
-	source, name := p.cfg.HashBy()
-	value, ok := "", false
-	switch source {
-	case HashHost:
-		if value = key.Host; value == "" {
-			value = key.SNI
-		}
-		ok = value != ""
-	case HashPath:
-		value, ok = key.Path, key.Path != ""
-	case HashHeader:
-		value, ok = key.Header(name)
-	case HashCookie:
-		value, ok = key.Cookie(name)
-	}
-	if !ok {
-		return balance.KeyAddr(f.Remote.Addr())
-	}
-	return balance.Key(value)
 }

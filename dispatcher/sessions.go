@@ -329,7 +329,7 @@ func (s *sessions) server(now time.Time, v *sessionService, k session.Key, p *pa
 		node = s.stick(v, k)
 	}
 	if node == 0 {
-		m := v.pool.member(now, balance.KeyAddr(k.Client.Addr()), nil)
+		m := v.pool.member(now, balance.Visit{Key: balance.KeyAddr(k.Client.Addr())}, nil)
 		if m == nil {
 			return 0, errNoServer
 		}

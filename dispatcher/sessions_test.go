@@ -108,6 +108,37 @@ func passive(port int) string {
 	return fmt.Sprintf("227 Entering Passive Mode (203,0,113,10,%d,%d)\r\n", port>>8, port&255)
 }
 
+// TestSessionNamed sends a call's next request from another port: it goes to the call's server unless nothing is to stick.
+func TestSessionNamed(t *testing.T) {
+	const request = "INVITE sip:b@203.0.113.10 SIP/2.0\r\nFrom: <sip:a@192.0.2.7>;tag=a\r\nTo: <sip:b@203.0.113.10>%s\r\nCall-ID: %s\r\n" +
+		"CSeq: %d INVITE\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nContent-Length: 0\r\n\r\n"
+	const calls = 16
+	for sticky, want := range map[Sticky]bool{"": true, StickySession: true, StickyNone: false} {
+		s := newSessionStand(t)
+		for _, v := range s.d.live.Load().sessions {
+			if v.cfg.Mode == ModeSIP {
+				v.cfg.Sticky = sticky
+			}
+		}
+		same := 0
+		for call := range uint16(calls) {
+			id := fmt.Sprintf("call%d@a", call)
+			n := s.say(udpKey(stranger, 7000+call, 5060), fmt.Sprintf(request, "", id, 1))
+			answer := fmt.Sprintf("SIP/2.0 200 OK\r\nFrom: <sip:a@192.0.2.7>;tag=a\r\nTo: <sip:b@203.0.113.10>;tag=b\r\nCall-ID: %s\r\n"+
+				"CSeq: 1 INVITE\r\nVia: SIP/2.0/UDP 192.0.2.7\r\nContent-Length: 0\r\n\r\n", id)
+			if err := s.answer(udpKey(stranger, 7000+call, 5060), ModeSIP, answer); err != nil {
+				t.Fatal(err)
+			}
+			if s.say(udpKey(stranger, 8000+call, 5060), fmt.Sprintf(request, ";tag=b", id, 2)) == n {
+				same++
+			}
+		}
+		if (same == calls) != want {
+			t.Errorf("sticky %q: %d of %d calls stay together", sticky, same, calls)
+		}
+	}
+}
+
 // TestSessionFTP makes more transfers on one control connection than a session may have flows.
 func TestSessionFTP(t *testing.T) {
 	s := newSessionStand(t)

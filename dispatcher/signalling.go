@@ -120,7 +120,7 @@ func (g *signalling) read(p *packet) []inspect.Half {
 
 // named finds the session that the first datagram of a flow names.
 func (s *sessions) named(v *sessionService, k session.Key, p *packet) (session.ID, bool) {
-	if p.Protocol != unix.IPPROTO_UDP || !v.cfg.Mode.signals() {
+	if p.Protocol != unix.IPPROTO_UDP || !v.cfg.Mode.signals() || !v.cfg.sticksToSession() {
 		return 0, false
 	}
 	// A parser of its own: the one that stays reads the datagram when its session is known.

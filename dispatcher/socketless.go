@@ -144,14 +144,10 @@ func (s *socketless) decide(q synproxy.Request) synproxy.Decision {
 		}
 		return synproxy.Decision{Verb: synproxy.Reset}
 	}
-	var hash uint64
-	if to.cfg.Hash != "" {
-		hash = to.hash(q.Flow, &key)
-	}
 	if q.Returned == 0 {
 		s.retry(q.Flow)
 	}
-	m := to.member(time.Now(), hash, s.tried(q, to))
+	m := to.member(time.Now(), to.visit(q.Flow, &key), s.tried(q, to))
 	if m == nil || !m.host.makes() || !v.reserve() {
 		return synproxy.Decision{Verb: synproxy.Local} // it is tried otherwise, or refused, there
 	}

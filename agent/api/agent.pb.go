@@ -60,16 +60,18 @@ func (*StatusRequest) Descriptor() ([]byte, []int) {
 }
 
 type StatusResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Host          string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Draining      bool                   `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
-	Services      []*Service             `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"`
-	Migrations    []*Migration           `protobuf:"bytes,5,rep,name=migrations,proto3" json:"migrations,omitempty"`
-	Peers         []*Peer                `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
-	Counters      *Counters              `protobuf:"bytes,7,opt,name=counters,proto3" json:"counters,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	state      protoimpl.MessageState `protogen:"open.v1"`
+	Host       string                 `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	Version    string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Draining   bool                   `protobuf:"varint,3,opt,name=draining,proto3" json:"draining,omitempty"`
+	Services   []*Service             `protobuf:"bytes,4,rep,name=services,proto3" json:"services,omitempty"`
+	Migrations []*Migration           `protobuf:"bytes,5,rep,name=migrations,proto3" json:"migrations,omitempty"`
+	Peers      []*Peer                `protobuf:"bytes,6,rep,name=peers,proto3" json:"peers,omitempty"`
+	Counters   *Counters              `protobuf:"bytes,7,opt,name=counters,proto3" json:"counters,omitempty"`
+	// When the host will fail, as an operator has announced, in milliseconds since 1970; 0: nobody has.
+	FailureUnixMillis int64 `protobuf:"varint,8,opt,name=failure_unix_millis,json=failureUnixMillis,proto3" json:"failure_unix_millis,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *StatusResponse) Reset() {
@@ -149,6 +151,13 @@ func (x *StatusResponse) GetCounters() *Counters {
 		return x.Counters
 	}
 	return nil
+}
+
+func (x *StatusResponse) GetFailureUnixMillis() int64 {
+	if x != nil {
+		return x.FailureUnixMillis
+	}
+	return 0
 }
 
 type Service struct {
@@ -1318,6 +1327,113 @@ func (*UndrainResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
+type AnnounceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// In how long the host will fail; not negative.
+	InMicros int64 `protobuf:"varint,1,opt,name=in_micros,json=inMicros,proto3" json:"in_micros,omitempty"`
+	// Cancel takes the announcement back.
+	Cancel        bool `protobuf:"varint,2,opt,name=cancel,proto3" json:"cancel,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AnnounceRequest) Reset() {
+	*x = AnnounceRequest{}
+	mi := &file_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnnounceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnnounceRequest) ProtoMessage() {}
+
+func (x *AnnounceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnnounceRequest.ProtoReflect.Descriptor instead.
+func (*AnnounceRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *AnnounceRequest) GetInMicros() int64 {
+	if x != nil {
+		return x.InMicros
+	}
+	return 0
+}
+
+func (x *AnnounceRequest) GetCancel() bool {
+	if x != nil {
+		return x.Cancel
+	}
+	return false
+}
+
+type AnnounceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// When it will fail, by the host's clock; 0: it will not.
+	FailureUnixMillis int64  `protobuf:"varint,1,opt,name=failure_unix_millis,json=failureUnixMillis,proto3" json:"failure_unix_millis,omitempty"`
+	Dispatchers       uint32 `protobuf:"varint,2,opt,name=dispatchers,proto3" json:"dispatchers,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *AnnounceResponse) Reset() {
+	*x = AnnounceResponse{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AnnounceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AnnounceResponse) ProtoMessage() {}
+
+func (x *AnnounceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AnnounceResponse.ProtoReflect.Descriptor instead.
+func (*AnnounceResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *AnnounceResponse) GetFailureUnixMillis() int64 {
+	if x != nil {
+		return x.FailureUnixMillis
+	}
+	return 0
+}
+
+func (x *AnnounceResponse) GetDispatchers() uint32 {
+	if x != nil {
+		return x.Dispatchers
+	}
+	return 0
+}
+
 type AbortRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// One flow; all moves in flight when empty.
@@ -1328,7 +1444,7 @@ type AbortRequest struct {
 
 func (x *AbortRequest) Reset() {
 	*x = AbortRequest{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1340,7 +1456,7 @@ func (x *AbortRequest) String() string {
 func (*AbortRequest) ProtoMessage() {}
 
 func (x *AbortRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1353,7 +1469,7 @@ func (x *AbortRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortRequest.ProtoReflect.Descriptor instead.
 func (*AbortRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *AbortRequest) GetFlow() string {
@@ -1372,7 +1488,7 @@ type AbortResponse struct {
 
 func (x *AbortResponse) Reset() {
 	*x = AbortResponse{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1384,7 +1500,7 @@ func (x *AbortResponse) String() string {
 func (*AbortResponse) ProtoMessage() {}
 
 func (x *AbortResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1397,7 +1513,7 @@ func (x *AbortResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AbortResponse.ProtoReflect.Descriptor instead.
 func (*AbortResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *AbortResponse) GetAborted() uint32 {
@@ -1415,7 +1531,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1427,7 +1543,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1440,7 +1556,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 type ReloadResponse struct {
@@ -1455,7 +1571,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1467,7 +1583,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1480,7 +1596,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *ReloadResponse) GetServices() uint32 {
@@ -1509,7 +1625,7 @@ var File_agent_proto protoreflect.FileDescriptor
 const file_agent_proto_rawDesc = "" +
 	"\n" +
 	"\vagent.proto\x12\x0frehome.agent.v1\"\x0f\n" +
-	"\rStatusRequest\"\xb0\x02\n" +
+	"\rStatusRequest\"\xe0\x02\n" +
 	"\x0eStatusResponse\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x1a\n" +
@@ -1519,7 +1635,8 @@ const file_agent_proto_rawDesc = "" +
 	"migrations\x18\x05 \x03(\v2\x1a.rehome.agent.v1.MigrationR\n" +
 	"migrations\x12+\n" +
 	"\x05peers\x18\x06 \x03(\v2\x15.rehome.agent.v1.PeerR\x05peers\x125\n" +
-	"\bcounters\x18\a \x01(\v2\x19.rehome.agent.v1.CountersR\bcounters\"\x8b\x01\n" +
+	"\bcounters\x18\a \x01(\v2\x19.rehome.agent.v1.CountersR\bcounters\x12.\n" +
+	"\x13failure_unix_millis\x18\b \x01(\x03R\x11failureUnixMillis\"\x8b\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
@@ -1615,7 +1732,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x11freeze_p99_micros\x18\a \x01(\x03R\x0ffreezeP99Micros\x12\x14\n" +
 	"\x05error\x18\b \x01(\tR\x05error\"\x10\n" +
 	"\x0eUndrainRequest\"\x11\n" +
-	"\x0fUndrainResponse\"\"\n" +
+	"\x0fUndrainResponse\"F\n" +
+	"\x0fAnnounceRequest\x12\x1b\n" +
+	"\tin_micros\x18\x01 \x01(\x03R\binMicros\x12\x16\n" +
+	"\x06cancel\x18\x02 \x01(\bR\x06cancel\"d\n" +
+	"\x10AnnounceResponse\x12.\n" +
+	"\x13failure_unix_millis\x18\x01 \x01(\x03R\x11failureUnixMillis\x12 \n" +
+	"\vdispatchers\x18\x02 \x01(\rR\vdispatchers\"\"\n" +
 	"\fAbortRequest\x12\x12\n" +
 	"\x04flow\x18\x01 \x01(\tR\x04flow\")\n" +
 	"\rAbortResponse\x12\x18\n" +
@@ -1624,12 +1747,13 @@ const file_agent_proto_rawDesc = "" +
 	"\x0eReloadResponse\x12\x1a\n" +
 	"\bservices\x18\x01 \x01(\rR\bservices\x12\x14\n" +
 	"\x05peers\x18\x02 \x01(\rR\x05peers\x12\x16\n" +
-	"\x06micros\x18\x03 \x01(\x03R\x06micros2\xb8\x03\n" +
+	"\x06micros\x18\x03 \x01(\x03R\x06micros2\x89\x04\n" +
 	"\x05Agent\x12I\n" +
 	"\x06Status\x12\x1e.rehome.agent.v1.StatusRequest\x1a\x1f.rehome.agent.v1.StatusResponse\x12?\n" +
 	"\x05Flows\x12\x1d.rehome.agent.v1.FlowsRequest\x1a\x15.rehome.agent.v1.Flow0\x01\x12B\n" +
 	"\x04Move\x12\x1c.rehome.agent.v1.MoveRequest\x1a\x1a.rehome.agent.v1.MoveEvent0\x01\x12L\n" +
-	"\aUndrain\x12\x1f.rehome.agent.v1.UndrainRequest\x1a .rehome.agent.v1.UndrainResponse\x12F\n" +
+	"\aUndrain\x12\x1f.rehome.agent.v1.UndrainRequest\x1a .rehome.agent.v1.UndrainResponse\x12O\n" +
+	"\bAnnounce\x12 .rehome.agent.v1.AnnounceRequest\x1a!.rehome.agent.v1.AnnounceResponse\x12F\n" +
 	"\x05Abort\x12\x1d.rehome.agent.v1.AbortRequest\x1a\x1e.rehome.agent.v1.AbortResponse\x12I\n" +
 	"\x06Reload\x12\x1e.rehome.agent.v1.ReloadRequest\x1a\x1f.rehome.agent.v1.ReloadResponseB(Z&github.com/rehome-net/rehome/agent/apib\x06proto3"
 
@@ -1645,28 +1769,30 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 20)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 22)
 var file_agent_proto_goTypes = []any{
-	(*StatusRequest)(nil),   // 0: rehome.agent.v1.StatusRequest
-	(*StatusResponse)(nil),  // 1: rehome.agent.v1.StatusResponse
-	(*Service)(nil),         // 2: rehome.agent.v1.Service
-	(*Peer)(nil),            // 3: rehome.agent.v1.Peer
-	(*Migration)(nil),       // 4: rehome.agent.v1.Migration
-	(*Counters)(nil),        // 5: rehome.agent.v1.Counters
-	(*FlowsRequest)(nil),    // 6: rehome.agent.v1.FlowsRequest
-	(*Flow)(nil),            // 7: rehome.agent.v1.Flow
-	(*MoveRequest)(nil),     // 8: rehome.agent.v1.MoveRequest
-	(*MoveEvent)(nil),       // 9: rehome.agent.v1.MoveEvent
-	(*ProcessMoved)(nil),    // 10: rehome.agent.v1.ProcessMoved
-	(*Planned)(nil),         // 11: rehome.agent.v1.Planned
-	(*Moved)(nil),           // 12: rehome.agent.v1.Moved
-	(*Summary)(nil),         // 13: rehome.agent.v1.Summary
-	(*UndrainRequest)(nil),  // 14: rehome.agent.v1.UndrainRequest
-	(*UndrainResponse)(nil), // 15: rehome.agent.v1.UndrainResponse
-	(*AbortRequest)(nil),    // 16: rehome.agent.v1.AbortRequest
-	(*AbortResponse)(nil),   // 17: rehome.agent.v1.AbortResponse
-	(*ReloadRequest)(nil),   // 18: rehome.agent.v1.ReloadRequest
-	(*ReloadResponse)(nil),  // 19: rehome.agent.v1.ReloadResponse
+	(*StatusRequest)(nil),    // 0: rehome.agent.v1.StatusRequest
+	(*StatusResponse)(nil),   // 1: rehome.agent.v1.StatusResponse
+	(*Service)(nil),          // 2: rehome.agent.v1.Service
+	(*Peer)(nil),             // 3: rehome.agent.v1.Peer
+	(*Migration)(nil),        // 4: rehome.agent.v1.Migration
+	(*Counters)(nil),         // 5: rehome.agent.v1.Counters
+	(*FlowsRequest)(nil),     // 6: rehome.agent.v1.FlowsRequest
+	(*Flow)(nil),             // 7: rehome.agent.v1.Flow
+	(*MoveRequest)(nil),      // 8: rehome.agent.v1.MoveRequest
+	(*MoveEvent)(nil),        // 9: rehome.agent.v1.MoveEvent
+	(*ProcessMoved)(nil),     // 10: rehome.agent.v1.ProcessMoved
+	(*Planned)(nil),          // 11: rehome.agent.v1.Planned
+	(*Moved)(nil),            // 12: rehome.agent.v1.Moved
+	(*Summary)(nil),          // 13: rehome.agent.v1.Summary
+	(*UndrainRequest)(nil),   // 14: rehome.agent.v1.UndrainRequest
+	(*UndrainResponse)(nil),  // 15: rehome.agent.v1.UndrainResponse
+	(*AnnounceRequest)(nil),  // 16: rehome.agent.v1.AnnounceRequest
+	(*AnnounceResponse)(nil), // 17: rehome.agent.v1.AnnounceResponse
+	(*AbortRequest)(nil),     // 18: rehome.agent.v1.AbortRequest
+	(*AbortResponse)(nil),    // 19: rehome.agent.v1.AbortResponse
+	(*ReloadRequest)(nil),    // 20: rehome.agent.v1.ReloadRequest
+	(*ReloadResponse)(nil),   // 21: rehome.agent.v1.ReloadResponse
 }
 var file_agent_proto_depIdxs = []int32{
 	2,  // 0: rehome.agent.v1.StatusResponse.services:type_name -> rehome.agent.v1.Service
@@ -1681,16 +1807,18 @@ var file_agent_proto_depIdxs = []int32{
 	6,  // 9: rehome.agent.v1.Agent.Flows:input_type -> rehome.agent.v1.FlowsRequest
 	8,  // 10: rehome.agent.v1.Agent.Move:input_type -> rehome.agent.v1.MoveRequest
 	14, // 11: rehome.agent.v1.Agent.Undrain:input_type -> rehome.agent.v1.UndrainRequest
-	16, // 12: rehome.agent.v1.Agent.Abort:input_type -> rehome.agent.v1.AbortRequest
-	18, // 13: rehome.agent.v1.Agent.Reload:input_type -> rehome.agent.v1.ReloadRequest
-	1,  // 14: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
-	7,  // 15: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
-	9,  // 16: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
-	15, // 17: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
-	17, // 18: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
-	19, // 19: rehome.agent.v1.Agent.Reload:output_type -> rehome.agent.v1.ReloadResponse
-	14, // [14:20] is the sub-list for method output_type
-	8,  // [8:14] is the sub-list for method input_type
+	16, // 12: rehome.agent.v1.Agent.Announce:input_type -> rehome.agent.v1.AnnounceRequest
+	18, // 13: rehome.agent.v1.Agent.Abort:input_type -> rehome.agent.v1.AbortRequest
+	20, // 14: rehome.agent.v1.Agent.Reload:input_type -> rehome.agent.v1.ReloadRequest
+	1,  // 15: rehome.agent.v1.Agent.Status:output_type -> rehome.agent.v1.StatusResponse
+	7,  // 16: rehome.agent.v1.Agent.Flows:output_type -> rehome.agent.v1.Flow
+	9,  // 17: rehome.agent.v1.Agent.Move:output_type -> rehome.agent.v1.MoveEvent
+	15, // 18: rehome.agent.v1.Agent.Undrain:output_type -> rehome.agent.v1.UndrainResponse
+	17, // 19: rehome.agent.v1.Agent.Announce:output_type -> rehome.agent.v1.AnnounceResponse
+	19, // 20: rehome.agent.v1.Agent.Abort:output_type -> rehome.agent.v1.AbortResponse
+	21, // 21: rehome.agent.v1.Agent.Reload:output_type -> rehome.agent.v1.ReloadResponse
+	15, // [15:22] is the sub-list for method output_type
+	8,  // [8:15] is the sub-list for method input_type
 	8,  // [8:8] is the sub-list for extension type_name
 	8,  // [8:8] is the sub-list for extension extendee
 	0,  // [0:8] is the sub-list for field type_name
@@ -1713,7 +1841,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   20,
+			NumMessages:   22,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

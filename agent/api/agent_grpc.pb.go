@@ -21,12 +21,13 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	Agent_Status_FullMethodName  = "/rehome.agent.v1.Agent/Status"
-	Agent_Flows_FullMethodName   = "/rehome.agent.v1.Agent/Flows"
-	Agent_Move_FullMethodName    = "/rehome.agent.v1.Agent/Move"
-	Agent_Undrain_FullMethodName = "/rehome.agent.v1.Agent/Undrain"
-	Agent_Abort_FullMethodName   = "/rehome.agent.v1.Agent/Abort"
-	Agent_Reload_FullMethodName  = "/rehome.agent.v1.Agent/Reload"
+	Agent_Status_FullMethodName   = "/rehome.agent.v1.Agent/Status"
+	Agent_Flows_FullMethodName    = "/rehome.agent.v1.Agent/Flows"
+	Agent_Move_FullMethodName     = "/rehome.agent.v1.Agent/Move"
+	Agent_Undrain_FullMethodName  = "/rehome.agent.v1.Agent/Undrain"
+	Agent_Announce_FullMethodName = "/rehome.agent.v1.Agent/Announce"
+	Agent_Abort_FullMethodName    = "/rehome.agent.v1.Agent/Abort"
+	Agent_Reload_FullMethodName   = "/rehome.agent.v1.Agent/Reload"
 )
 
 // AgentClient is the client API for Agent service.
@@ -44,6 +45,8 @@ type AgentClient interface {
 	Move(ctx context.Context, in *MoveRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[MoveEvent], error)
 	// Undrain lets the host take connections again after a drain.
 	Undrain(ctx context.Context, in *UndrainRequest, opts ...grpc.CallOption) (*UndrainResponse, error)
+	// Announce tells dispatchers when the host will fail, or that it will not after all.
+	Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error)
 	// Abort gives up moves in flight; each ends with its connection where it was, unless the entry says that it has moved.
 	Abort(ctx context.Context, in *AbortRequest, opts ...grpc.CallOption) (*AbortResponse, error)
 	// Reload reads the configuration file again. It is carried out as a whole or, with an error, not at all.
@@ -116,6 +119,16 @@ func (c *agentClient) Undrain(ctx context.Context, in *UndrainRequest, opts ...g
 	return out, nil
 }
 
+func (c *agentClient) Announce(ctx context.Context, in *AnnounceRequest, opts ...grpc.CallOption) (*AnnounceResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(AnnounceResponse)
+	err := c.cc.Invoke(ctx, Agent_Announce_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 func (c *agentClient) Abort(ctx context.Context, in *AbortRequest, opts ...grpc.CallOption) (*AbortResponse, error) {
 	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
 	out := new(AbortResponse)
@@ -151,6 +164,8 @@ type AgentServer interface {
 	Move(*MoveRequest, grpc.ServerStreamingServer[MoveEvent]) error
 	// Undrain lets the host take connections again after a drain.
 	Undrain(context.Context, *UndrainRequest) (*UndrainResponse, error)
+	// Announce tells dispatchers when the host will fail, or that it will not after all.
+	Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error)
 	// Abort gives up moves in flight; each ends with its connection where it was, unless the entry says that it has moved.
 	Abort(context.Context, *AbortRequest) (*AbortResponse, error)
 	// Reload reads the configuration file again. It is carried out as a whole or, with an error, not at all.
@@ -176,6 +191,9 @@ func (UnimplementedAgentServer) Move(*MoveRequest, grpc.ServerStreamingServer[Mo
 }
 func (UnimplementedAgentServer) Undrain(context.Context, *UndrainRequest) (*UndrainResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Undrain not implemented")
+}
+func (UnimplementedAgentServer) Announce(context.Context, *AnnounceRequest) (*AnnounceResponse, error) {
+	return nil, status.Errorf(codes.Unimplemented, "method Announce not implemented")
 }
 func (UnimplementedAgentServer) Abort(context.Context, *AbortRequest) (*AbortResponse, error) {
 	return nil, status.Errorf(codes.Unimplemented, "method Abort not implemented")
@@ -262,6 +280,24 @@ func _Agent_Undrain_Handler(srv interface{}, ctx context.Context, dec func(inter
 	return interceptor(ctx, in, info, handler)
 }
 
+func _Agent_Announce_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(AnnounceRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(AgentServer).Announce(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: Agent_Announce_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(AgentServer).Announce(ctx, req.(*AnnounceRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 func _Agent_Abort_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
 	in := new(AbortRequest)
 	if err := dec(in); err != nil {
@@ -312,6 +348,10 @@ var Agent_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "Undrain",
 			Handler:    _Agent_Undrain_Handler,
+		},
+		{
+			MethodName: "Announce",
+			Handler:    _Agent_Announce_Handler,
 		},
 		{
 			MethodName: "Abort",

@@ -31,9 +31,10 @@ func command(args ...string) (code int, stdout, stderr string) {
 // fakeAgent answers as it is told.
 type fakeAgent struct {
 	api.UnimplementedAgentServer
-	moves  []*api.MoveEvent
-	asked  *api.MoveRequest
-	reload codes.Code
+	moves     []*api.MoveEvent
+	asked     *api.MoveRequest
+	announced *api.AnnounceRequest
+	reload    codes.Code
 }
 
 func (f *fakeAgent) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {
@@ -68,6 +69,14 @@ func (f *fakeAgent) Abort(_ context.Context, r *api.AbortRequest) (*api.AbortRes
 
 func (f *fakeAgent) Undrain(context.Context, *api.UndrainRequest) (*api.UndrainResponse, error) {
 	return &api.UndrainResponse{}, nil
+}
+
+func (f *fakeAgent) Announce(_ context.Context, r *api.AnnounceRequest) (*api.AnnounceResponse, error) {
+	f.announced = r
+	if r.GetCancel() {
+		return &api.AnnounceResponse{Dispatchers: 2}, nil
+	}
+	return &api.AnnounceResponse{FailureUnixMillis: 1_800_000_000_000 + r.GetInMicros()/1000, Dispatchers: 2}, nil
 }
 
 // serve starts the fake agent and returns the path of its socket.

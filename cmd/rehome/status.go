@@ -77,6 +77,9 @@ func printStatus(w io.Writer, st *api.StatusResponse, list []*api.Flow, flows bo
 	if st.GetDraining() {
 		state = "draining"
 	}
+	if at := st.GetFailureUnixMillis(); at != 0 {
+		state += ", fails at " + time.UnixMilli(at).Format(time.DateTime)
+	}
 	fmt.Fprintf(t, "%s\t%s\tversion %s\n", st.GetHost(), state, st.GetVersion())
 	n := st.GetCounters()
 	fmt.Fprintf(t, "moved out %d\tmoved in %d\tresumed %d\trefused %d\tlost %d\trecovered %d\n",

@@ -2,7 +2,11 @@
 
 package main
 
-import "github.com/rehome-net/rehome/agent/api"
+import (
+	"time"
+
+	"github.com/rehome-net/rehome/agent/api"
+)
 
 // What "rehome status" prints in JSON. protojson would write numbers of 64 bits as strings.
 type (
@@ -15,6 +19,8 @@ type (
 		Host       string            `json:"host"`
 		Version    string            `json:"version"`
 		Draining   bool              `json:"draining"`
+		// Failure is when the host will fail, in RFC 3339; missing unless that was announced.
+		Failure    string            `json:"failure,omitempty"`
 		Services   []agentService    `json:"services"`
 		Migrations []migrationStatus `json:"migrations"`
 		Peers      []peerStatus      `json:"peers"`
@@ -84,6 +90,9 @@ func agentStatusOf(r *api.StatusResponse) agentStatus {
 			MovedOut: n.GetMovedOut(), MovedIn: n.GetMovedIn(), Resumed: n.GetResumed(), Refused: n.GetRefused(), Lost: n.GetLost(),
 			Recovered: n.GetRecovered(), PacketsHeld: n.GetPacketsHeld(), PacketsDropped: n.GetPacketsDropped(),
 		},
+	}
+	if at := r.GetFailureUnixMillis(); at != 0 {
+		st.Failure = time.UnixMilli(at).UTC().Format(time.RFC3339)
 	}
 	for _, s := range r.GetServices() {
 		st.Services = append(st.Services, agentService{

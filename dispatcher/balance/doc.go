@@ -26,7 +26,8 @@
 //   - Shell takes the backend with the least load to come (Backend.Load, from package forecast by way of the caller), with the
 //     sessions counted that it got since it reported that load (SARA 17-22).
 //
-// Sticky stands before any of them and sends those who come again where they were, by session, cookie or client.
+// Sticky stands before any of them and sends those who come again where they were, by session, cookie or client. What a connection shows of
+// that is a Visit.
 //
 // All leave out backends that are Drained, Down, Tried or of weight 0, and count a young backend for less than its weight
 // (Config.SlowStart). All are safe for concurrent use; ConsistentHash and PowerOfTwo take no lock, the

@@ -106,8 +106,8 @@ func TestStickyIsBounded(t *testing.T) {
 	}
 }
 
-// TestStickyReplace holds that keys stay where they are when the list of backends is another one.
-func TestStickyReplace(t *testing.T) {
+// TestStickyAfter holds that keys stay where they are when the list of backends is another one.
+func TestStickyAfter(t *testing.T) {
 	backends := backendsOf(4, 1)
 	s := stickyOf(t, policyOf(t, Config{}), StickyConfig{})
 	before := make(map[uint64]string)
@@ -115,7 +115,9 @@ func TestStickyReplace(t *testing.T) {
 		before[key] = backends[s.Choose(epoch(), key, backends)].Name
 	}
 	fewer := []Backend{backends[3], backends[0], backends[2]}
-	s.Replace(policyOf(t, Config{Kind: LeastConnections}))
+	next := stickyOf(t, policyOf(t, Config{Kind: LeastConnections}), StickyConfig{Time: time.Hour})
+	next.After(s)
+	s = next
 	for key := range uint64(40) {
 		got := fewer[s.Choose(epoch(), key, fewer)].Name
 		if before[key] != backends[1].Name && got != before[key] {
@@ -125,6 +127,45 @@ func TestStickyReplace(t *testing.T) {
 	s.Forget(0)
 	if s.Len() != 39 {
 		t.Errorf("%d keys after one of 40 was forgotten", s.Len())
+	}
+}
+
+// TestStickyVisits holds how a cookie finds its backend, step by step: what is named, what is known, what its client got.
+func TestStickyVisits(t *testing.T) {
+	const alice, bob, laura, mallory = 11, 12, 21, 22 // two keys, two clients
+	backends := backendsOf(3, 1)
+	choice := &scripted{}
+	s := stickyOf(t, choice, StickyConfig{})
+	for i, step := range []struct {
+		what  string
+		visit Visit
+		next  int    // what the policy would choose
+		down  string // a backend
+		want  int
+		asked bool
+	}{
+		{"no cookie yet", Visit{Keyless: true, Client: laura}, 1, "", 1, true},
+		{"the same client without cookie is balanced", Visit{Keyless: true, Client: laura}, 2, "", 2, true},
+		{"the cookie that the client was given there", Visit{Key: alice, Client: laura}, 0, "", 2, false},
+		{"another client of that address has been elsewhere meanwhile", Visit{Keyless: true, Client: laura}, 0, "", 0, true},
+		{"the cookie stays", Visit{Key: alice, Client: laura}, 1, "", 2, false},
+		{"the cookie comes from another address", Visit{Key: alice, Client: mallory}, 1, "", 2, false},
+		{"a cookie from nowhere", Visit{Key: bob, Client: mallory}, 1, "", 1, true},
+		{"its backend is down", Visit{Key: bob, Client: mallory}, 0, "backend-1", 0, true},
+		{"and comes back: the cookie stays with the other", Visit{Key: bob, Client: mallory}, 1, "", 0, false},
+		{"the cookie names a backend", Visit{Key: bob, Client: mallory, Backend: "backend-2"}, 1, "", 2, false},
+		{"which counts from then on", Visit{Key: bob}, 1, "", 2, false},
+		{"a named backend that is down", Visit{Key: alice, Backend: "backend-0"}, 1, "backend-0", 2, false},
+		{"a named backend that is none", Visit{Key: alice, Backend: "backend-7"}, 1, "", 2, false},
+	} {
+		for j := range backends {
+			backends[j].Down = backends[j].Name == step.down
+		}
+		before := choice.asked
+		choice.next = step.next
+		if got := s.Place(epoch().Add(time.Duration(i)*time.Second), step.visit, backends); got != step.want || (choice.asked > before) != step.asked {
+			t.Errorf("%s: place %d, policy asked %v; want %d, %v", step.what, got, choice.asked > before, step.want, step.asked)
+		}
 	}
 }
 

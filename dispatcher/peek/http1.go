@@ -158,7 +158,7 @@ func (p *Parser) headRead(g *Progress, b []byte, k *Key) Reason {
 // place finds host and path of a request. Servers ignore Host when the target has an authority (RFC 9112, 3.2.2), but not
 // all of them; so both have to be the same.
 func (p *Parser) place(k *Key, target, host string, named bool) Reason {
-	authority, path, r := splitTarget(k.Method, target)
+	authority, path, query, r := splitTarget(k.Method, target)
 	if r != accepted {
 		return r
 	}
@@ -177,6 +177,7 @@ func (p *Parser) place(k *Key, target, host string, named bool) Reason {
 		}
 		k.Host = h
 	}
+	k.Query = query
 	k.Path, r = cleanPath(path, p.cfg.EncodedSlashes)
 	return r
 }

@@ -243,3 +243,24 @@ func TestHTTP1FromNetHTTP(t *testing.T) {
 		}
 	}
 }
+
+// TestQuery holds that the query is there as it was sent, in every form of a target.
+func TestQuery(t *testing.T) {
+	for target, want := range map[string]string{
+		"/": "", "/?": "", "/a?b=c&d=%20": "b=c&d=%20", "http://a?x=/y": "x=/y", "http://a/b?c?d": "c?d", "*": "",
+	} {
+		method := "GET"
+		if target == "*" {
+			method = "OPTIONS"
+		}
+		p, err := New(Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var g Progress
+		k, err := p.Parse(&g, []byte(method+" "+target+" HTTP/1.1\r\nHost: a\r\n\r\n"))
+		if err != nil || k.Query != want {
+			t.Errorf("%s: query %q, %v; want %q", target, k.Query, err, want)
+		}
+	}
+}

@@ -18,6 +18,8 @@ type Key struct {
 	// Path of the request, without query: escapes decoded, except %2F (Config.EncodedSlashes), and empty segments left
 	// out, so that "//a///b" is "/a/b". It begins with "/", or is "*".
 	Path string
+	// Query of the request, as sent, without the question mark.
+	Query string
 	// SNI is the ClientHello's server name, lower case. Empty if it has none.
 	SNI string
 	// ALPN lists the protocols that the client offers, in its order of preference.

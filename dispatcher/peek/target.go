@@ -4,22 +4,21 @@ package peek
 
 import "strings"
 
-// splitTarget takes a request's target apart (RFC 9112, 3.2): origin, absolute and asterisk form. The path is as sent,
-// without query.
-func splitTarget(method, target string) (authority, path string, r Reason) {
+// splitTarget takes a request's target apart (RFC 9112, 3.2): origin, absolute and asterisk form. Path and query are as sent.
+func splitTarget(method, target string) (authority, path, query string, r Reason) {
 	if strings.Contains(target, "#") {
-		return "", "", TargetMalformed // nginx ends the path there, net/http does not
+		return "", "", "", TargetMalformed // nginx ends the path there, net/http does not
 	}
 	if target == "*" {
 		if method != "OPTIONS" {
-			return "", "", TargetMalformed
+			return "", "", "", TargetMalformed
 		}
-		return "", target, accepted
+		return "", target, "", accepted
 	}
 	if !strings.HasPrefix(target, "/") {
 		scheme, rest, ok := strings.Cut(target, "://")
 		if !ok || !equalFold(scheme, "http") && !equalFold(scheme, "https") {
-			return "", "", TargetMalformed
+			return "", "", "", TargetMalformed
 		}
 		end := strings.IndexAny(rest, "/?")
 		if end < 0 {
@@ -27,14 +26,14 @@ func splitTarget(method, target string) (authority, path string, r Reason) {
 		}
 		authority, target = rest[:end], rest[end:]
 		if authority == "" || strings.Contains(authority, "@") {
-			return "", "", TargetMalformed
+			return "", "", "", TargetMalformed
 		}
 	}
-	path, _, _ = strings.Cut(target, "?")
+	path, query, _ = strings.Cut(target, "?")
 	if path == "" {
 		path = "/"
 	}
-	return authority, path, accepted
+	return authority, path, query, accepted
 }
 
 // cleanPath decodes a path's escapes and leaves empty segments out. A path with dot segments is ambiguous: nginx resolves

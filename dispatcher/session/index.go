@@ -2,7 +2,11 @@
 
 package session
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"github.com/rehome-net/rehome/dispatcher/session/slab"
+)
 
 // index finds records by their digests: open addressing with linear probing, at most two thirds full, without tombstones. It is small
 // so that much of it stays in the CPU's cache: a slot is a record's number and, in the bits above it, the lowest bits of the
@@ -17,7 +21,7 @@ type index struct {
 // newIndex makes an index for records with the numbers 1 to n. Memory that is not written costs nothing yet: the kernel maps it
 // at the first write.
 func newIndex(n int, digest func(ref uint32) uint32) index {
-	return index{slots: make([]uint32, n+n/2+1), width: widthOf(n), digest: digest}
+	return index{slots: slab.Make[uint32](n + n/2 + 1), width: widthOf(n), digest: digest}
 }
 
 // widthOf returns how many bits the numbers up to n need; no table has so many records that none are left for the digest.

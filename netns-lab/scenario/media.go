@@ -16,7 +16,8 @@ type PlayMediaConfig struct {
 	Command []string
 	// Lab is the lab's name; "media" when empty.
 	Lab string
-	// Work is what the clients do; 12 calls, 6 sessions of each kind of RTSP and two transfers in each mode of FTP when zero.
+	// Work is what the clients do; 12 calls, 6 sessions of each kind of RTSP, two transfers in each mode of FTP and 12 sessions of DNS
+	// when zero.
 	Work MediaWork
 	// Direct leaves the dispatcher out: all packets go to one server, and a Listener hears the gateway.
 	Direct bool
@@ -42,6 +43,8 @@ type PlayMediaResult struct {
 	AnnouncedFlows int   `json:"announcedFlows"`
 	MisroutedFlows int   `json:"misroutedFlows"`
 	FlowsPerServer []int `json:"flowsPerServer"`
+	// DatagramFlows are those of DNS, which only its datagrams tell of; of them, too, MisroutedFlows counts.
+	DatagramFlows int `json:"datagramFlows"`
 	// MediaPackets are the datagrams that clients and servers have sent, MediaPacketsLost those that did not arrive.
 	MediaPackets     int `json:"mediaPackets"`
 	MediaPacketsLost int `json:"mediaPacketsLost"`
@@ -50,12 +53,12 @@ type PlayMediaResult struct {
 	AnswersLate    int `json:"answersLate"`
 }
 
-// PlayMedia plays the scene: clients of RTSP, SIP and FTP that nobody changed have sessions with several servers behind one virtual address, where each
+// PlayMedia plays the scene: clients of RTSP, SIP, FTP and DNS that nobody changed have sessions with several servers behind one virtual address, where each
 // session's media must come to the server of its signalling. The error says that the scene could not be played; what went wrong for the clients is
 // in the result.
 func PlayMedia(ctx context.Context, cfg PlayMediaConfig) (_ *PlayMediaResult, err error) {
 	if cfg.Work == (MediaWork{}) {
-		cfg.Work = MediaWork{Calls: 12, Plays: 6, Records: 6, Transfers: 2}
+		cfg.Work = MediaWork{Calls: 12, Plays: 6, Records: 6, Transfers: 2, Queries: 12}
 	}
 	if cfg.Hold == 0 {
 		cfg.Hold = time.Second
@@ -78,7 +81,7 @@ func PlayMedia(ctx context.Context, cfg PlayMediaConfig) (_ *PlayMediaResult, er
 			return nil, err
 		}
 	}
-	say("%d servers of RTSP, SIP and FTP stand behind %v", len(servers), m.VIP())
+	say("%d servers of RTSP, SIP, FTP and DNS stand behind %v", len(servers), m.VIP())
 	if cfg.Direct {
 		_, err = m.ListenAsDispatcher(ctx)
 		err = errors.Join(err, m.Point(servers[0]))
@@ -116,6 +119,7 @@ func PlayMedia(ctx context.Context, cfg PlayMediaConfig) (_ *PlayMediaResult, er
 func (r *PlayMediaResult) read(ctx context.Context, gw *MediaGateway, traffic MediaTraffic) error {
 	tally := traffic.Tally()
 	r.AnnouncedFlows, r.MisroutedFlows, r.FlowsPerServer = tally.Announced, tally.Misrouted, tally.PerServer
+	r.DatagramFlows = tally.Queried
 	r.MediaPackets, r.MediaPacketsLost = tally.Packets, tally.Lost
 	for name, to := range map[string]*int{"reports": &r.GatewayReports, "late_packets": &r.AnswersLate} {
 		n, err := gw.Counter(ctx, "rehome_gateway_"+name+"_total")
@@ -138,6 +142,9 @@ func (r *PlayMediaResult) judge(cfg PlayMediaConfig, failed error, missed int) {
 	}
 	if want := cfg.Work.Flows(); r.AnnouncedFlows < want {
 		bad("%d flows of media were seen, want %d", r.AnnouncedFlows, want)
+	}
+	if r.DatagramFlows != cfg.Work.Queries {
+		bad("%d flows of DNS were seen, want %d", r.DatagramFlows, cfg.Work.Queries)
 	}
 	if r.MisroutedFlows > 0 {
 		bad("%d flows came to another server than their session's", r.MisroutedFlows)

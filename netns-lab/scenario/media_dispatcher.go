@@ -15,15 +15,22 @@ import (
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
-// mediaServices are the services of Media by the dispatcher's name of their mode.
+// mediaServices are the services of Media.
 func mediaServices() []struct {
 	name string
 	port uint16
+	mode dispatcher.Mode
 } {
 	return []struct {
 		name string
 		port uint16
-	}{{"rtsp", RTSPPort}, {"sip", SIPPort}, {"ftp", FTPPort}}
+		mode dispatcher.Mode
+	}{
+		{"rtsp", RTSPPort, dispatcher.ModeRTSP},
+		{"sip", SIPPort, dispatcher.ModeSIP},
+		{"ftp", FTPPort, dispatcher.ModeFTP},
+		{"dns", DNSPort, dispatcher.ModeUDP},
+	}
 }
 
 // StartDispatcher starts `rehome dispatcher` on the front, in front of all servers.
@@ -50,9 +57,13 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 			pool.Backends = append(pool.Backends, dispatcher.BackendConfig{Host: host})
 		}
 		cfg.Pools = append(cfg.Pools, pool)
-		cfg.Services = append(cfg.Services, dispatcher.ServiceConfig{
-			Name: s.name, Mode: dispatcher.Mode(s.name), Addresses: []netip.AddrPort{netip.AddrPortFrom(m.VIP(), s.port)}, Default: s.name,
-		})
+		service := dispatcher.ServiceConfig{
+			Name: s.name, Mode: s.mode, Addresses: []netip.AddrPort{netip.AddrPortFrom(m.VIP(), s.port)}, Default: s.name,
+		}
+		if s.mode == dispatcher.ModeUDP {
+			service.Sticky = dispatcher.StickyNone // all clients of the lab have one address
+		}
+		cfg.Services = append(cfg.Services, service)
 	}
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {

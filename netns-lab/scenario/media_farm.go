@@ -47,7 +47,7 @@ type MediaFarmConfig struct {
 	LogLevel string
 }
 
-// Media is a standing lab in which programs that nobody changed serve RTSP, SIP and FTP. Until something dispatches, the virtual
+// Media is a standing lab in which programs that nobody changed serve RTSP, SIP, FTP and DNS. Until something dispatches, the virtual
 // addresses are those of one server (Point).
 type Media struct {
 	*Cluster
@@ -59,7 +59,9 @@ type Media struct {
 }
 
 // MediaPrograms are what a Media needs on the machine beside rehome.
-func MediaPrograms() []string { return []string{"sipp", "ffmpeg", "vsftpd", "curl", "lftp"} }
+func MediaPrograms() []string {
+	return []string{"sipp", "ffmpeg", "vsftpd", "curl", "lftp", "dnsmasq", "dig"}
+}
 
 // StartMedia builds the lab. Close takes it down with everything that was started in it.
 func StartMedia(ctx context.Context, cfg MediaFarmConfig) (_ *Media, err error) {

@@ -168,6 +168,9 @@ type MediaTally struct {
 	Packets, Lost int
 	// PerServer counts the flows that each server had.
 	PerServer []int
+	// Queried counts the flows of DNS, which nobody announces; they are not in Announced and PerServer. A flow belongs to the server that has
+	// most of its packets.
+	Queried int
 }
 
 // Tally sums up. The server of a flow is known by its port, or, for a data connection that the server opens, by who opened it.
@@ -193,7 +196,14 @@ func (t MediaTraffic) Tally() MediaTally {
 			}
 			sent += s.toClient
 		}
-		if client.toServer > 0 {
+		switch {
+		case client.toServer == 0:
+		case f.Server.Port() == DNSPort:
+			tally.Queried++
+			if strayed > 0 {
+				tally.Misrouted++
+			}
+		default:
 			tally.Announced++
 			if strayed > 0 || home < 0 {
 				tally.Misrouted++
@@ -211,6 +221,15 @@ func (t MediaTraffic) Tally() MediaTally {
 
 // home returns the number of the server whose flow it is, -1 when nobody's.
 func (t MediaTraffic) home(f mediaFlow) int {
+	if f.Server.Port() == DNSPort {
+		most := 0
+		for i, server := range t.servers {
+			if server[f].toServer > t.servers[most][f].toServer {
+				most = i
+			}
+		}
+		return most
+	}
 	for i, server := range t.servers {
 		if server[f].opened {
 			return i
@@ -224,14 +243,14 @@ func (t MediaTraffic) home(f mediaFlow) int {
 	return -1
 }
 
-// Unannounced returns the flows on which the client has sent media and that none of the announcements is about.
+// Unannounced returns the flows on which the client has sent media, DNS left out, and that none of the announcements is about.
 func (t MediaTraffic) Unannounced(list []session.Announcement) []session.Key {
 	var missing []session.Key
 	for f, s := range t.client {
 		covers := func(a session.Announcement) bool {
 			return a.Protocol == f.Protocol && covered(a.Client, f.Client) && covered(a.Server, f.Server)
 		}
-		if s.toServer > 0 && !slices.ContainsFunc(list, covers) {
+		if s.toServer > 0 && f.Server.Port() != DNSPort && !slices.ContainsFunc(list, covers) {
 			missing = append(missing, session.Key{Client: f.Client, Server: f.Server, Protocol: f.Protocol})
 		}
 	}

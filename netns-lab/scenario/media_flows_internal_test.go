@@ -44,6 +44,12 @@ func TestMediaTally(t *testing.T) {
 			client:  seen{flow(1, 9, unix.IPPROTO_UDP): {toServer: 1}},
 			servers: []seen{{}, {}},
 		}, MediaTally{Announced: 1, Misrouted: 1, Packets: 1, Lost: 1, PerServer: []int{0, 0}}},
+		{"questions", MediaTraffic{
+			client: seen{flow(20000, DNSPort, unix.IPPROTO_UDP): {toServer: 4, toClient: 4}, flow(20001, DNSPort, unix.IPPROTO_UDP): {toServer: 4, toClient: 3}},
+			servers: []seen{{flow(20000, DNSPort, unix.IPPROTO_UDP): {toServer: 1, toClient: 1}}, {
+				flow(20000, DNSPort, unix.IPPROTO_UDP): {toServer: 3, toClient: 3}, flow(20001, DNSPort, unix.IPPROTO_UDP): {toServer: 4, toClient: 4},
+			}},
+		}, MediaTally{Queried: 2, Misrouted: 1, Packets: 16, Lost: 2, PerServer: []int{0, 0}}},
 		{"the server only sends, and nothing arrives", MediaTraffic{
 			client:  seen{},
 			servers: []seen{{}, {rtp: {toClient: 7}}},

@@ -23,11 +23,13 @@ type MediaWork struct {
 	Plays, Records int
 	// Transfers are FTP's, in each of FTPModes.
 	Transfers int
+	// Queries are sessions of DNS, of a few datagrams each way.
+	Queries int
 }
 
 // Sessions returns how many sessions that are.
 func (w MediaWork) Sessions() int {
-	return w.Calls + w.Plays + w.Records + w.Transfers*len(FTPModes())
+	return w.Calls + w.Plays + w.Records + w.Transfers*len(FTPModes()) + w.Queries
 }
 
 // Flows returns on how many flows the clients send media, at least: one of a call, RTP and RTCP of RTSP, one of a transfer.
@@ -43,6 +45,9 @@ func (m *Media) ServeAll(ctx context.Context, server string) error {
 		}
 	}
 	if _, err := m.ServeRTSP(ctx, server); err != nil {
+		return err
+	}
+	if err := m.ServeDNS(ctx, server); err != nil {
 		return err
 	}
 	return m.ServeFTP(ctx, server)
@@ -91,6 +96,9 @@ func (m *Media) Work(ctx context.Context, w MediaWork, midway func()) (int, erro
 	}
 	for i := range w.Records {
 		session(func() error { return m.RecordRTSP(ctx, "record"+strconv.Itoa(i), mediaTime) })
+	}
+	for i := range w.Queries {
+		session(func() error { return m.QueryDNS(ctx, i) })
 	}
 	for range w.Transfers {
 		for _, mode := range FTPModes() {
