@@ -54,6 +54,9 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 			Name: s.name, Mode: dispatcher.Mode(s.name), Addresses: []netip.AddrPort{netip.AddrPortFrom(m.VIP(), s.port)}, Default: s.name,
 		})
 	}
+	if m.cfg.Dispatcher != nil {
+		m.cfg.Dispatcher(&cfg)
+	}
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
 		return err
