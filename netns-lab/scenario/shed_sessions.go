@@ -227,8 +227,8 @@ func (s *shedSessions) count(streams streamTally) {
 	r.OutOfOrder += streams.late
 	r.Restarts = streams.restarts
 	r.LongestMillis = float64(streams.longest.Microseconds()) / 1000
-	s.say("clients heard %d packets of media and missed %d; servers have %d of %d of RTP, %d of %d of RTCP",
-		streams.heard, streams.missing, rtp, streams.sentRTP, rtcp, streams.sentRTCP)
+	s.say("clients heard %d packets of media and missed %d; servers have %d of %d of RTP, %d of %d of RTCP; %d waited",
+		streams.heard, streams.missing, rtp, streams.sentRTP, rtcp, streams.sentRTCP, r.MediaPacketsHeld)
 	if streams.unread > 0 {
 		r.Problems = append(r.Problems, fmt.Sprintf("%d packets were not counted: the machine is too busy", streams.unread))
 	}

@@ -23,6 +23,9 @@ import (
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
+// recordInterval is the time between two packets that gortsplib's clients send: short, so that some come in the few milliseconds of a move.
+const recordInterval = 4 * time.Millisecond
+
 // ffmpegs is how many of ShedSessions' clients are ffmpeg: each is a process.
 const ffmpegs = 4
 
@@ -89,7 +92,6 @@ func (v *viewers) stop(ctx context.Context) int {
 type gortsplibViewer struct {
 	client  *gortsplib.Client
 	url     *base.URL
-	records bool
 	lost    atomic.Int64
 	heard   atomic.Int64
 	stopped chan struct{}
@@ -110,7 +112,7 @@ func (m *Media) startGortsplib(ctx context.Context, name string, records bool) (
 		return nil, err
 	}
 	h, udp := m.host(ClientHost), gortsplib.TransportUDP
-	v := &gortsplibViewer{url: u, records: records, stopped: make(chan struct{})}
+	v := &gortsplibViewer{url: u, stopped: make(chan struct{})}
 	v.client = &gortsplib.Client{
 		Transport: &udp, OnPacketsLost: func(n uint64) { v.lost.Add(int64(n)) }, OnDecodeError: func(error) { v.lost.Add(1) },
 		DialContext: h.Dial,
@@ -163,7 +165,7 @@ func (v *gortsplibViewer) record() error {
 		return err
 	}
 	v.wg.Go(func() {
-		t := time.NewTicker(rtpInterval)
+		t := time.NewTicker(recordInterval)
 		defer t.Stop()
 		p := &rtp.Packet{Header: rtp.Header{Version: 2, PayloadType: 0, SSRC: 0x7265686f, SequenceNumber: 65500}, Payload: make([]byte, rtpPayload)}
 		for {
@@ -182,13 +184,13 @@ func (v *gortsplibViewer) record() error {
 	return nil
 }
 
-// stop asks something first: the connection must answer.
+// stop pauses first: the connection must answer.
 func (v *gortsplibViewer) stop(context.Context) error {
 	close(v.stopped)
 	v.wg.Wait()
 	err := v.failed
 	if err == nil {
-		_, err = v.client.Options(v.url)
+		_, err = v.client.Pause()
 	}
 	v.client.Close()
 	if n := v.lost.Load(); n > 0 {

@@ -65,7 +65,7 @@ func (s *session) answer(r *base.Request) *base.Response {
 	}
 	switch r.Method {
 	case base.Options:
-		w.Header["Public"] = base.HeaderValue{"OPTIONS, DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, TEARDOWN, GET_PARAMETER"}
+		w.Header["Public"] = base.HeaderValue{"OPTIONS, DESCRIBE, ANNOUNCE, SETUP, PLAY, RECORD, PAUSE, TEARDOWN, GET_PARAMETER"}
 	case base.Describe:
 		w.Header["Content-Type"] = base.HeaderValue{"application/sdp"}
 		w.Header["Content-Base"] = base.HeaderValue{r.URL.String() + "/"}
@@ -82,6 +82,8 @@ func (s *session) answer(r *base.Request) *base.Response {
 			s.rec.Mode = recording
 		}
 		s.rec.Sent.begin()
+	case base.Pause:
+		s.rec.Mode = idle
 	case base.Teardown:
 		s.rec.Mode, s.rec.Last = idle, true
 	default:
