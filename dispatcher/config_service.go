@@ -325,7 +325,11 @@ func (s ServiceConfig) validateUse(name string, pools map[string]*PoolConfig) er
 	if p == nil {
 		return fmt.Errorf("%q is not among the pools", name)
 	}
-	if s.Mode.sessions() && p.Delivery != DeliveryUnmodified {
+	switch moves := s.Mode.signals() && p.Delivery == DeliveryLinked; {
+	case !s.Mode.sessions() || p.Delivery == DeliveryUnmodified || moves:
+	case s.Mode.signals():
+		return fmt.Errorf("%s is delivered %s: mode %s hands nothing off: want %s, or %s for servers whose sessions can move", name, p.Delivery, s.Mode, DeliveryUnmodified, DeliveryLinked)
+	default:
 		return fmt.Errorf("%s is delivered %s: mode %s hands nothing off: want %s", name, p.Delivery, s.Mode, DeliveryUnmodified)
 	}
 	if err := s.validateStickyUse(p); err != nil {

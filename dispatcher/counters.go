@@ -28,6 +28,7 @@ type counters struct {
 	shed, unshed           prometheus.Counter
 	sessions, unplaced     prometheus.Counter
 	announced, unannounced prometheus.Counter
+	followed, held, unheld prometheus.Counter
 	findings               *prometheus.CounterVec
 }
 
@@ -61,6 +62,10 @@ func newCounters() *counters {
 	c.unplaced = counter("sessions_refused_total", "First packets of sessions that no server took, or the session table.")
 	c.announced = counter("announced_flows_total", "Flows that signalling has announced and that were installed.")
 	c.unannounced = counter("announced_flows_refused_total", "Flows that signalling has announced and that could not be installed.")
+	c.followed = counter("sessions_moved_total", "Sessions whose signalling connection has moved to another server, and their media with it.")
+	c.held = counter("media_held_total", "Datagrams that waited here while their session moved.")
+	c.unheld = counter("media_dropped_total", "Datagrams that were dropped because too many waited.")
+	c.registry.MustRegister(c.followed, c.held, c.unheld)
 	c.findings = vector("signalling_findings_total", "Oddities in signalling, by reason.", "reason")
 	c.registry.MustRegister(c.sessions, c.unplaced, c.announced, c.unannounced, c.findings)
 	c.registry.MustRegister(c.relayed, c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)

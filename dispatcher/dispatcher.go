@@ -18,6 +18,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
 	"github.com/rehome-net/rehome/dispatcher/forward"
@@ -151,7 +152,7 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if path := d.admitter(); path != nil {
 		d.enforce(path, admission.Decision{}) // a process before this one may have been killed while it refused
 	}
-	d.entry = entry.New(d.path, d, d.log)
+	d.entry = entry.New(owners{d}, d, d.log)
 	return d.serve(ctx, ports)
 }
 
@@ -367,6 +368,9 @@ func (d *Dispatcher) Serves(at netip.AddrPort, host string) (isEntry, server boo
 			}
 		}
 		return true, false
+	}
+	if v := d.live.Load().sessions[endpoint{unix.IPPROTO_TCP, at}]; v != nil && v.linked() {
+		return true, slices.ContainsFunc(v.pool.members, func(m *member) bool { return m.host.name == host })
 	}
 	return false, false
 }

@@ -98,6 +98,12 @@ func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
 		if a := b.attemptFor(m.Flow); a != nil && a.epoch+1 == m.Epoch && a.granted() {
 			a.step(migration.Event{Kind: migration.Committed})
 		}
+		if d.sessions != nil {
+			var refused *wire.RefusedError
+			if errors.As(d.sessions.mayLeave(time.Now(), m.Flow), &refused) {
+				return &wire.LeaseRefused{Code: refused.Code, Reason: refused.Reason}, nil
+			}
+		}
 	case *wire.Commit:
 		if a := d.attempt(b.name, f.ID); a != nil && a.c.flow == m.Flow && a.epoch == m.Epoch {
 			a.step(migration.Event{Kind: migration.CommitAsked})
@@ -110,9 +116,11 @@ func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
 		from := d.ownerOf(m.Flow)
 		answer, _ := d.entry.Answer(time.Now(), f.ID, m, b.name)
 		d.flowMoved(from, d.ownerOf(m.Flow))
+		d.accompany(time.Now(), m, answer)
 		return answer, nil
 	}
 	if answer, ok := d.entry.Answer(time.Now(), f.ID, f.Message, b.name); ok {
+		d.accompany(time.Now(), f.Message, answer)
 		return answer, nil
 	}
 	return nil, fmt.Errorf("%w: %v as a request to a dispatcher", wire.ErrMalformed, f.Message.Kind())

@@ -66,3 +66,13 @@ func (f sessionForwarder) SetAdmission(protocol uint8, at netip.AddrPort, a forw
 func (f sessionForwarder) Unhandle(protocol uint8, at netip.AddrPort) error {
 	return f.of(protocol).RemoveService(at)
 }
+
+// Switch implements sessionPath.
+func (f sessionForwarder) Switch(protocol uint8, flow tcprepair.Flow, from uint32, to gate.Node) (gate.RouteInfo, error) {
+	return f.of(protocol).Commit(flow, from, to)
+}
+
+// Detour implements sessionPath.
+func (f sessionForwarder) Detour(protocol uint8, flow tcprepair.Flow, on bool) error {
+	return f.of(protocol).Inspect(flow, on)
+}

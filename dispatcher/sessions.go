@@ -18,6 +18,7 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/gateway"
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -43,6 +44,13 @@ type sessions struct {
 	signalling map[session.Key]*signalling
 	pairs      map[session.ID]*dialogue
 	actions    []session.Action // scratch space
+	flows      []session.Flow   // scratch space
+
+	// departures are the sessions that may be moving to another server, held counts their packets that wait, and arrived are when sessions
+	// have moved.
+	departures map[session.ID]*departure
+	held       int
+	arrived    map[session.ID]time.Time
 }
 
 // sessionPath is what the packet path does for sessions: a forward.Forwarder, by protocol.
@@ -59,6 +67,9 @@ type sessionPath interface {
 	Divert(context.Context, func(packet)) error
 	Watch(context.Context, func(forward.Event)) error
 	Scan(at forward.Cursor, into []forward.Known) (n int, next forward.Cursor, err error)
+	// Switch and Detour are Flows' Commit and Inspect for the protocol.
+	Switch(protocol uint8, f tcprepair.Flow, from uint32, to gate.Node) (gate.RouteInfo, error)
+	Detour(protocol uint8, f tcprepair.Flow, on bool) error
 }
 
 // packet is a client's packet that comes by user space.
@@ -75,6 +86,9 @@ type sessionService struct {
 	pool *pool
 }
 
+// linked reports whether the service's connections can move.
+func (v *sessionService) linked() bool { return v.pool.delivery == wire.DeliverLinked }
+
 // endpoint is a place that one service has.
 type endpoint struct {
 	protocol uint8
@@ -88,6 +102,7 @@ func newSessions(d *Dispatcher, path sessionPath) (*sessions, error) {
 	}
 	s := &sessions{
 		d: d, path: path, table: table, signalling: make(map[session.Key]*signalling), pairs: make(map[session.ID]*dialogue),
+		departures: make(map[session.ID]*departure), arrived: make(map[session.ID]time.Time),
 	}
 	s.gateways, err = gateway.NewServer(gateway.ServerConfig{Gateways: d.cfg.Gateways, Install: s.install, Logger: d.log})
 	return s, err
@@ -141,6 +156,7 @@ func (s *sessions) tidy(ctx context.Context) error {
 		now := time.Now()
 		s.mu.Lock()
 		s.warn(s.perform(now, s.table.Purge(now, purgeFlows, s.actions[:0])))
+		s.lapse(now)
 		s.mu.Unlock()
 		if now.Before(next) {
 			continue
@@ -207,8 +223,14 @@ func (s *sessions) began(e forward.Event) {
 	now := time.Now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	_, actions, _ := s.table.Touch(now, keyOf(e.Protocol, e.Flow), s.actions[:0])
+	k := keyOf(e.Protocol, e.Flow)
+	f, actions, ok := s.table.Touch(now, k, s.actions[:0])
 	s.warn(s.perform(now, actions))
+	if ok && gate.Node(f.Server) != e.Node {
+		// The session has moved in between.
+		_, err := s.turn(session.Action{Key: k, Server: f.Server})
+		s.warn(err)
+	}
 }
 
 // ended takes in that a connection is over, and reports whether it was of a session.
@@ -265,11 +287,18 @@ func (s *sessions) decide(p packet) {
 	k := keyOf(p.Protocol, p.Flow)
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.keep(now, k, &p) {
+		s.pass(now, k, &p)
+	}
+}
+
+// pass is decide for a packet that need not wait.
+func (s *sessions) pass(now time.Time, k session.Key, p *packet) {
 	v := s.d.live.Load().sessions[endpoint{p.Protocol, p.Flow.Local}]
-	to := p.Node
+	to := s.owner(now, k, p)
 	if p.Reason == forward.Undecided {
 		var err error
-		if to, err = s.place(now, v, k, &p); err != nil {
+		if to, err = s.place(now, v, k, p); err != nil {
 			s.d.count.unplaced.Inc()
 			s.d.log.Debug("a session is not served", "flow", k, "error", err)
 			if err := s.path.Drop(k.Protocol, p.Flow); err != nil { // its next packet asks again
@@ -278,8 +307,8 @@ func (s *sessions) decide(p packet) {
 			return
 		}
 	}
-	s.listen(now, v, k, &p)
-	if err := s.path.Send(p, to); err != nil {
+	s.listen(now, v, k, p)
+	if err := s.path.Send(*p, to); err != nil {
 		s.d.log.Warn("cannot send a packet on", "flow", k, "error", err)
 	}
 }
@@ -437,6 +466,11 @@ func (s *sessions) carryOut(now time.Time, a session.Action) error {
 		return err
 	case session.Over:
 		delete(s.pairs, a.Session)
+		delete(s.arrived, a.Session)
+		if v := s.departures[a.Session]; v != nil { // nobody is left to take what waits
+			s.held -= len(v.held)
+			delete(s.departures, a.Session)
+		}
 		if b := s.d.host(gate.Node(a.Server)); b != nil {
 			lower(&b.active)
 		}
@@ -452,6 +486,7 @@ const announcedTime = 2 * connectionTimeout
 func (s *sessions) announcement(a session.Action) forward.Announcement {
 	p := forward.Announcement{
 		Client: a.Key.Client, Server: a.Key.Server, Protocol: a.Key.Protocol, Node: gate.Node(a.Server), Lifetime: announcedTime,
+		Inspect: s.departures[a.Session] != nil && waits(a.Key),
 	}
 	if d := s.pairs[a.Session]; d != nil {
 		p.Service = forward.Service{Address: d.flow.Server, Protocol: d.flow.Protocol}

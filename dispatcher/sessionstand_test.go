@@ -24,6 +24,7 @@ import (
 // memoryFlow is what a memoryPath has of a flow.
 type memoryFlow struct {
 	node                            gate.Node
+	epoch                           uint32
 	undecided, inspected, secondary bool
 }
 
@@ -77,7 +78,7 @@ func (m *memoryPath) Assign(protocol uint8, f tcprepair.Flow, n gate.Node, inspe
 	case !v.undecided:
 		return gate.RouteInfo{Node: v.node}, gate.ErrExists
 	}
-	*v = memoryFlow{node: n, inspected: inspect}
+	*v = memoryFlow{node: n, epoch: 2, inspected: inspect}
 	return gate.RouteInfo{Node: n}, nil
 }
 
@@ -86,7 +87,28 @@ func (m *memoryPath) Locate(protocol uint8, f tcprepair.Flow) (gate.RouteInfo, e
 	if v == nil {
 		return gate.RouteInfo{}, gate.ErrNoFlow
 	}
-	return gate.RouteInfo{Node: v.node}, nil
+	return gate.RouteInfo{Node: v.node, Epoch: v.epoch}, nil
+}
+
+func (m *memoryPath) Switch(protocol uint8, f tcprepair.Flow, from uint32, to gate.Node) (gate.RouteInfo, error) {
+	v := m.flows[keyOf(protocol, f)]
+	switch {
+	case v == nil:
+		return gate.RouteInfo{}, gate.ErrNoFlow
+	case v.epoch != from:
+		return gate.RouteInfo{Node: v.node, Epoch: v.epoch}, gate.ErrEpoch
+	}
+	v.node, v.epoch = to, from+1
+	return gate.RouteInfo{Node: to, Epoch: v.epoch}, nil
+}
+
+func (m *memoryPath) Detour(protocol uint8, f tcprepair.Flow, on bool) error {
+	v := m.flows[keyOf(protocol, f)]
+	if v == nil {
+		return gate.ErrNoFlow
+	}
+	v.inspected = on
+	return nil
 }
 
 func (m *memoryPath) Drop(protocol uint8, f tcprepair.Flow) error {
@@ -206,17 +228,21 @@ func udpKey(client string, port, service uint16) session.Key {
 func (s *sessionStand) packet(k session.Key, flags uint8, sequence uint32, text string) gate.Node {
 	s.t.Helper()
 	f := s.path.flows[k]
-	if f == nil || flags == tcpSYN {
+	anew := f == nil || flags == tcpSYN
+	if anew {
 		if a, ok := s.promised(k); ok {
-			s.path.flows[k] = &memoryFlow{node: a.Node, secondary: true}
+			f = &memoryFlow{node: a.Node, epoch: 1, secondary: true, inspected: a.Inspect}
+			s.path.flows[k] = f
 			s.began(forward.Event{Flow: flowOf(k), Protocol: k.Protocol, Node: a.Node, Client: a.Client, Server: a.Server})
-			return a.Node
+			anew = false
 		}
+	}
+	if anew {
 		h, ok := s.path.handled[endpoint{k.Protocol, k.Server}]
 		if !ok || !h.Divert {
 			return 0
 		}
-		f = &memoryFlow{undecided: true}
+		f = &memoryFlow{undecided: true, epoch: 1}
 		s.path.flows[k] = f
 	}
 	d := forward.Diverted{Flow: flowOf(k), Protocol: k.Protocol, Node: f.node, Payload: []byte(text), Reason: forward.Inspected}

@@ -24,7 +24,8 @@ const (
 	shedFlows = 4096
 )
 
-// shedding moves live connections away from hot servers (M-TCP 8): those of linked servers, which can move at any moment.
+// shedding moves live connections away from hot servers (M-TCP 8): those of linked servers, which can move at any moment. Of a session it moves the
+// signalling connection, which the session's media follow (companions.go).
 type shedding struct {
 	d       *Dispatcher
 	m       *management
@@ -141,7 +142,7 @@ func (s *shedding) fill(now time.Time, servers []load.Server) error {
 		}
 		for _, k := range known[:n] {
 			server := byHost[uint32(k.Node)]
-			if server == nil || k.Closing {
+			if server == nil || k.Closing || s.ofSession(k) {
 				continue
 			}
 			id := identity(k)
@@ -150,23 +151,39 @@ func (s *shedding) fill(now time.Time, servers []load.Server) error {
 			server.Sessions = append(server.Sessions, load.Session{ID: id, Weight: 1, Fixed: len(to) == 0, To: to, Since: s.since(now, id, k)})
 		}
 		if at = next; at == 0 {
-			return nil
+			break
 		}
 	}
+	if s.d.sessions != nil {
+		s.d.sessions.each(now, func(c travelling) {
+			if server := byHost[uint32(c.at)]; server != nil {
+				id := c.identity()
+				s.moving[id] = flowOf(c.signal)
+				server.Sessions = append(server.Sessions, load.Session{ID: id, Weight: c.weight, Fixed: len(c.to) == 0, To: c.to, Since: c.since})
+			}
+		})
+	}
+	return nil
+}
+
+// ofSession reports whether a flow counts as a part of its session.
+func (s *shedding) ofSession(k forward.Known) bool {
+	return s.d.sessions != nil && (k.Secondary || s.d.live.Load().sessions[endpoint{k.Protocol, k.Flow.Local}] != nil)
 }
 
 // identity is a flow's number: that of its ports and addresses, and of who had it, so that one that comes back is another.
 func identity(k forward.Known) uint64 {
-	h := uint64(14695981039346656037)
-	mix := func(b []byte) {
-		for _, c := range b {
-			h = (h ^ uint64(c)) * 1099511628211
-		}
-	}
 	raw, _ := k.Flow.Remote.MarshalBinary() // never fails
-	mix(raw)
-	raw, _ = k.Flow.Local.MarshalBinary()
-	mix(append(raw, k.Protocol, byte(k.Epoch), byte(k.Epoch>>8)))
+	local, _ := k.Flow.Local.MarshalBinary()
+	return numberOf(append(append(raw, local...), k.Protocol, byte(k.Epoch), byte(k.Epoch>>8)))
+}
+
+// numberOf makes a number for load.Session of what tells one from another (FNV-1a).
+func numberOf(b []byte) uint64 {
+	h := uint64(14695981039346656037)
+	for _, c := range b {
+		h = (h ^ uint64(c)) * 1099511628211
+	}
 	return h &^ shedBit
 }
 

@@ -148,7 +148,7 @@ func start(t *testing.T, cfg Config, prepare ...func(*Dispatcher)) *stand {
 	for _, w := range d.workers {
 		w.found = s.found
 	}
-	d.entry = entry.New(d.path, d, d.log)
+	d.entry = entry.New(owners{d}, d, d.log)
 	done := make(chan error, 1)
 	go func() {
 		defer ports.close()

@@ -65,6 +65,10 @@ type Diverted struct {
 
 // Clone returns a copy with a payload of its own.
 func (d Diverted) Clone() Diverted {
+	if d.frame == nil { // none of Divert's
+		d.Payload = bytes.Clone(d.Payload)
+		return d
+	}
 	d.frame = bytes.Clone(d.frame)
 	d.Payload = d.frame[d.at:][:len(d.Payload)]
 	return d

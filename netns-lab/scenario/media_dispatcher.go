@@ -65,6 +65,9 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 		}
 		cfg.Services = append(cfg.Services, service)
 	}
+	if m.cfg.Dispatcher != nil {
+		m.cfg.Dispatcher(&cfg)
+	}
 	raw, err := yaml.Marshal(cfg)
 	if err != nil {
 		return err

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/dispatcher"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -45,6 +46,9 @@ type MediaFarmConfig struct {
 	Hold time.Duration
 	// LogLevel is that of rehome's processes; "info" when empty.
 	LogLevel string
+	// Agent and Dispatcher change a configuration before it is written; may be nil.
+	Agent      func(*agent.Config)
+	Dispatcher func(*dispatcher.Config)
 }
 
 // Media is a standing lab in which programs that nobody changed serve RTSP, SIP, FTP and DNS. Until something dispatches, the virtual
@@ -75,9 +79,15 @@ func StartMedia(ctx context.Context, cfg MediaFarmConfig) (_ *Media, err error) 
 	if !cfg.Agents {
 		without = append(without, MediaHost1, MediaHost2, MediaHost3)
 	}
+	services := mediaAgents(MediaTopology(cfg.Lab).VIPs)
 	cluster, err := StartCluster(ctx, ClusterConfig{
 		Topology: MediaTopology(cfg.Lab), Command: cfg.Command, LogLevel: cfg.LogLevel, NoServers: true, NoAgent: without,
-		Adjust: mediaAgents(MediaTopology(cfg.Lab).VIPs),
+		Adjust: func(c *agent.Config) {
+			services(c)
+			if cfg.Agent != nil {
+				cfg.Agent(c)
+			}
+		},
 	})
 	if err != nil {
 		return nil, err

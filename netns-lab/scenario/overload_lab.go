@@ -15,6 +15,7 @@ import (
 	"slices"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"go.yaml.in/yaml/v3"
 
 	"github.com/rehome-net/rehome/agent"
@@ -81,24 +82,33 @@ func writeKey(path string) error {
 	return os.WriteFile(path, []byte("1 * "+hex.EncodeToString(secret)+"\n"), 0o600)
 }
 
-// agentFor returns what changes an agent's configuration: it has the one service, and reports under the number that peers know its host by.
+// agentFor returns what changes an agent's configuration: it has the one service, and reports.
 func (m *managedLab) agentFor(topo netnslab.Topology) func(*agent.Config) {
-	entry := topo.Hosts[slices.IndexFunc(topo.Hosts, func(h netnslab.HostSpec) bool { return h.Role == netnslab.RoleEntry })]
 	service := agent.ServiceConfig{Name: m.cfg.Service, Addresses: at(topo.VIPs, m.cfg.Port), Entry: FrontHost}
-	numbers := map[string]uint32{}
 	for _, h := range topo.Hosts {
-		if h.Role == netnslab.RoleClient {
-			continue
-		}
-		numbers[h.Name] = uint32(len(numbers)) + 1 // as Cluster numbers peers
 		if h.Role == netnslab.RoleServer {
 			service.Servers = append(service.Servers, h.Name)
 		}
 	}
+	report := reportsOf(topo, m.keyFile())
 	return func(c *agent.Config) {
 		c.Services = []agent.ServiceConfig{service}
+		report(c)
+	}
+}
+
+// reportsOf returns what has an agent report to the entry's host, under the number that peers know its own by.
+func reportsOf(topo netnslab.Topology, keys string) func(*agent.Config) {
+	entry := topo.Hosts[slices.IndexFunc(topo.Hosts, func(h netnslab.HostSpec) bool { return h.Role == netnslab.RoleEntry })]
+	numbers := map[string]uint32{}
+	for _, h := range topo.Hosts {
+		if h.Role != netnslab.RoleClient {
+			numbers[h.Name] = uint32(len(numbers)) + 1 // as Cluster numbers peers
+		}
+	}
+	return func(c *agent.Config) {
 		c.Report = agent.ReportConfig{
-			Host: numbers[c.Host], Dispatchers: []netip.AddrPort{netip.AddrPortFrom(entry.Addr4(), reportPort)}, Keys: m.keyFile(),
+			Host: numbers[c.Host], Dispatchers: []netip.AddrPort{netip.AddrPortFrom(entry.Addr4(), reportPort)}, Keys: keys,
 			Interval: heartbeatInterval, LoadInterval: loadInterval,
 		}
 	}
@@ -132,19 +142,27 @@ func (m *managedLab) dial(to netip.AddrPort) dialer {
 	}
 }
 
-// reports returns how the dispatcher hears of the servers. All hosts of a lab share the machine's processors, memory and disks: what the
-// applications say is all that tells one from another.
+// reports returns how the dispatcher hears of the servers.
 func (m *managedLab) reports() (dispatcher.ReportsConfig, error) {
 	front, err := m.Lab.Host(FrontHost)
+	if err != nil {
+		return dispatcher.ReportsConfig{}, err
+	}
+	return reportsHeard(front, m.keyFile()), nil
+}
+
+// reportsHeard returns how a dispatcher on the host front hears reports. All hosts of a lab share the machine's processors, memory and disks: what
+// the applications say is all that tells one from another.
+func reportsHeard(front *netnslab.Host, keys string) dispatcher.ReportsConfig {
 	weights := map[string]float64{}
 	for part := range vitals.Parts {
 		weights[part.String()] = 0
 	}
 	weights[vitals.Application.String()] = 1
 	return dispatcher.ReportsConfig{
-		Listen: netip.AddrPortFrom(front.Addr4(), reportPort).String(), Keys: m.keyFile(), Interval: heartbeatInterval, Misses: heartbeatMisses,
+		Listen: netip.AddrPortFrom(front.Addr4(), reportPort).String(), Keys: keys, Interval: heartbeatInterval, Misses: heartbeatMisses,
 		LoadInterval: loadInterval, Weights: weights,
-	}, err
+	}
 }
 
 // startDispatcher starts `rehome dispatcher` on the front with a configuration that adjust completes, and returns when it serves all servers.
@@ -197,15 +215,20 @@ func (m *managedLab) frontGauge(ctx context.Context, metric string) (map[string]
 	if err != nil {
 		return nil, err
 	}
+	return perBackend(families[metric]), nil
+}
+
+// perBackend returns the values of a metric that is told for each backend.
+func perBackend(family *dto.MetricFamily) map[string]float64 {
 	values := map[string]float64{}
-	for _, v := range families[metric].GetMetric() {
+	for _, v := range family.GetMetric() {
 		for _, l := range v.GetLabel() {
 			if l.GetName() == "backend" {
 				values[l.GetValue()] = v.GetGauge().GetValue()
 			}
 		}
 	}
-	return values, nil
+	return values
 }
 
 func (m *managedLab) dispatcherConfig(mode dispatcher.Mode) (*dispatcher.Config, error) {

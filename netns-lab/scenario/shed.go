@@ -26,6 +26,8 @@ type ShedConfig struct {
 	Limit time.Duration
 	// Watch is how long the clients go on afterwards, to see that nothing moves any more; 2 s when zero.
 	Watch time.Duration
+	// Sessions are how many sessions of RTSP a server can bear in the second act, 40 when zero; negative leaves it out.
+	Sessions int
 	// Report gets progress; may be nil.
 	Report io.Writer
 	// LogLevel is that of rehome's processes.
@@ -35,6 +37,7 @@ type ShedConfig struct {
 func (c ShedConfig) withDefaults() ShedConfig {
 	setDefault(&c.Lab, "shed")
 	setDefault(&c.Capacity, 400)
+	setDefault(&c.Sessions, 40)
 	setDefault(&c.Limit, 5*time.Second)
 	setDefault(&c.Watch, 2*time.Second)
 	if c.Report == nil {
@@ -69,15 +72,44 @@ type ShedResult struct {
 	Connections int `json:"connections"`
 	Moved       int `json:"moved"`
 	MovedLate   int `json:"movedLate"`
-	// ClientErrors counts connections that broke or were echoed something else, of Echoes lines. LongestMillis is the longest wait for an echo.
+	// ClientErrors counts connections that broke or were echoed something else, of Echoes lines, and sessions that did. LongestMillis is the longest wait for an echo.
 	ClientErrors  int     `json:"clientErrors"`
 	Echoes        int     `json:"echoes"`
 	LongestMillis float64 `json:"longestMillis"`
+	// SecondsToCool is the longer of Seconds and that of the second act, SessionsMoved how many whole sessions its server gave away,
+	// MediaPacketsLost what their users missed.
+	SecondsToCool    float64 `json:"secondsToCool"`
+	SessionsMoved    int     `json:"sessionsMoved"`
+	MediaPacketsLost int     `json:"mediaPacketsLost"`
+	// Media is the second act.
+	Media *ShedSessionsResult `json:"media,omitempty"`
 }
 
-// Shed plays the scene: all clients' connections are at one server, which is nearly full, and the dispatcher moves them while they are used.
-func Shed(ctx context.Context, cfg ShedConfig) (_ *ShedResult, err error) {
+// Shed plays the scene: all clients' connections are at one server, which is nearly full, and the dispatcher moves them while they are used. In a
+// second act the same happens to sessions with media (ShedSessions).
+func Shed(ctx context.Context, cfg ShedConfig) (*ShedResult, error) {
 	cfg = cfg.withDefaults()
+	r, err := shedConnections(ctx, cfg)
+	if err != nil {
+		return nil, err
+	}
+	r.SecondsToCool = r.Seconds
+	if cfg.Sessions < 0 {
+		return r, ctx.Err()
+	}
+	if r.Media, err = ShedSessions(ctx, cfg); err != nil {
+		return nil, err
+	}
+	r.OK = r.OK && r.Media.OK
+	r.Problems = append(r.Problems, r.Media.Problems...)
+	r.ClientErrors += r.Media.ClientErrors
+	r.SecondsToCool = max(r.SecondsToCool, r.Media.SecondsToCool)
+	r.SessionsMoved, r.MediaPacketsLost = r.Media.SessionsMoved, r.Media.MediaPacketsLost
+	return r, ctx.Err()
+}
+
+// shedConnections is the first act.
+func shedConnections(ctx context.Context, cfg ShedConfig) (_ *ShedResult, err error) {
 	lab, err := startManaged(ctx, managedConfig{
 		Command: cfg.Command, Lab: cfg.Lab, LogLevel: cfg.LogLevel, Service: demo.EchoService, Port: EchoPort,
 	})

@@ -13,7 +13,7 @@ import (
 func TestShed(t *testing.T) {
 	lab := labName("shed")
 	r, err := scenario.Shed(testContext(t, time.Minute), scenario.ShedConfig{
-		Command: binary(t), Lab: lab, Capacity: 100, Limit: 15 * time.Second, LogLevel: "warn", Report: log{t},
+		Command: binary(t), Lab: lab, Capacity: 100, Sessions: -1, Limit: 15 * time.Second, LogLevel: "warn", Report: log{t},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -21,6 +21,23 @@ func TestShed(t *testing.T) {
 	checkGone(t, lab)
 	// 95 connections, of which 25 at least must go.
 	if !r.OK || r.Connections != 95 || r.Moved < 25 || r.Moved > 40 || r.ClientErrors != 0 || r.LoadBefore != 0.95 {
+		t.Errorf("%+v", r)
+	}
+}
+
+// TestShedSessions cools a small media server down, and drains it: sessions of gortsplib's client and of ffmpeg, that play and record.
+func TestShedSessions(t *testing.T) {
+	needPrograms(t, scenario.MediaPrograms()...)
+	lab := labName("sh")
+	r, err := scenario.ShedSessions(testContext(t, time.Minute), scenario.ShedConfig{
+		Command: binary(t), Lab: lab, Sessions: 20, Limit: 15 * time.Second, LogLevel: "warn", Report: log{t},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab+"m")
+	// 19 sessions, of which 6 must go.
+	if !r.OK || r.Sessions != 19 || r.SessionsMoved < 6 || r.SessionsMoved > 9 || r.MediaPacketsLost != 0 || r.ClientErrors != 0 || r.Clients["ffmpeg"] != 4 {
 		t.Errorf("%+v", r)
 	}
 }
