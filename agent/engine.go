@@ -45,8 +45,10 @@ type engine struct {
 	hosts   *directory
 	// watched is nil when the ends of connections are not reported.
 	watched watched
+	// polled is nil unless those ends are looked for.
+	polled *poll
 	log     *slog.Logger
-	gate    *gate.Gate
+	gate    packetGate
 	// seeder is nil where the kernel cannot seed congestion windows.
 	seeder  *sockops.Seeder
 	metrics *metrics
@@ -102,7 +104,7 @@ type counters struct {
 	movedOut, movedIn, resumed, refused, lost, recovered uint64
 }
 
-func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
+func newEngine(cfg Config, g packetGate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
 	e := &engine{
 		log:      log,
 		gate:     g,

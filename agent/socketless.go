@@ -50,6 +50,8 @@ func (e *engine) acceptCookies(from string, m *wire.Cookies) error {
 	copy(p.Also[:], m.Also)
 	c := &e.acceptor
 	switch {
+	case len(want) > 0 && e.cfg.Gate.Mode == GateNFT:
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s", needsBPF)
 	case c.made == nil && len(want) == 0:
 		return nil
 	case c.made == nil:

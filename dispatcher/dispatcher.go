@@ -54,7 +54,7 @@ type Dispatcher struct {
 	count *counters
 	self  peer.Self
 
-	gate  *gate.Gate // holds packets during a handoff
+	gate  holder // holds packets during a handoff
 	path  Path
 	entry *entry.Entry
 	// admission is nil until an engine is plugged in.
@@ -110,7 +110,7 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.path, d.gate = path, path.gate
+	d.path, d.gate = path, path.holds
 	defer func() { err = errors.Join(err, d.path.Close()) }()
 	if err := d.prepareSocketless(path); err != nil {
 		return err
