@@ -15,7 +15,6 @@ import (
 
 	"github.com/rehome-net/rehome/handoff/cookie"
 	"github.com/rehome-net/rehome/handoff/entry"
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/reqsk"
@@ -47,8 +46,8 @@ type engine struct {
 	watched watched
 	// polled is nil unless those ends are looked for.
 	polled *poll
-	log     *slog.Logger
-	gate    packetGate
+	log    *slog.Logger
+	gate   packetGate
 	// seeder is nil where the kernel cannot seed congestion windows.
 	seeder  *sockops.Seeder
 	metrics *metrics

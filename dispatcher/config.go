@@ -16,9 +16,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 )
 
 // Where things are unless the configuration says otherwise.

@@ -7,8 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
