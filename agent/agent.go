@@ -22,7 +22,6 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/rehome-net/rehome/agent/api"
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 )
@@ -75,12 +74,9 @@ func (a *Agent) Run(ctx context.Context) error {
 		return err
 	}
 	defer ls.close()
-	g, err := gate.Open(gate.Config{
-		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.pinPath(), MaxFlows: a.cfg.Gate.MaxFlows,
-		HoldPackets: a.cfg.Gate.HoldPackets, HoldBytes: a.cfg.Gate.HoldBytes, IdleTimeout: a.cfg.Gate.IdleTimeout, Logger: a.log,
-	})
+	g, err := a.openGate()
 	if err != nil {
-		return fmt.Errorf("gate: %w", err)
+		return err
 	}
 	defer func() {
 		if err := g.Close(); err != nil {
@@ -170,7 +166,7 @@ func (a *Agent) notify(state string) {
 
 // openSeeder returns nil where the kernel or the rights are missing: moves work without it.
 func (a *Agent) openSeeder() *sockops.Seeder {
-	if !isOn(a.cfg.Migration.SeedWindow) {
+	if !isOn(a.cfg.Migration.SeedWindow) || a.cfg.Gate.Mode == GateNFT { // no BPF at all
 		return nil
 	}
 	s, err := sockops.Open("")

@@ -16,6 +16,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent/criu"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
@@ -37,14 +38,26 @@ type Finding struct {
 // Check looks at the machine, and at what the configuration expects of it; cfg may be nil. It leaves nothing changed.
 func Check(cfg *Config) []Finding {
 	found := []Finding{checkKernel()}
-	for _, f := range gate.Probe() {
-		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
-	}
+	found = append(found, checkGate(cfg)...)
 	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkEnds(), checkLoopback(), checkCRIU(cfg))
 	if cfg == nil {
 		return found
 	}
 	return append(found, checkConfig(cfg)...)
+}
+
+// checkGate looks at both ways to hold and forward packets. What is missing for the one that is not chosen is no fault.
+func checkGate(cfg *Config) []Finding {
+	var found []Finding
+	chosen := cfg != nil && cfg.Gate.Mode == GateNFT
+	byBPF, byNFT := gate.Probe(), nft.Probe()
+	for _, f := range byBPF {
+		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required || chosen, Advice: f.Detail})
+	}
+	return append(found,
+		Finding{What: byNFT.Name, OK: byNFT.OK, Optional: !chosen, Advice: byNFT.Detail},
+		Finding{What: "packet gate", OK: true, Optional: true, Detail: gate.Ways(byBPF, byNFT)},
+	)
 }
 
 // The oldest kernel that has what the gate needs (bpf_loop), and the oldest with tcx.
@@ -99,7 +112,7 @@ func checkEnds() Finding {
 		err = w.Close()
 	}
 	if err != nil {
-		f.Detail, f.Advice = err.Error(), "an entry forgets flows when they have been idle for gate.idle_timeout without it"
+		f.Detail, f.Advice = err.Error(), "an entry forgets flows when they have been idle for gate.idle_timeout without it; with gate.mode: nft they are looked for instead"
 		return f
 	}
 	f.OK = true
@@ -192,7 +205,10 @@ func checkLoopback() Finding {
 
 // checkConfig looks at what the configuration expects of this host.
 func checkConfig(cfg *Config) []Finding {
-	found := []Finding{checkPin(cfg.pinPath()), checkTLS(cfg)}
+	found := []Finding{checkTLS(cfg)}
+	if cfg.Gate.Mode != GateNFT {
+		found = append(found, checkPin(cfg.pinPath()))
+	}
 	for _, name := range cfg.Interfaces {
 		f := Finding{What: "interface " + name, Detail: "up"}
 		link, err := net.InterfaceByName(name)

@@ -86,6 +86,9 @@ type ServiceConfig struct {
 
 // GateConfig bounds the packet gate; zero values are defaults.
 type GateConfig struct {
+	// Mode is how packets are held and forwarded: auto (BPF), bpf, or nft on a host whose kernel refuses BPF. With nft this host is no entry
+	// and serves with delivery linked and fd; what comes for a connection while it is being moved is dropped and sent again.
+	Mode GateMode `yaml:"mode"`
 	// Pin is the directory of the BPF file system that keeps the gate's state over a restart (/sys/fs/bpf/rehome when
 	// empty). "off" pins nothing: an agent that is killed then takes its holds with it, and what a frozen connection
 	// acknowledges after that is lost.
@@ -217,6 +220,9 @@ func (c *Config) Validate() error {
 		}
 		ids[p.ID] = p.Name
 	}
+	if err := c.validateGate(); err != nil {
+		errs = append(errs, err)
+	}
 	if err := c.validateReport(); err != nil {
 		bad("report.%w", err)
 	}
@@ -255,6 +261,9 @@ func (c *Config) setDefaults() {
 		}
 	}
 	c.Peers = slices.DeleteFunc(c.Peers, func(p PeerConfig) bool { return p.Name == c.Host && c.Host != "" })
+	if c.Gate.Mode == "" {
+		c.Gate.Mode = GateAuto
+	}
 	if c.Gate.Pin == "" {
 		c.Gate.Pin = DefaultPin
 	}

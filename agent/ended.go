@@ -29,7 +29,7 @@ const (
 	maxEndedBacklog = 1 << 20
 )
 
-// endSource is a sockops.Watcher.
+// endSource is a sockops.Watcher, or a poll where there is no BPF.
 type endSource interface {
 	Read([]sockops.End) ([]sockops.End, error)
 	Lost() uint64
@@ -98,6 +98,14 @@ func (a *Agent) openEnds(e *engine) (_ *ends, closeAll func()) {
 	d, err := openDiagnosis()
 	if err != nil {
 		return failed(err)
+	}
+	if a.cfg.Gate.Mode == GateNFT {
+		e.polled = newPoll(a.cfg.addresses(), connections)
+		e.watched = e.polled
+		return newEnds(e, e.polled, d), func() {
+			_ = e.polled.Close() // it holds nothing
+			d.close()
+		}
 	}
 	w, err := sockops.Watch(sockops.WatchConfig{Services: a.cfg.addresses()})
 	if err != nil {

@@ -15,7 +15,6 @@ import (
 
 	"github.com/rehome-net/rehome/handoff/cookie"
 	"github.com/rehome-net/rehome/handoff/entry"
-	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/reqsk"
@@ -45,8 +44,10 @@ type engine struct {
 	hosts   *directory
 	// watched is nil when the ends of connections are not reported.
 	watched watched
-	log     *slog.Logger
-	gate    *gate.Gate
+	// polled is nil unless those ends are looked for.
+	polled *poll
+	log    *slog.Logger
+	gate   packetGate
 	// seeder is nil where the kernel cannot seed congestion windows.
 	seeder  *sockops.Seeder
 	metrics *metrics
@@ -104,7 +105,7 @@ type counters struct {
 	movedOut, movedIn, resumed, refused, lost, recovered uint64
 }
 
-func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
+func newEngine(cfg Config, g packetGate, seeder *sockops.Seeder, m *metrics, id *peer.Identity, log *slog.Logger) *engine {
 	e := &engine{
 		log:      log,
 		gate:     g,

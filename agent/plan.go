@@ -34,6 +34,7 @@ func needRestart(old, cfg *Config) error {
 		{"metrics", old.Metrics == cfg.Metrics},
 		{"tls", old.TLS == cfg.TLS},
 		{"plaintext", old.Plaintext == cfg.Plaintext},
+		{"gate.mode", old.Gate.Mode == cfg.Gate.Mode},
 		{"gate.pin", old.Gate.Pin == cfg.Gate.Pin},
 		{"gate.max_flows", old.Gate.MaxFlows == cfg.Gate.MaxFlows},
 		{"gate.hold_packets", old.Gate.HoldPackets == cfg.Gate.HoldPackets},

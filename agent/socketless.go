@@ -53,6 +53,8 @@ func (e *engine) acceptCookies(from string, m *wire.Cookies) error {
 	copy(p.Also[:], m.Also)
 	c := &e.acceptor
 	switch {
+	case e.cfg.Gate.Mode == GateNFT:
+		return wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s", needsBPF)
 	case c.made == nil:
 		if err := e.openAcceptor(p); err != nil {
 			return wire.Refusef(e.cfg.Host, wire.CodeFailed, "%v", err)

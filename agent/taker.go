@@ -105,6 +105,9 @@ func (e *engine) delivery(m *wire.Handoff, svc ServiceConfig, t *taker) (deliver
 		}
 		return &descriptor{restoring: restoring{e: e}, flow: t.flow, path: m.Socket, socket: -1}, nil
 	case wire.DeliverUnmodified:
+		if e.cfg.Gate.Mode == GateNFT {
+			return nil, wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s", needsBPF)
+		}
 		in, err := e.injector()
 		if err != nil {
 			return nil, wire.Refusef(e.cfg.Host, wire.CodeNoService, "unmodified servers cannot be served: %v", err)
@@ -210,6 +213,7 @@ func (t *taker) finish(err error) {
 	if err == nil {
 		t.e.counters.movedIn++
 		t.e.metrics.taken.Inc()
+		t.e.polled.note(t.flow)
 		return
 	}
 	t.e.counters.refused++

@@ -419,6 +419,9 @@ func (t *target) thaw() {
 	}
 	_ = t.restored.Close()
 	t.restored = nil
+	if t.e.cfg.drops() {
+		t.release() // there is nothing to keep in order, and each packet that is dropped costs the client a timeout
+	}
 }
 
 // release lets the flow's packets go: to the own stack when the connection lives here, else on their way.
@@ -450,6 +453,7 @@ func (t *target) finish(err error) {
 	if t.machine.State() == migration.TargetLive {
 		t.e.counters.movedIn++
 		t.e.metrics.taken.Inc()
+		t.e.polled.note(t.flow)
 		return
 	}
 	if t.ahead && !t.imported {

@@ -7,6 +7,9 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// needsBPF is why unmodified servers get no connections on a host without BPF.
+const needsBPF = "unmodified servers need BPF, and gate.mode is nft here: use delivery linked or fd"
+
 // injector returns what makes connections for servers that know nothing of rehome; it is opened when first needed, and a kernel
 // that cannot do it is asked again with the next connection.
 func (e *engine) injector() (*reqsk.Injector, error) {

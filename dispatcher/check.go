@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -40,16 +41,31 @@ const learnTime = time.Second
 // Check looks at what a dispatcher needs of this machine, and at what a validated configuration expects of it. It leaves nothing
 // changed. What the backends need, their own agents check.
 func Check(cfg *Config) []Finding {
-	var found []Finding
-	for _, f := range gate.Probe() {
-		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
-	}
-	found = append(found, checkRepair(), checkPin(cfg.PinPath()), checkTLS(cfg), checkControl(cfg))
+	found := checkPath(cfg)
+	found = append(found, checkRepair(), checkTLS(cfg), checkControl(cfg))
 	for _, name := range cfg.Interfaces {
 		found = append(found, checkInterface(name))
 	}
 	found = append(found, checkAddresses(cfg)...)
 	return append(found, checkPeers(cfg.Peers)...)
+}
+
+// checkPath looks at both ways to hold and forward packets. What is missing for the one that is not chosen is no fault.
+func checkPath(cfg *Config) []Finding {
+	var found []Finding
+	chosen := cfg.Forward.Mode == ForwardNFT
+	byBPF, byNFT := gate.Probe(), nft.Probe()
+	for _, f := range byBPF {
+		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required || chosen, Advice: f.Detail})
+	}
+	found = append(found,
+		Finding{What: byNFT.Name, OK: byNFT.OK, Optional: !chosen, Advice: byNFT.Detail},
+		Finding{What: "packet path", OK: true, Optional: true, Detail: gate.Ways(byBPF, byNFT)},
+	)
+	if chosen {
+		return found // the pin says no more than whether the table is kept
+	}
+	return append(found, checkPin(cfg.PinPath()))
 }
 
 // checkRepair accepts a connection on loopback as services do, and freezes it.

@@ -15,9 +15,9 @@ import (
 
 	"go.yaml.in/yaml/v3"
 
-	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/dispatcher/session"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
 )
@@ -147,7 +147,7 @@ type ForwardMode string
 const (
 	ForwardTCX ForwardMode = "tcx" // everywhere, and nearly at wire speed
 	ForwardXDP ForwardMode = "xdp" // in the driver, for physical network interfaces
-	ForwardNFT ForwardMode = "nft" // by nftables, where BPF may not redirect: connections only, and slower (package nft)
+	ForwardNFT ForwardMode = "nft" // by nftables, where the kernel refuses BPF: connections only, and slower (package nft)
 )
 
 // ForwardConfig says how packets reach the backends; zero values are defaults.

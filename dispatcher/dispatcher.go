@@ -57,7 +57,7 @@ type Dispatcher struct {
 	count *counters
 	self  peer.Self
 
-	gate  *gate.Gate // holds packets during a handoff
+	gate  holder // holds packets during a handoff
 	path  Path
 	entry *entry.Entry
 	// admission is nil until an engine is plugged in.
@@ -115,7 +115,7 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	d.path, d.gate = path, path.gate
+	d.path, d.gate = path, path.holds
 	defer func() { err = errors.Join(err, d.path.Close()) }()
 	if pin := d.cfg.PinPath(); pin != "" {
 		names, failed := forward.OpenNames(filepath.Join(pin, "forward"))

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -22,21 +23,33 @@ import (
 // packets of those that are being handed off.
 type kernelPath struct {
 	flowTable
-	bpf  *forward.Forwarder // nil when nftables forward
+	holds holder
+	// Of the two ways to do it, one is there.
+	bpf  *forward.Forwarder
 	gate *gate.Gate
+	nft  *nftForwarder
 	// proxy is nil unless a service is socketless.
 	proxy *synproxy.Proxy
 }
 
 var _ Path = (*kernelPath)(nil)
 
+// holder holds the packets of single connections during their handoff (package gate, package nft).
+type holder interface {
+	Hold(f tcprepair.Flow, d gate.Direction, ttl time.Duration) error
+	Unhold(f tcprepair.Flow) error
+	Release(f tcprepair.Flow) (gate.Held, error)
+	Divert(f tcprepair.Flow, to gate.Node, ttl time.Duration, before ...[]byte) error
+}
+
 // flowTable is a Path that nobody need hold packets behind.
 type flowTable interface{ Path }
 
-// Stats returns the forwarder's counters; nftables count nothing.
+// Stats returns the forwarder's counters; nftables count less.
 func (p *kernelPath) Stats() forward.Stats {
 	if p.bpf == nil {
-		return forward.Stats{}
+		s := p.nft.Stats()
+		return forward.Stats{Flows: s.Flows, Forwarded: s.Forwarded}
 	}
 	return p.bpf.Stats()
 }
@@ -49,7 +62,7 @@ func (p *kernelPath) Scan(at forward.Cursor, into []forward.Known) (n int, next 
 	return p.bpf.Scan(at, into)
 }
 
-// openPath opens both. The gate comes first: who comes later stands in front.
+// openPath opens both. The gate comes first: who comes later stands in front. With nftables both are one, and nothing of it is BPF.
 func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	within := func(name string) string {
 		if pin := cfg.PinPath(); pin != "" {
@@ -57,16 +70,16 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 		}
 		return ""
 	}
+	if cfg.Forward.Mode == ForwardNFT {
+		f, err := openNFT(cfg, log)
+		if err != nil {
+			return nil, fmt.Errorf("forwarder: %w", err)
+		}
+		return &kernelPath{flowTable: f, holds: f, nft: f}, nil
+	}
 	g, err := gate.Open(gate.Config{Interfaces: cfg.Interfaces, PinPath: within("gate"), Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("gate: %w", err)
-	}
-	if cfg.Forward.Mode == ForwardNFT {
-		f, err := openNFT(cfg)
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
-		}
-		return &kernelPath{flowTable: f, gate: g}, nil
 	}
 	mode := forward.TCX
 	if cfg.Forward.Mode == ForwardXDP {
@@ -79,7 +92,7 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
 	}
-	return &kernelPath{flowTable: f, bpf: f, gate: g}, nil
+	return &kernelPath{flowTable: f, holds: g, bpf: f, gate: g}, nil
 }
 
 // Reused implements reuser: nftables do not tell of a SYN.
@@ -92,7 +105,10 @@ func (p *kernelPath) Reused(f tcprepair.Flow) bool {
 
 // SetNode tells all how a host is reached: the gate sends what it has held there itself, the proxy first packets.
 func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error {
-	err := errors.Join(p.flowTable.SetNode(n, ifindex, dst, src), p.gate.SetNode(n, ifindex, dst, src))
+	err := p.flowTable.SetNode(n, ifindex, dst, src)
+	if p.gate != nil {
+		err = errors.Join(err, p.gate.SetNode(n, ifindex, dst, src))
+	}
 	if p.proxy != nil {
 		err = errors.Join(err, p.proxy.SetNode(n, ifindex, dst, src))
 	}
@@ -102,10 +118,18 @@ func (p *kernelPath) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr
 // Run runs both until ctx ends.
 func (p *kernelPath) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
-	group.Go(func() error { return p.gate.Run(ctx) })
+	if p.gate != nil {
+		group.Go(func() error { return p.gate.Run(ctx) })
+	}
 	group.Go(func() error { return p.flowTable.Run(ctx) })
 	return group.Wait()
 }
 
 // Close closes both; with a pin directory the kernel goes on forwarding.
-func (p *kernelPath) Close() error { return errors.Join(p.flowTable.Close(), p.gate.Close()) }
+func (p *kernelPath) Close() error {
+	err := p.flowTable.Close()
+	if p.gate != nil {
+		err = errors.Join(err, p.gate.Close())
+	}
+	return err
+}

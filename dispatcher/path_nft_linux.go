@@ -3,29 +3,32 @@
 package dispatcher
 
 import (
+	"log/slog"
 	"sync"
 	"time"
 
-	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// nftForwarder is a forwarder by nftables. Its table knows no owner that has not the connection yet, so grants are this process's: a dispatcher
-// that is killed in the midst of a handoff takes the connection with it.
+// nftForwarder is gate and forwarder in one, by nftables: the write that makes a backend the owner of a flow ends its hold. Its table knows no owner
+// that has not the connection yet, so grants are this process's: a dispatcher that is killed in the midst of a handoff takes the connection with it.
 type nftForwarder struct {
-	*nft.Forwarder
+	*nft.Gate
 
 	mu      sync.Mutex
 	granted map[tcprepair.Flow]gate.RouteInfo
 }
 
-func openNFT(cfg *Config) (*nftForwarder, error) {
-	f, err := nft.Open(nft.Config{Interfaces: cfg.Interfaces, Keep: cfg.PinPath() != ""})
+func openNFT(cfg *Config, log *slog.Logger) (*nftForwarder, error) {
+	f, err := nft.Open(nft.Config{
+		Interfaces: cfg.Interfaces, Keep: cfg.PinPath() != "", IdleTimeout: cfg.Forward.IdleTimeout, Logger: log,
+	})
 	if err != nil {
 		return nil, err
 	}
-	return &nftForwarder{Forwarder: f, granted: make(map[tcprepair.Flow]gate.RouteInfo)}, nil
+	return &nftForwarder{Gate: f, granted: make(map[tcprepair.Flow]gate.RouteInfo)}, nil
 }
 
 // needsOf is what a configuration asks of its forwarder.
@@ -44,7 +47,7 @@ const silent = time.Hour
 
 // Route implements Path.
 func (f *nftForwarder) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
-	r, err := f.Forwarder.Route(flow)
+	r, err := f.Gate.Route(flow)
 	r.Idle = silent
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -81,7 +84,7 @@ func (f *nftForwarder) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node
 	if !ok {
 		return g, gate.ErrEpoch
 	}
-	return f.Forwarder.Commit(flow, epoch-1, owner)
+	return f.Gate.Commit(flow, epoch-1, owner)
 }
 
 // Commit implements Path: that of a granted flow takes it back.
@@ -93,9 +96,9 @@ func (f *nftForwarder) Commit(flow tcprepair.Flow, from uint32, owner gate.Node)
 	}
 	f.mu.Unlock()
 	if ok {
-		return f.Forwarder.Route(flow) // it has never been another's
+		return f.Gate.Route(flow) // it has never been another's
 	}
-	return f.Forwarder.Commit(flow, from, owner)
+	return f.Gate.Commit(flow, from, owner)
 }
 
 // Forget implements Path.
@@ -105,5 +108,5 @@ func (f *nftForwarder) Forget(flows ...tcprepair.Flow) error {
 		delete(f.granted, flow)
 	}
 	f.mu.Unlock()
-	return f.Forwarder.Forget(flows...)
+	return f.Gate.Forget(flows...)
 }

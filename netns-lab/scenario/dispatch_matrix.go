@@ -41,6 +41,9 @@ type BenchConfig struct {
 	// an agent which service is meant.
 	Services []BenchService
 	Pools    []dispatcher.PoolConfig
+	// Forward is the dispatcher's mode, Gate the agents'; those of their configurations when empty.
+	Forward dispatcher.ForwardMode
+	Gate    agent.GateMode
 	// Root is the directory that the demo servers serve, "/" when empty; see Cluster.StartServer.
 	Root string
 	// LogLevel is the agents' and the dispatcher's; "info" when empty.
@@ -69,7 +72,7 @@ func StartBench(ctx context.Context, cfg BenchConfig) (_ *Bench, err error) {
 	}
 	cluster, err := StartCluster(ctx, ClusterConfig{
 		Topology: topo, Command: cfg.Command, LogLevel: cfg.LogLevel, Root: cfg.Root, NoServers: true, NoAgent: []string{FrontHost},
-		Adjust: func(c *agent.Config) { c.Services = cfg.agentServices(c.Host) },
+		Adjust: func(c *agent.Config) { c.Services, c.Gate.Mode = cfg.agentServices(c.Host), cfg.Gate },
 	})
 	if err != nil {
 		return nil, err
@@ -158,7 +161,7 @@ func (b *Bench) writeDispatcher() error {
 	lab := b.Lab.Topology().Name
 	cfg := dispatcher.Config{
 		Host: FrontHost, Interfaces: []string{netnslab.Interface}, Listen: own.Listen, Control: ControlSocket(lab, FrontHost),
-		Pin: filepath.Join(pinDir(lab), "dispatcher"), Metrics: frontMetrics, Pools: b.cfg.Pools,
+		Pin: filepath.Join(pinDir(lab), "dispatcher"), Metrics: frontMetrics, Pools: b.cfg.Pools, Forward: dispatcher.ForwardConfig{Mode: b.cfg.Forward},
 		TLS: own.TLS,
 	}
 	for _, s := range b.cfg.Services {

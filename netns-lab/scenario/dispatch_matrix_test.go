@@ -51,9 +51,18 @@ func matrixPool(d dispatcher.Delivery, m dispatcher.Mode) string { return fmt.Sp
 // matrixBench stands up a dispatcher with all deliveries in modes http and tcp, and servers in this process.
 func matrixBench(t *testing.T, kind string) (*scenario.Bench, *matrixServers) {
 	t.Helper()
-	cfg := scenario.BenchConfig{Command: binary(t), Lab: labName(kind)}
+	return matrixBenchOf(t, scenario.BenchConfig{Command: binary(t), Lab: labName(kind)},
+		dispatcher.DeliveryLinked, dispatcher.DeliveryFD, dispatcher.DeliveryUnmodified, deliverySocketless)
+}
+
+// matrixBenchOf does so with some deliveries, beside what the configuration has.
+func matrixBenchOf(t *testing.T, cfg scenario.BenchConfig, deliveries ...dispatcher.Delivery) (*scenario.Bench, *matrixServers) {
+	t.Helper()
 	for _, m := range matrixModes() {
 		for d, port := range matrixPorts(m) {
+			if !slices.Contains(deliveries, d) {
+				continue
+			}
 			pool := dispatcher.PoolConfig{Name: matrixPool(d, m), Delivery: d}
 			if d == deliverySocketless {
 				pool.Delivery = dispatcher.DeliveryUnmodified

@@ -46,6 +46,10 @@ var buildOnce = sync.OnceValues(func() (string, error) {
 })
 
 func TestMain(m *testing.M) {
+	if len(os.Args) > 2 && os.Args[1] == refuseBPF {
+		fmt.Fprintln(os.Stderr, execWithoutBPF(os.Args[2:]))
+		os.Exit(1)
+	}
 	code := m.Run()
 	if os.Getenv("REHOME") == "" && os.Geteuid() == 0 {
 		if path, err := buildOnce(); err == nil {

@@ -11,8 +11,8 @@ import (
 	"net"
 	"net/netip"
 
-	"github.com/rehome-net/rehome/dispatcher/forward/nft"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -43,5 +43,5 @@ func ExampleOpen() {
 // What a configuration asks for is checked before anything is opened.
 func ExampleCheck() {
 	fmt.Println(nft.Check(nft.Needs{UDP: true, Announced: true}))
-	// Output: UDP services, announced flows: nftables cannot do this: use forwarder tcx or xdp
+	// Output: UDP services, announced flows: nftables cannot do this: it needs BPF
 }

@@ -73,5 +73,5 @@ func decodeOwner(comment string) (r gate.RouteInfo, err error) {
 	if n := nodeOf(chain); n != 0 && err == nil && e != 0 {
 		return gate.RouteInfo{Node: n, Epoch: uint32(e)}, nil
 	}
-	return r, fmt.Errorf("element with comment %q: not of a forwarder", comment)
+	return r, fmt.Errorf("element with comment %q: not of a gate", comment)
 }

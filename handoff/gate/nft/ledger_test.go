@@ -127,7 +127,7 @@ func TestCheck(t *testing.T) {
 	if !errors.Is(err, ErrUnsupported) {
 		t.Fatalf("%v, want ErrUnsupported", err)
 	}
-	for _, part := range []string{"UDP", "announced", "inspection", "admission", "unseen", "tcx"} {
+	for _, part := range []string{"UDP", "announced", "inspection", "admission", "unseen", "BPF"} {
 		if !strings.Contains(err.Error(), part) {
 			t.Errorf("%q does not say %q", err, part)
 		}

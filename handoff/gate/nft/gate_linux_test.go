@@ -56,10 +56,10 @@ func newRig(t *testing.T) *rig {
 	return r
 }
 
-func (r *rig) open(t *testing.T, c Config) *Forwarder {
+func (r *rig) open(t *testing.T, c Config) *Gate {
 	t.Helper()
 	c.Interfaces = []string{netnslab.Interface}
-	var f *Forwarder
+	var f *Gate
 	if err := r.entry.Do(func() (err error) {
 		f, err = Open(c)
 		return err
@@ -74,8 +74,8 @@ func (r *rig) open(t *testing.T, c Config) *Forwarder {
 	return f
 }
 
-// configure tells the forwarder the way to the servers, nodes 1 and 2.
-func (r *rig) configure(t *testing.T, f *Forwarder) {
+// configure tells the gate the way to the servers, nodes 1 and 2.
+func (r *rig) configure(t *testing.T, f *Gate) {
 	t.Helper()
 	own, err := r.entry.Link()
 	if err != nil {
@@ -258,7 +258,7 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
-// What is in the kernel outlives the forwarder, with its epochs, and the next one takes it over.
+// What is in the kernel outlives the process, with its epochs, and the next one takes it over.
 func TestTakeOver(t *testing.T) {
 	r := newRig(t)
 	f := r.open(t, Config{Keep: true})
@@ -461,13 +461,13 @@ func TestErrors(t *testing.T) {
 	}
 }
 
-func runFor(f *Forwarder, d time.Duration) error {
+func runFor(f *Gate, d time.Duration) error {
 	ctx, cancel := context.WithTimeout(context.Background(), d)
 	defer cancel()
 	return f.Run(ctx)
 }
 
-// Path is what the dispatcher asks of either forwarder.
+// Path is what the dispatcher asks of either way to forward.
 type path interface {
 	SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) error
 	SetService(vip netip.AddrPort, nodes []gate.Node) error
@@ -483,6 +483,6 @@ type path interface {
 }
 
 var (
-	_ path = (*Forwarder)(nil)
+	_ path = (*Gate)(nil)
 	_ path = (*gate.Gate)(nil)
 )

@@ -63,3 +63,23 @@ func (l *ledger) begun(fresh []tcprepair.Flow) (stale []tcprepair.Flow) {
 	}
 	return stale
 }
+
+// unseen returns the flows of other nodes that are not among those of which packets were seen.
+func (l *ledger) unseen(seen map[tcprepair.Flow]bool) (idle []tcprepair.Flow) {
+	for f, r := range l.flows {
+		if r.Node != 0 && !seen[f] {
+			idle = append(idle, f)
+		}
+	}
+	return idle
+}
+
+// elsewhere counts the flows of other nodes.
+func (l *ledger) elsewhere() (n int) {
+	for _, r := range l.flows {
+		if r.Node != 0 {
+			n++
+		}
+	}
+	return n
+}

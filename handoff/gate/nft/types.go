@@ -5,14 +5,16 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
+	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// MaxNodes bounds the nodes' numbers, as in package forward.
-const MaxNodes = 4096
+// MaxNodes bounds the nodes' numbers, as in package gate.
+const MaxNodes = gate.MaxNodes
 
 // defaultTable is the name of the table that Config leaves open.
 const defaultTable = "rehome"
@@ -20,27 +22,43 @@ const defaultTable = "rehome"
 // maxFresh is how many connections are remembered at a time that have begun and are not handed over.
 const maxFresh = 1 << 16
 
+// maxSeen is how many flows of other nodes are remembered with the time of their last packet, for each version of IP. What is beyond it is
+// forwarded, and forgotten like what is idle.
+const maxSeen = 1 << 20
+
 // Errors that callers can tell apart. ErrNoFlow, ErrEpoch and ErrExists are the gate's.
 var (
 	ErrClosed      = gate.ErrClosed
-	ErrPermission  = gate.ErrPermission
-	ErrUnsupported = errors.New("nftables cannot do this: use forwarder tcx or xdp")
+	ErrPermission  = errors.New("not permitted: needs CAP_NET_ADMIN and CAP_NET_RAW")
+	ErrUnsupported = errors.New("nftables cannot do this: it needs BPF")
 )
 
-// Config says where the forwarder stands. Interfaces is required.
+// Config says where the gate stands. Interfaces is required.
 type Config struct {
 	// Interfaces are the names of the Ethernet interfaces that clients' packets arrive on.
 	Interfaces []string
-	// Table is the name of the table in the netdev family, for this forwarder alone. Empty means "rehome".
+	// Table is the name of the table in the netdev family, for this gate alone. Empty means "rehome".
 	Table string
-	// Keep leaves the table in place when the forwarder is closed: connections that were handed over go on, and the next Open with
+	// Keep leaves the table in place when the gate is closed: connections that were handed over go on, and the next Open with
 	// the same name takes them over.
 	Keep bool
+	// Server is set on a host that serves and is no entry: nothing is recorded there of connections that begin.
+	Server bool
+	// IdleTimeout is how long an entry remembers the owner of a flow it sees no packet of. 0 means 4 hours, as in package gate.
+	IdleTimeout time.Duration
+	// Logger receives what no method can return. nil: nothing is logged.
+	Logger *slog.Logger
 }
 
 func (c Config) withDefaults() Config {
 	if c.Table == "" {
 		c.Table = defaultTable
+	}
+	if c.IdleTimeout == 0 {
+		c.IdleTimeout = 4 * time.Hour
+	}
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
 	}
 	return c
 }
@@ -56,10 +74,13 @@ func (c Config) validate() error {
 		}
 		seen[name] = true
 	}
+	if c.IdleTimeout < 0 {
+		return errors.New("IdleTimeout cannot be negative")
+	}
 	return nil
 }
 
-// Needs is what a configuration asks of its forwarder.
+// Needs is what a configuration asks of its gate.
 type Needs struct {
 	UDP       bool // a service of datagrams
 	Announced bool // sessions of several flows
@@ -94,7 +115,7 @@ func Check(n Needs) error {
 // OpError says which operation failed on which flow.
 type OpError struct {
 	Op   string
-	Flow tcprepair.Flow // zero for operations on the forwarder as a whole
+	Flow tcprepair.Flow // zero for operations on the gate as a whole
 	Err  error
 }
 

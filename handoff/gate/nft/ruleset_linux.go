@@ -4,6 +4,7 @@ package nft
 
 import (
 	"net"
+	"slices"
 	"strings"
 	"time"
 
@@ -34,36 +35,61 @@ const (
 
 // version is what differs between IPv4 and IPv6.
 type version struct {
-	etherType    uint16
-	src, dst     uint32 // offsets of the addresses
-	length       uint32 // of an address
-	fresh, flows *nftables.Set
+	etherType uint16
+	src, dst  uint32 // offsets of the addresses
+	length    uint32 // of an address
+	// See doc.go.
+	held, fresh, flows, seen, strays *nftables.Set
+}
+
+func (v *version) sets() []*nftables.Set {
+	return []*nftables.Set{v.held, v.fresh, v.flows, v.seen, v.strays}
 }
 
 // ruleset are the names of what is in the kernel.
 type ruleset struct {
 	table    *nftables.Table
+	server   bool
+	idle     time.Duration
 	versions [2]version // IPv4, IPv6
 }
 
-func newRuleset(name string) *ruleset {
-	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: name}
-	set := func(name string, address nftables.SetDatatype, fresh bool) *nftables.Set {
+// kind is what differs between sets of one version.
+type kind struct {
+	name    string
+	size    uint32 // 0: no bound
+	timeout time.Duration
+	// expires is set where elements have timeouts of their own, dynamic where packets add elements, goes where elements are verdicts.
+	expires, dynamic, goes bool
+}
+
+func newRuleset(c Config) *ruleset {
+	t := &nftables.Table{Family: nftables.TableFamilyNetdev, Name: c.Table}
+	set := func(k kind, suffix string, address nftables.SetDatatype) *nftables.Set {
 		key, err := nftables.ConcatSetType(address, nftables.TypeInetService, address, nftables.TypeInetService)
 		if err != nil {
 			return nil // four types always fit
 		}
-		s := &nftables.Set{Table: t, Name: name, KeyType: key, Concatenation: true, Size: maxFresh}
-		if fresh {
-			s.Dynamic, s.HasTimeout, s.Timeout = true, true, freshTimeout
-		} else {
-			s.IsMap, s.DataType, s.Size = true, nftables.TypeVerdict, 0
+		s := &nftables.Set{
+			Table: t, Name: k.name + suffix, KeyType: key, Concatenation: true, Size: k.size, Timeout: k.timeout,
+			HasTimeout: k.expires || k.timeout != 0, Dynamic: k.dynamic, IsMap: k.goes,
+		}
+		if k.goes {
+			s.DataType = nftables.TypeVerdict
 		}
 		return s
 	}
-	return &ruleset{table: t, versions: [2]version{
-		{unix.ETH_P_IP, 12, 16, 4, set("fresh4", nftables.TypeIPAddr, true), set("flows4", nftables.TypeIPAddr, false)},
-		{unix.ETH_P_IPV6, 8, 24, 16, set("fresh6", nftables.TypeIP6Addr, true), set("flows6", nftables.TypeIP6Addr, false)},
+	of := func(v version, suffix string, address nftables.SetDatatype) version {
+		v.held = set(kind{name: "held", expires: true}, suffix, address)
+		v.fresh = set(kind{name: "fresh", size: maxFresh, timeout: freshTimeout, dynamic: true}, suffix, address)
+		v.flows = set(kind{name: "flows", goes: true}, suffix, address)
+		v.seen = set(kind{name: "seen", size: maxSeen, expires: true, dynamic: true}, suffix, address)
+		v.strays = set(kind{name: "strays", expires: true, goes: true}, suffix, address)
+		return v
+	}
+	return &ruleset{table: t, server: c.Server, idle: c.IdleTimeout, versions: [2]version{
+		of(version{etherType: unix.ETH_P_IP, src: 12, dst: 16, length: 4}, "4", nftables.TypeIPAddr),
+		of(version{etherType: unix.ETH_P_IPV6, src: 8, dst: 24, length: 16}, "6", nftables.TypeIP6Addr),
 	}}
 }
 
@@ -98,28 +124,52 @@ func (r *ruleset) node(name string) *nftables.Chain {
 func (r *ruleset) hookRules() (rules [][]expr.Any) {
 	for i := range r.versions {
 		v := &r.versions[i]
-		syn := append(v.match(), v.load()...)
-		syn = append(syn,
+		rules = append(rules, v.rule(v.in(v.held), count(countHeld), verdict(expr.VerdictDrop)))
+		syn := []expr.Any{
 			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlags, Len: 1},
 			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpKind}, Xor: []byte{0}},
 			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSYN}},
+		}
+		if r.server {
+			rules = append(rules,
+				v.rule(syn, verdict(expr.VerdictAccept)),
+				v.rule(v.in(v.strays)),
+			)
+			continue
+		}
+		rules = append(rules,
+			v.rule(syn, v.update(v.fresh, freshTimeout), verdict(expr.VerdictAccept)),
+			v.rule(v.in(v.fresh), verdict(expr.VerdictAccept)),
+			v.rule(v.in(v.flows)),
+			v.rule(v.in(v.strays)),
 		)
-		syn = append(syn, v.load()...) // the first part of the key is where the flags were
-		syn = append(syn,
-			&expr.Dynset{SrcRegKey: unix.NFT_REG32_00, SetName: v.fresh.Name, SetID: v.fresh.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: freshTimeout},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		)
-		known := append(append(v.match(), v.load()...),
-			&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: v.fresh.Name, SetID: v.fresh.ID},
-			&expr.Verdict{Kind: expr.VerdictAccept},
-		)
-		forward := append(append(v.match(), v.load()...),
-			&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: v.flows.Name, SetID: v.flows.ID, IsDestRegSet: true},
-		)
-		rules = append(rules, syn, known, forward)
 	}
 	return rules
 }
+
+// rule is one rule about TCP over this version.
+func (v *version) rule(parts ...[]expr.Any) []expr.Any {
+	return slices.Concat(append([][]expr.Any{v.match()}, parts...)...)
+}
+
+// in is true of packets whose flow is in the set; with a map, what that says happens to them.
+func (v *version) in(s *nftables.Set) []expr.Any {
+	return append(v.load(), &expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: s.Name, SetID: s.ID, IsDestRegSet: s.IsMap})
+}
+
+// update puts a packet's flow into a set, or has its time there begin anew.
+func (v *version) update(s *nftables.Set, timeout time.Duration) []expr.Any {
+	return append(v.load(), &expr.Dynset{
+		SrcRegKey: unix.NFT_REG32_00, SetName: s.Name, SetID: s.ID, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: timeout,
+	})
+}
+
+// objectCounter is NFT_OBJECT_COUNTER of linux/netfilter/nf_tables.h.
+const objectCounter = 1
+
+func count(name string) []expr.Any { return []expr.Any{&expr.Objref{Type: objectCounter, Name: name}} }
+
+func verdict(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: k}} }
 
 // match is true of TCP over this version in frames for this host.
 func (v *version) match() []expr.Any {
@@ -145,18 +195,22 @@ func (v *version) load() []expr.Any {
 	}
 }
 
-// nodeRule sends a frame out of an interface with other addresses.
-func nodeRule(ifindex int, dst, src net.HardwareAddr) []expr.Any {
+// nodeRules send a frame out of an interface with other addresses. At an entry they note that the flow is in use.
+func (r *ruleset) nodeRules(ifindex int, dst, src net.HardwareAddr) (rules [][]expr.Any) {
+	for i := range r.versions {
+		if v := &r.versions[i]; !r.server {
+			rules = append(rules, v.rule(v.update(v.seen, r.idle)))
+		}
+	}
 	write := func(mac net.HardwareAddr, at uint32) []expr.Any {
 		return []expr.Any{
 			&expr.Immediate{Register: 1, Data: mac},
 			&expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseLLHeader, Offset: at, Len: 6},
 		}
 	}
-	rule := append(write(dst, ethernetDst), write(src, ethernetSrc)...)
-	return append(rule,
+	return append(rules, slices.Concat(count(countForwarded), write(dst, ethernetDst), write(src, ethernetSrc), []expr.Any{
 		&expr.Immediate{Register: 1, Data: binaryutil.NativeEndian.PutUint32(uint32(ifindex))},
 		&expr.Dup{RegAddr: 1, RegDev: 1, IsRegDevSet: true},
 		&expr.Verdict{Kind: expr.VerdictDrop},
-	)
+	}))
 }

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package nft
+
+import (
+	"context"
+	"time"
+
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+const (
+	// sweepInterval is how often entries are removed whose ports are used again.
+	sweepInterval = 5 * time.Second
+	// idleInterval is how often those are that no packet was seen of for Config.IdleTimeout.
+	idleInterval = time.Minute
+)
+
+// Run removes what is over, until ctx is done.
+func (g *Gate) Run(ctx context.Context) error {
+	tick := time.NewTicker(sweepInterval)
+	defer tick.Stop()
+	var looked time.Time
+	for ctx.Err() == nil {
+		now := time.Now()
+		err := g.tend(now, now.Sub(looked) >= idleInterval)
+		if err != nil {
+			return &OpError{Op: "run", Err: err}
+		}
+		if now.Sub(looked) >= idleInterval {
+			looked = now
+		}
+		select {
+		case <-ctx.Done():
+		case <-tick.C:
+		}
+	}
+	return nil
+}
+
+// tend does what only time demands.
+func (g *Gate) tend(now time.Time, idle bool) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return ErrClosed
+	}
+	for _, f := range g.holds.lapse(now) {
+		g.lapsed++
+		g.config.Logger.Warn("hold ended by its deadline", "flow", f)
+	}
+	if err := g.sweep(); err != nil || !idle {
+		return err
+	}
+	return g.forgetIdle()
+}
+
+// forgetIdle removes flows that no packet was seen of for long. It is called with the lock held.
+func (g *Gate) forgetIdle() error {
+	if len(g.ledger.flows) == 0 {
+		return nil
+	}
+	seen := make(map[tcprepair.Flow]bool)
+	for i := range g.rules.versions {
+		elements, err := g.elements(g.rules.versions[i].seen)
+		if err != nil {
+			return err
+		}
+		for _, e := range elements {
+			if flow, err := decodeKey(e.Key); err == nil {
+				seen[flow] = true
+			}
+		}
+	}
+	return g.remove(g.ledger.begun(g.ledger.unseen(seen)))
+}
+
+// sweep removes entries of connections whose ports have been used again. It is called with the lock held.
+func (g *Gate) sweep() error {
+	if len(g.ledger.flows) == 0 {
+		return nil
+	}
+	var fresh []tcprepair.Flow
+	for i := range g.rules.versions {
+		elements, err := g.elements(g.rules.versions[i].fresh)
+		if err != nil {
+			return err
+		}
+		for _, e := range elements {
+			if flow, err := decodeKey(e.Key); err == nil {
+				fresh = append(fresh, flow)
+			}
+		}
+	}
+	return g.remove(g.ledger.begun(fresh))
+}

@@ -1,0 +1,451 @@
+// SPDX-License-Identifier: Apache-2.0
+
+package scenario_test
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/agent"
+	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/dispatcher"
+	netnslab "github.com/rehome-net/rehome/netns-lab"
+	"github.com/rehome-net/rehome/netns-lab/demo"
+	"github.com/rehome-net/rehome/netns-lab/scenario"
+	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// refuseBPF as first argument has this program's tests become another program, to which the kernel refuses bpf(2).
+const refuseBPF = "refuse-bpf"
+
+// withoutBPF returns rehome's command in which every bpf(2) is EPERM, as on a machine that allows nobody to use it.
+func withoutBPF(t *testing.T) []string {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return append([]string{self, refuseBPF}, binary(t)...)
+}
+
+// execWithoutBPF replaces this process. It returns only if that fails.
+func execWithoutBPF(command []string) error {
+	filter := []unix.SockFilter{
+		{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS}, // struct seccomp_data begins with the system call's number
+		{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, K: unix.SYS_BPF, Jf: 1},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ERRNO | uint32(unix.EPERM)},
+		{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW},
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	const thisThread = 0
+	if _, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER, thisThread, uintptr(unsafe.Pointer(&program))); errno != 0 {
+		return errno
+	}
+	path, err := exec.LookPath(command[0])
+	if err != nil {
+		return err
+	}
+	return unix.Exec(path, command, os.Environ())
+}
+
+const (
+	nftFilesPort = 80
+	nftEchoPort  = 7
+)
+
+// nftHosts serve without BPF.
+func nftHosts() []string { return []string{scenario.LinkedHost, scenario.NginxHost} }
+
+// TestWithoutBPF lets a dispatcher and agents work to which bpf(2) is refused.
+func TestWithoutBPF(t *testing.T) {
+	needPrograms(t, "curl", "wrk")
+	noise := netnslab.Noise{Seed: 3, Size: 4 << 20}
+	root := t.TempDir()
+	file, err := os.Create(filepath.Join(root, "noise"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.Copy(file, io.NewSectionReader(noise, 0, noise.Size)); errors.Join(err, file.Close()) != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(root, "small"), []byte("a short answer"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	cfg := scenario.BenchConfig{
+		Command: withoutBPF(t), Lab: labName("nobpf"), Root: root, Forward: dispatcher.ForwardNFT, Gate: agent.GateNFT,
+	}
+	for _, s := range []struct {
+		name string
+		mode dispatcher.Mode
+		port uint16
+	}{{demo.FilesService, dispatcher.ModeHTTP, nftFilesPort}, {demo.EchoService, dispatcher.ModeTCP, nftEchoPort}} {
+		p := dispatcher.PoolConfig{Name: s.name, Delivery: dispatcher.DeliveryLinked}
+		for _, host := range nftHosts() {
+			p.Backends = append(p.Backends, dispatcher.BackendConfig{Host: host})
+		}
+		cfg.Pools = append(cfg.Pools, p)
+		cfg.Services = append(cfg.Services, scenario.BenchService{
+			Port: s.port, ServiceConfig: dispatcher.ServiceConfig{Name: s.name, Mode: s.mode, Default: s.name},
+		})
+	}
+	b, servers := matrixBenchOf(t, cfg, dispatcher.DeliveryLinked, dispatcher.DeliveryFD)
+	for _, host := range nftHosts() {
+		if err := b.StartServer(testContext(t, time.Minute), host); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := &withoutBPFRun{Bench: b, command: cfg.Command, noise: noise}
+	t.Run("refused", w.refused)
+	t.Run("matrix", func(t *testing.T) { w.matrix(t, servers) })
+	t.Run("ends", w.ends)
+	t.Run("clients", w.clients)
+	t.Run("killed", w.killed)
+	t.Run("moves", w.moves)
+	t.Run("drain", w.drain)
+}
+
+type withoutBPFRun struct {
+	*scenario.Bench
+	command []string
+	noise   netnslab.Noise
+}
+
+// refused makes sure that there is no BPF, and that rehome says so.
+func (w *withoutBPFRun) refused(t *testing.T) {
+	run := func(args ...string) (string, error) {
+		out, err := w.Host(scenario.MixedHost).Command(testContext(t, 20*time.Second), w.command[0], append(w.command[1:], args...)...).CombinedOutput()
+		return string(out), err
+	}
+	if out, err := run("check"); err == nil || !strings.Contains(out, "refuses BPF, and allows nftables") {
+		t.Errorf("check: %v\n%s", err, out)
+	}
+	text, err := os.ReadFile(w.Path(scenario.LinkedHost, "agent.yaml"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "agent.yaml")
+	dir := t.TempDir()
+	changed := strings.NewReplacer("mode: nft", "mode: auto", filepath.Dir(w.Path(scenario.LinkedHost, "x")), dir).Replace(string(text))
+	// The files of TLS stay where they are.
+	for _, name := range []string{"certificate", "key", "authority"} {
+		changed = restoreLine(changed, string(text), "    "+name+": ")
+	}
+	if err := os.WriteFile(file, []byte(changed), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := run("agent", "--config", file); err == nil || !strings.Contains(out, "not permitted") || !strings.Contains(out, "gate.mode: nft") {
+		t.Errorf("an agent that wants BPF: %v\n%s", err, out)
+	}
+}
+
+// restoreLine gives text the line that begins so in original.
+func restoreLine(text, original, begin string) string {
+	lines := strings.Split(text, "\n")
+	for i, l := range strings.Split(original, "\n") {
+		if strings.HasPrefix(l, begin) {
+			lines[i] = l
+		}
+	}
+	return strings.Join(lines, "\n")
+}
+
+// matrix hands connections of all shapes off. A packet that comes during a handoff is sent again.
+func (w *withoutBPFRun) matrix(t *testing.T, servers *matrixServers) {
+	m := &matrix{bench: w.Bench, servers: servers, client: w.Host(scenario.ClientHost)}
+	m.port.Store(10000)
+	ctx := testContext(t, time.Minute)
+	work := make(chan combination)
+	var group sync.WaitGroup
+	var again, done atomic.Int64
+	for range 8 {
+		group.Go(func() {
+			for c := range work {
+				done.Add(1)
+				switch err := m.run(ctx, c); {
+				case errors.Is(err, errDisturbed):
+					again.Add(1)
+				case err != nil:
+					t.Errorf("%v: %v", c, err)
+				}
+			}
+		})
+	}
+	for _, c := range combinations() {
+		if c.options == allOptions()[0] && (c.delivery == dispatcher.DeliveryLinked || c.delivery == dispatcher.DeliveryFD) {
+			work <- c
+		}
+	}
+	close(work)
+	group.Wait()
+	t.Logf("%d connections, in %d of which the client sent something again", done.Load(), again.Load())
+}
+
+// ends waits for the agents to see that the connections are over.
+func (w *withoutBPFRun) ends(t *testing.T) {
+	client, flow := w.dial(t, nftEchoPort)
+	echoes(t, client, 1)
+	w.awaitFlow(t, flow)
+	if m, err := w.Metrics(testContext(t, 5*time.Second)); err != nil || m["flows"] == 0 {
+		t.Errorf("flows %v, %v", m["flows"], err)
+	}
+	client.Close()
+	awaitTrue(t, 15*time.Second, func() error {
+		m, err := w.Metrics(testContext(t, 5*time.Second))
+		if err == nil && m["flows"] != 0 {
+			err = fmt.Errorf("%v flows are left", m["flows"])
+		}
+		return err
+	})
+}
+
+// clients are programs that others wrote.
+func (w *withoutBPFRun) clients(t *testing.T) {
+	run := func(name string, args ...string) string {
+		out, err := w.Host(scenario.ClientHost).Command(testContext(t, 20*time.Second), name, args...).CombinedOutput()
+		if err != nil {
+			t.Errorf("%s: %v: %s", name, err, out)
+		}
+		return string(out)
+	}
+	for _, v6 := range []bool{false, true} {
+		url := fmt.Sprintf("http://%v/", w.Target(nftFilesPort, v6))
+		got := filepath.Join(t.TempDir(), "got")
+		run("curl", "-gsSf", "--noproxy", "*", "-o", got, url+"noise")
+		text, err := os.ReadFile(got)
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.same(t, text, 0)
+		for _, header := range []string{"Connection: keep-alive", "Connection: close"} {
+			out := run("wrk", "-t1", "-c8", "-d1s", "-H", header, url+"small")
+			if strings.Contains(out, "Socket errors") || strings.Contains(out, "Non-2xx") || !strings.Contains(out, "Requests/sec") {
+				t.Errorf("wrk: %s", out)
+			}
+			t.Logf("v6=%v %s: %s", v6, header, requestsPerSecond(out))
+		}
+	}
+	m, err := w.Metrics(testContext(t, 5*time.Second))
+	if err != nil || m["relayed_bytes_total"] != 0 || m["forwarded_packets_total"] == 0 {
+		t.Errorf("%v relayed bytes, %v forwarded packets, %v", m["relayed_bytes_total"], m["forwarded_packets_total"], err)
+	}
+}
+
+func requestsPerSecond(out string) string {
+	for _, l := range strings.Split(out, "\n") {
+		if strings.HasPrefix(l, "Requests/sec") {
+			return l
+		}
+	}
+	return "nothing"
+}
+
+func (w *withoutBPFRun) same(t *testing.T, got []byte, at int64) {
+	t.Helper()
+	want := make([]byte, len(got))
+	if _, err := w.noise.ReadAt(want, at); err != nil && !errors.Is(err, io.EOF) {
+		t.Fatal(err)
+	}
+	if string(got) != string(want) || at+int64(len(got)) != w.noise.Size {
+		t.Errorf("%d bytes from %d on: they are not the file's", len(got), at)
+	}
+}
+
+// killed ends the dispatcher as a crash would, with flows under way. What is in the kernel stays and leads them on.
+func (w *withoutBPFRun) killed(t *testing.T) {
+	const downloads = 20
+	begun, dead := make(chan struct{}, downloads), make(chan struct{})
+	var group sync.WaitGroup
+	for range downloads {
+		group.Go(func() {
+			if err := w.download(begun, dead); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range downloads {
+		select {
+		case <-begun:
+		case <-time.After(20 * time.Second):
+			t.Error("not all downloads have begun")
+		}
+	}
+	if err := w.KillDispatcher(); err != nil {
+		t.Fatal(err)
+	}
+	close(dead)
+	group.Wait()
+	if err := w.StartDispatcher(testContext(t, time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	client, _ := w.dial(t, nftEchoPort)
+	echoes(t, client, 3)
+}
+
+// download reads some, says so, and reads the rest when the dispatcher is dead.
+func (w *withoutBPFRun) download(begun chan<- struct{}, dead <-chan struct{}) error {
+	conn, err := w.Host(scenario.ClientHost).Dial(context.Background(), "tcp", w.Target(nftFilesPort, false).String())
+	if err != nil {
+		begun <- struct{}{}
+		return err
+	}
+	defer conn.Close()
+	err = errors.Join(conn.(*net.TCPConn).SetReadBuffer(64<<10), conn.SetDeadline(time.Now().Add(20*time.Second)))
+	if err == nil {
+		_, err = fmt.Fprintf(conn, "GET /noise HTTP/1.1\r\nHost: shop.example\r\n\r\n")
+	}
+	var resp *http.Response
+	if err == nil {
+		resp, err = http.ReadResponse(bufio.NewReaderSize(conn, 4<<10), nil)
+	}
+	begun <- struct{}{}
+	<-dead
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	n, got := int64(0), make([]byte, 32<<10)
+	for want := make([]byte, len(got)); ; {
+		k, err := resp.Body.Read(got)
+		if _, werr := w.noise.ReadAt(want[:k], n); k > 0 && (werr != nil && !errors.Is(werr, io.EOF) || string(got[:k]) != string(want[:k])) {
+			return fmt.Errorf("other bytes after %d: %w", n, werr)
+		}
+		if n += int64(k); errors.Is(err, io.EOF) && n == w.noise.Size {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("download: %d bytes: %w", n, err)
+		}
+	}
+}
+
+// moves has one connection go from server to server, while its client goes on.
+func (w *withoutBPFRun) moves(t *testing.T) {
+	const moves = 6
+	conn, flow := w.dial(t, nftEchoPort)
+	echoes(t, conn, 1)
+	w.awaitFlow(t, flow)
+	at, err := w.Find(testContext(t, 10*time.Second), flow)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, ended := make(chan struct{}), make(chan time.Duration, 1)
+	go func() {
+		var longest time.Duration
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				ended <- longest
+				return
+			default:
+			}
+			begin := time.Now()
+			echoes(t, conn, 1)
+			longest = max(longest, time.Since(begin))
+		}
+	}()
+	for range moves {
+		to := nftHosts()[0]
+		if to == at {
+			to = nftHosts()[1]
+		}
+		if _, err := w.Move(testContext(t, 10*time.Second), at, flow, to); err != nil {
+			t.Fatal(err)
+		}
+		at = to
+	}
+	close(stop)
+	longest := <-ended
+	echoes(t, conn, 10)
+	t.Logf("the longest answer in %d moves took %v", moves, longest)
+	if longest > 2*time.Second {
+		t.Errorf("an answer took %v: more than a packet that was sent again", longest)
+	}
+}
+
+// drain empties a backend of its connections.
+func (w *withoutBPFRun) drain(t *testing.T) {
+	const connections = 20
+	var conns []net.Conn
+	for range connections {
+		conn, flow := w.dial(t, nftEchoPort)
+		echoes(t, conn, 1)
+		w.awaitFlow(t, flow)
+		conns = append(conns, conn)
+	}
+	moved, sum, err := w.MoveAll(testContext(t, 20*time.Second), scenario.LinkedHost, &api.MoveRequest{Drain: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := int(sum.GetMoved()); n != len(moved) || n < connections/4 {
+		t.Errorf("%d of %d have moved", n, len(moved))
+	}
+	for _, c := range conns {
+		echoes(t, c, 2)
+	}
+	left, err := w.Flows(testContext(t, 5*time.Second), scenario.LinkedHost)
+	if err != nil || len(left) != 0 {
+		t.Errorf("left on the drained host: %v, %v", left, err)
+	}
+}
+
+func (w *withoutBPFRun) dial(t *testing.T, port uint16) (net.Conn, tcprepair.Flow) {
+	t.Helper()
+	to := w.Target(port, false)
+	conn, err := w.Host(scenario.ClientHost).Dial(testContext(t, 10*time.Second), "tcp", to.String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	local, err := addrOf(conn.LocalAddr())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return conn, tcprepair.NewFlow(to, local)
+}
+
+// awaitFlow waits until an application has the connection.
+func (w *withoutBPFRun) awaitFlow(t *testing.T, f tcprepair.Flow) {
+	t.Helper()
+	if _, err := w.Find(testContext(t, 10*time.Second), f); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// echoes sends and gets the same back.
+func echoes(t *testing.T, c net.Conn, n int) {
+	t.Helper()
+	for i := range n {
+		sent := rampBytes(i, 2000)
+		if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+			t.Error(err)
+			return
+		}
+		_, err := c.Write(sent)
+		if err == nil {
+			err = same(c, sent)
+		}
+		if err != nil {
+			t.Errorf("echo %d: %v", i, err)
+			return
+		}
+	}
+}
