@@ -21,6 +21,8 @@ var (
 	ErrImage = errors.New("the image is damaged")
 	// ErrFull means that the store for images has no room.
 	ErrFull = errors.New("no room for the image: raise process.image_bytes, or free memory")
+	// ErrMemory means that memory which was to follow a restored tree cannot be had.
+	ErrMemory = errors.New("the memory of the process cannot be had")
 	// ErrNoProcess means that there is no such process.
 	ErrNoProcess = errors.New("no such process")
 	// ErrNotMovable means that a process cannot be moved as it is.
