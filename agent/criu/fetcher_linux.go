@@ -125,7 +125,7 @@ func (f *fetcher) serve(fetch func(Fetch) error) error {
 	b := make([]byte, iovBytes)
 	for {
 		if _, err := io.ReadFull(f.socket, b); err != nil {
-			return err
+			return fmt.Errorf("criu lazy-pages: %w", ErrGone)
 		}
 		r, wanted, err := parseRequest(b)
 		if err != nil {

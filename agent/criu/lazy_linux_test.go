@@ -3,11 +3,10 @@
 package criu
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -56,6 +55,7 @@ type lazyMove struct {
 
 func (m *lazyMove) run() error {
 	m.t.Helper()
+	m.say("before") // the tree is complete, and the connection accepted
 	tree, err := Tree(m.pid)
 	if err != nil {
 		return err
@@ -175,9 +175,67 @@ func TestMemoryFollows(t *testing.T) {
 		t.Errorf("only %d bytes of memory followed", n)
 	}
 	m.say("at last")
-	// It is an ordinary tree now: it can be moved in the ordinary way.
-	_ = filepath.Join
-	_ = os.Getpid
-	_ = strings.ToLower
-	_ = errors.New
+	t.Logf("%d of %d requests came before the tree ran", m.early.Load(), m.asked.Load())
+}
+
+// TestMemoryDoesNotFollow lets memory fail to come, before the tree runs and when it does.
+func TestMemoryDoesNotFollow(t *testing.T) {
+	path := requireLazy(t)
+	no := errors.New("no")
+	t.Run("before", func(t *testing.T) {
+		m := &lazyMove{path: path, echo: newEchoOf(t, lazyServer, 20)}
+		m.serve = func(int) error { return no }
+		if err := m.run(); !errors.Is(err, no) {
+			t.Errorf("got %v", err)
+		}
+		m.say("it goes on at the source")
+	})
+	t.Run("given up", func(t *testing.T) {
+		m := &lazyMove{path: path, echo: newEchoOf(t, lazyServer, 20)}
+		m.restored = func() error { return no }
+		if err := m.run(); !errors.Is(err, no) {
+			t.Errorf("got %v", err)
+		}
+		m.say("it goes on at the source")
+	})
+	for name, fail := range map[string]func(m *lazyMove) error{
+		"after":            func(*lazyMove) error { return no },
+		"after, CRIU ends": func(m *lazyMove) error { return m.killFetcher() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			m := &lazyMove{path: path, echo: newEchoOf(t, lazyServer, 60)}
+			var runs atomic.Bool
+			m.restored = func() error { runs.Store(true); return nil }
+			m.serve = func(n int) error {
+				if runs.Load() && n > 20 {
+					return fail(m)
+				}
+				return nil
+			}
+			if err := m.run(); !errors.Is(err, ErrMemory) {
+				t.Errorf("got %v", err)
+			}
+			if _, err := os.Stat(fmt.Sprintf("/proc/%d", m.pid)); !errors.Is(err, os.ErrNotExist) {
+				t.Errorf("process %d runs without its memory: %v", m.pid, err)
+			}
+			if answer, err := m.ask("sum"); err == nil {
+				t.Errorf("the client was told %q", answer)
+			}
+		})
+	}
+}
+
+// killFetcher ends the CRIU that fetches memory, as a lack of memory would.
+func (m *lazyMove) killFetcher() error {
+	tree, err := Tree(m.chamber.cmd.Process.Pid)
+	if err != nil {
+		return err
+	}
+	for _, pid := range tree {
+		line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err == nil && bytes.Contains(line, []byte("lazy-pages")) {
+			return unix.Kill(pid, unix.SIGKILL)
+		}
+	}
+	return errors.New("no CRIU fetches memory")
 }
