@@ -134,7 +134,8 @@ func checkCRIU(cfg *Config) Finding {
 	}
 	f.OK, f.Detail = true, fmt.Sprintf("%v at %s, for whole processes", version, found)
 	if can, err := criu.Probe(found); err == nil {
-		f.Detail += fmt.Sprintf(" (the kernel tracks changes of memory: %s)", yesNo(can.DirtyTracking))
+		f.Detail += fmt.Sprintf(" (the kernel tracks changes of memory: %s; memory can follow a process here: %s)",
+			yesNo(can.DirtyTracking), yesNo(can.LazyPages))
 	}
 	return f
 }

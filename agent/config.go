@@ -137,6 +137,9 @@ type ProcessConfig struct {
 	Limit time.Duration `yaml:"limit"`
 	// ImageBytes is the memory that one image may take at the target, besides the process's own (a half of the host's memory).
 	ImageBytes int64 `yaml:"image_bytes"`
+	// Lazy lets processes that leave this host run at the target before their memory is there, as migrate --lazy does (no): what fails
+	// until it has followed takes the process with it.
+	Lazy bool `yaml:"lazy"`
 	// Incoming is how many processes may move here at a time (4).
 	Incoming int `yaml:"incoming"`
 }

@@ -79,6 +79,7 @@ type engine struct {
 	processes map[uint64]*processSource
 	arrivals  map[uint64]*processTarget
 	images    sync.Map
+	memories  sync.Map // the same of those whose memory follows
 	// draining is the operator's wish, stopping the end of this agent.
 	draining, stopping bool
 	// failure is when this host will fail, as an operator has announced; zero: nobody has.

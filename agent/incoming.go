@@ -90,6 +90,10 @@ func (in *incoming) receive() {
 			in.e.image(f.ID, m)
 			continue
 		}
+		if m, ok := f.Message.(*wire.Memory); ok {
+			in.e.memory(f.ID, m)
+			continue
+		}
 		in.e.post(func(e *engine) {
 			if _, ok := e.incoming[in]; ok {
 				in.heard = time.Now()

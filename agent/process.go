@@ -56,6 +56,8 @@ type ProcessRequest struct {
 	Service string
 	// To is the host to move to; the service's only other server when empty.
 	To string
+	// Lazy lets it run at the target before its memory is there. Whatever fails then, until the memory has followed, takes the process with it.
+	Lazy bool
 }
 
 // ProcessMoved tells how the move of a tree ended.
@@ -74,6 +76,8 @@ type ProcessMoved struct {
 	Connections         int
 	Held                int
 	ImageBytes          uint64
+	// LazyBytes is the memory that followed it.
+	LazyBytes uint64
 }
 
 // processMoves reports whether a process of a service is leaving, or coming.
@@ -122,6 +126,7 @@ func (e *engine) processesLost(host string, err error) {
 	for _, p := range slices.Collect(maps.Values(e.processes)) {
 		if p.target == host {
 			p.step(migration.Event{Kind: migration.PeerLost, Err: err})
+			p.memoryLost(err)
 		}
 		if p.entry == host {
 			p.step(migration.Event{Kind: migration.EntryLost, Err: err})
@@ -158,6 +163,7 @@ func (e *engine) tickProcesses(now time.Time) {
 		if t.machine == nil {
 			continue
 		}
+		t.tickMemory(now)
 		if d := t.machine.Deadline(); !d.IsZero() && !now.Before(d) {
 			t.stepAt(now, migration.Event{Kind: migration.Tick})
 		}
@@ -205,13 +211,23 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 	fromTarget, fromEntry := s.target == p.name, s.entry == p.name
 	switch m := f.Message.(type) {
 	case *wire.Accept:
-		if fromTarget {
+		switch {
+		case !fromTarget:
+		case s.lazy && !m.Lazy:
+			s.step(migration.Event{Kind: migration.Refused, Err: errNotLazy})
+		default:
 			s.aheadRoom = m.Ahead
 			s.step(migration.Event{Kind: migration.Accepted})
 		}
+	case *wire.Fetch:
+		if fromTarget {
+			s.fetch(m)
+		}
 	case *wire.Refuse:
 		if fromTarget {
-			s.step(migration.Event{Kind: migration.Refused, Err: &wire.RefusedError{Who: p.name, Code: m.Code, Reason: m.Reason}})
+			err := &wire.RefusedError{Who: p.name, Code: m.Code, Reason: m.Reason}
+			s.step(migration.Event{Kind: migration.Refused, Err: err})
+			s.memoryLost(err)
 		}
 	case *wire.Committed:
 		if fromTarget {

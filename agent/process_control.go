@@ -24,7 +24,7 @@ func (c *control) moveProcess(req *api.MoveRequest, stream grpc.ServerStreamingS
 	if err := stream.Send(&api.MoveEvent{Event: &api.MoveEvent_Planned{Planned: &api.Planned{Total: 1}}}); err != nil {
 		return err
 	}
-	r := ProcessRequest{PID: int(req.GetProcess()), Service: req.GetService(), To: req.GetTo()}
+	r := ProcessRequest{PID: int(req.GetProcess()), Service: req.GetService(), To: req.GetTo(), Lazy: req.GetLazy()}
 	m, err := c.e.moveProcess(ctx, r)
 	if err != nil {
 		return err
@@ -68,7 +68,7 @@ func (e *engine) moveProcess(ctx context.Context, r ProcessRequest) (ProcessMove
 		return failed(err)
 	}
 	done := make(chan ProcessMoved, 1)
-	e.post(func(e *engine) { e.startProcess(path, tree, r.To, func(m ProcessMoved) { done <- m }) })
+	e.post(func(e *engine) { e.startProcess(path, tree, r, func(m ProcessMoved) { done <- m }) })
 	stop := context.AfterFunc(ctx, func() {
 		e.post(func(e *engine) {
 			for _, p := range e.processes {
@@ -106,6 +106,7 @@ func processMessage(m ProcessMoved) *api.ProcessMoved {
 		Name: m.Name, Pid: int32(m.PID), NewPid: int32(m.NewPID), To: m.To, Outcome: m.Outcome,
 		FreezeMicros: m.Freeze.Microseconds(), DumpMicros: m.Dump.Microseconds(), TotalMicros: m.Total.Microseconds(),
 		Connections: uint32(m.Connections), Processes: uint32(m.Processes), HeldPackets: uint32(m.Held), ImageBytes: m.ImageBytes,
+		LazyBytes: m.LazyBytes,
 	}
 	if m.Err != nil {
 		r.Error = m.Err.Error()

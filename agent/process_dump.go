@@ -30,11 +30,20 @@ func (s *processSource) dump() {
 		}
 		return link.Send(s.id, &wire.Image{File: p.File, Data: p.Data, Pages: p.Pages})
 	}
+	requests := make(chan criu.Fetch, maxFetches)
+	if s.lazy {
+		s.memory = &memoryServer{link: link, requests: requests}
+	}
 	cfg := criu.DumpConfig{
 		Path: s.path, PID: s.process.PID, Inside: s.process.Inside, Processes: len(s.process.Tree), ShellJob: s.process.ShellJob,
-		Ahead: criu.NewAhead(s.aheadRoom), Sink: sink,
+		Ahead: criu.NewAhead(s.aheadRoom), Sink: sink, Lazy: s.lazy,
 		BeforeFreeze: func() error { return s.await(func() { s.shut() }) },
 		Stopped: func(m criu.Manifest) error {
+			if s.lazy {
+				if err := s.serveMemory(link, requests); err != nil {
+					return err
+				}
+			}
 			return s.await(func() {
 				s.image, s.result.ImageBytes = m, m.Bytes
 				s.stopped()
@@ -43,7 +52,10 @@ func (s *processSource) dump() {
 	}
 	tree := s.process.Tree
 	go func() {
-		err := cfg.Ahead.Send(tree, sink)
+		var err error
+		if !cfg.Lazy {
+			err = cfg.Ahead.Send(tree, sink)
+		}
 		if err == nil {
 			err = criu.Dump(cfg)
 		}
@@ -66,6 +78,9 @@ func (s *processSource) await(then func()) error {
 	case err := <-reply:
 		return err
 	case <-s.e.stopped:
+		if s.given.Load() {
+			return nil // it must not run here
+		}
 		return errStopping
 	}
 }
@@ -89,6 +104,7 @@ func (s *processSource) giveUp(err error) {
 
 // end lets CRIU end the tree. If CRIU is gone, the tree runs: it must not, any more.
 func (s *processSource) end() {
+	s.given.Store(true)
 	if !s.dumping {
 		s.kill()
 	}

@@ -5,6 +5,7 @@ package agent_test
 import (
 	"fmt"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
@@ -12,7 +13,7 @@ import (
 	"google.golang.org/protobuf/proto"
 )
 
-// fakeVersion, when set, makes this program a CRIU of that version which fails at whatever it is asked for besides.
+// fakeVersion, when set, makes this program a CRIU of that version without any feature, which fails at whatever it is asked for besides.
 const fakeVersion = "REHOME_FAKE_CRIU"
 
 // brokenCRIU, when set, makes this program a CRIU that is the real one of that path, but fails when it has been told to let a tree run.
@@ -48,7 +49,8 @@ func fakeCRIU(version string) int {
 		if err := proto.Unmarshal(b[:n], req); err != nil {
 			return 2
 		}
-		resp := &rpc.CriuResp{Type: req.Type, Success: proto.Bool(req.GetType() == rpc.CriuReqType_VERSION), Version: v}
+		known := req.GetType() == rpc.CriuReqType_VERSION || req.GetType() == rpc.CriuReqType_FEATURE_CHECK // it has none
+		resp := &rpc.CriuResp{Type: req.Type, Success: proto.Bool(known), Version: v}
 		out, err := proto.Marshal(resp)
 		if err != nil {
 			return 2
@@ -61,6 +63,10 @@ func fakeCRIU(version string) int {
 
 // breakCRIU passes messages on between the agent and a real CRIU. When the agent says that a restored tree may run, CRIU hears that it may not.
 func breakCRIU(path string) int {
+	if slices.Contains(os.Args, "lazy-pages") {
+		_ = unix.Exec(path, append([]string{path}, os.Args[1:]...), os.Environ())
+		return 2
+	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return 2

@@ -282,7 +282,7 @@ type migration struct {
 		PID, NewPID, Connections, HeldPackets int
 		Outcome, Error                        string
 		FreezeMicros, DumpMicros, TotalMicros int64
-		ImageBytes                            uint64
+		ImageBytes, LazyBytes                 uint64
 	}
 }
 

@@ -96,10 +96,16 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if err := criu.CheckFiles(files); err != nil {
 		return wire.Refusef(host, wire.CodeNotMovable, "%v", err)
 	}
+	if m.Lazy {
+		if err := criu.CanFollow(path); err != nil {
+			return wire.Refusef(host, wire.CodeFailed, "%v", err)
+		}
+		t.memory = &arrivingMemory{}
+	}
 	if limit <= 0 {
 		limit = halfMemory()
 	}
-	if uint64(limit) < m.Bytes {
+	if uint64(limit) < m.Bytes && !m.Lazy {
 		return wire.Refusef(host, wire.CodeBusy, "an image of about %d bytes, and room for %d: raise process.image_bytes", m.Bytes, limit)
 	}
 	// What is not memory needs room, too.
@@ -109,7 +115,7 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	if t.images, err = criu.NewStore(limit); err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
-	if uint64(limit) > 3*m.Bytes+imageSlack {
+	if uint64(limit) > 3*m.Bytes+imageSlack && !m.Lazy {
 		if err := t.images.Reserve(m.Bytes); err != nil {
 			return wire.Refusef(host, wire.CodeBusy, "%v", err)
 		}
@@ -118,7 +124,11 @@ func (t *processTarget) prepare(path string, limit int64) error {
 	for i, id := range m.IDs {
 		ids[i] = int(id)
 	}
-	t.chamber, err = criu.NewChamber(criu.RestoreConfig{Path: path, Root: int(m.Root), IDs: ids, ShellJob: m.ShellJob}, t.images)
+	c := criu.RestoreConfig{Path: path, Root: int(m.Root), IDs: ids, ShellJob: m.ShellJob}
+	if m.Lazy {
+		c.Fetch = t.ask
+	}
+	t.chamber, err = criu.NewChamber(c, t.images)
 	if err != nil {
 		return wire.Refusef(host, wire.CodeFailed, "%v", err)
 	}
@@ -155,6 +165,9 @@ func (t *processTarget) prepared(err error) {
 		return
 	}
 	t.e.images.Store(t.id, t)
+	if t.memory != nil {
+		t.e.memories.Store(t.id, t)
+	}
 	t.machine = migration.NewTarget(migration.TargetParams{Host: t.e.cfg.Host, Epoch: 1, Limit: t.offer.Limit}, t.e.processTimes())
 	t.step(migration.Event{Kind: migration.Start})
 }

@@ -49,6 +49,11 @@ type processSource struct {
 	// dumping is set while CRIU runs; given up, it is told so at the next opportunity.
 	dumping bool
 	givenUp atomic.Pointer[error]
+	// given is set when the tree must not run here any more.
+	given atomic.Bool
+	// lazy is set when the tree's memory is to follow it, which memory is there for.
+	lazy    bool
+	memory  *memoryServer
 	flows   []tcprepair.Flow
 	held    bool
 	renewAt time.Time // when to prolong the hold
@@ -68,16 +73,16 @@ type processSource struct {
 }
 
 // startProcess begins to move a tree that has been looked at; done is called in the engine's goroutine when it is over.
-func (e *engine) startProcess(path string, p *criu.Process, to string, done func(ProcessMoved)) {
+func (e *engine) startProcess(path string, p *criu.Process, r ProcessRequest, done func(ProcessMoved)) {
 	s := &processSource{
-		e: e, id: newID(), path: path, process: p, target: to, started: time.Now(), done: done,
-		result: ProcessMoved{Name: p.Name, PID: p.PID, To: to, Processes: len(p.Tree)},
+		e: e, id: newID(), path: path, process: p, target: r.To, started: time.Now(), done: done, lazy: r.Lazy || e.cfg.Process.Lazy,
+		result: ProcessMoved{Name: p.Name, PID: p.PID, To: r.To, Processes: len(p.Tree)},
 	}
 	s.token = tokenOf(s.id)
 	err := s.check()
 	if t := e.arrivalOf(p); t != nil && errors.Is(err, errProcessMoves) {
 		// It has only just come, and goes on as soon as it is here.
-		t.after = append(t.after, func() { e.startProcess(path, p, to, done) })
+		t.after = append(t.after, func() { e.startProcess(path, p, r, done) })
 		return
 	}
 	if err != nil {
@@ -169,7 +174,10 @@ func (s *processSource) perform(a migration.Action) {
 		s.giveUp(errors.New("the move was given up"))
 	case migration.Discard:
 		s.result.Freeze = time.Since(s.frozenAt)
-		s.end()
+		s.given.Store(true)
+		if !s.keep() {
+			s.end()
+		}
 	case migration.SendHeld:
 		s.sendHeld()
 	case migration.Reset:
@@ -189,7 +197,7 @@ func (s *processSource) offer() *wire.Process {
 	p := s.process
 	m := &wire.Process{
 		Token: s.token, Name: p.Name, Root: uint32(p.Inside), ShellJob: p.ShellJob, Limit: s.e.processTimes().Limit, Bytes: p.Bytes,
-		Services: s.addresses, Local: p.Listeners(),
+		Services: s.addresses, Local: p.Listeners(), Lazy: s.lazy,
 	}
 	for _, id := range p.IDs {
 		m.IDs = append(m.IDs, uint32(id))
@@ -254,11 +262,20 @@ func (s *processSource) finish() {
 		return
 	}
 	s.release()
+	s.stopServing()
 	delete(s.e.processes, s.id)
 	r := s.result
 	r.Err, r.Total = s.err, time.Since(s.started)
 	switch s.machine.State() {
 	case migration.SourceMoved:
+		if s.memory != nil {
+			r.LazyBytes = s.memory.bytes.Load()
+			if s.memory.lost != nil {
+				r.Outcome, r.Err = OutcomeLost, fmt.Errorf("it ran at the target, but its memory did not all follow: %w", s.memory.lost)
+				s.e.counters.lost++
+				break
+			}
+		}
 		if r.NewPID == 0 && r.Err == nil && s.gone {
 			r.Err = errLostThere
 			r.Outcome = OutcomeLost

@@ -31,6 +31,8 @@ type processTarget struct {
 	machine *migration.Target
 	images  *criu.Store
 	chamber *criu.Chamber
+	// memory is nil unless the tree's memory follows it.
+	memory *arrivingMemory
 	// aheadRoom is how many bytes of memory can come ahead of the image.
 	aheadRoom uint64
 
@@ -83,7 +85,7 @@ func (t *processTarget) stepAt(now time.Time, ev migration.Event) {
 func (t *processTarget) perform(a migration.Action) {
 	switch a.Verb {
 	case migration.Reserve:
-		t.from.send(t.id, &wire.Accept{Ahead: t.aheadRoom})
+		t.from.send(t.id, &wire.Accept{Ahead: t.aheadRoom, Lazy: t.memory != nil})
 	case migration.Restore:
 		t.restore()
 	case migration.SendCommit:
@@ -131,6 +133,7 @@ func (t *processTarget) refuse(err error) {
 func (t *processTarget) lostSource(err error) {
 	if t.machine != nil && t.machine.State() >= migration.TargetCommitting {
 		t.step(migration.Event{Kind: migration.PeerLost, Err: err})
+		t.abandon(err)
 		return
 	}
 	t.cancel(fmt.Errorf("%w: %w", migration.ErrPeerLost, err))
@@ -178,7 +181,11 @@ func (t *processTarget) frame(m wire.Message) {
 		t.early, t.last = append(t.early, m.Frames...), t.last || m.Last
 		t.replay()
 	case *wire.Cancel:
-		t.cancel(&wire.RefusedError{Who: "source " + t.from.name, Code: wire.CodeUnspecified, Reason: m.Reason})
+		err := &wire.RefusedError{Who: "source " + t.from.name, Code: wire.CodeUnspecified, Reason: m.Reason}
+		t.cancel(err)
+		if t.machine != nil && t.machine.State() >= migration.TargetCommitting {
+			t.abandon(err)
+		}
 	}
 }
 
@@ -290,6 +297,9 @@ func (t *processTarget) replay() {
 func (t *processTarget) ended(err error) {
 	t.restoring, t.hook = false, nil
 	switch {
+	case err == nil && t.live && t.memory != nil:
+		t.memory.coming = true
+		go t.awaitMemory()
 	case err == nil && t.live:
 	case err == nil:
 		// It runs without having been told to.
@@ -359,7 +369,7 @@ func (t *processTarget) release() {
 
 // finish ends the move when the machine and CRIU have.
 func (t *processTarget) finish() {
-	if !t.over || t.restoring || t.returning {
+	if !t.over || t.restoring || t.returning || t.memory != nil && t.memory.coming {
 		return
 	}
 	if _, ok := t.e.arrivals[t.id]; !ok {
@@ -367,6 +377,7 @@ func (t *processTarget) finish() {
 	}
 	t.release()
 	t.e.images.Delete(t.id)
+	t.e.memories.Delete(t.id)
 	delete(t.e.arrivals, t.id)
 	go t.clean(t.live)
 	defer func() {

@@ -637,7 +637,9 @@ type MoveRequest struct {
 	// A process of this host, with all that descend from it, their connections and listeners; none when 0. It needs "to".
 	Process int32 `protobuf:"varint,7,opt,name=process,proto3" json:"process,omitempty"`
 	// The process that listens for the service.
-	Whole         bool `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
+	Whole bool `protobuf:"varint,8,opt,name=whole,proto3" json:"whole,omitempty"`
+	// Of a process: it runs at the target before its memory is there, which follows.
+	Lazy          bool `protobuf:"varint,9,opt,name=lazy,proto3" json:"lazy,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -724,6 +726,13 @@ func (x *MoveRequest) GetProcess() int32 {
 func (x *MoveRequest) GetWhole() bool {
 	if x != nil {
 		return x.Whole
+	}
+	return false
+}
+
+func (x *MoveRequest) GetLazy() bool {
+	if x != nil {
+		return x.Lazy
 	}
 	return false
 }
@@ -857,12 +866,14 @@ type ProcessMoved struct {
 	FreezeMicros int64 `protobuf:"varint,7,opt,name=freeze_micros,json=freezeMicros,proto3" json:"freeze_micros,omitempty"`
 	// The part of it until the tree was stopped and its image was at the target.
 	DumpMicros int64 `protobuf:"varint,8,opt,name=dump_micros,json=dumpMicros,proto3" json:"dump_micros,omitempty"`
-	// From the offer to the end.
-	TotalMicros   int64  `protobuf:"varint,9,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
-	Connections   uint32 `protobuf:"varint,10,opt,name=connections,proto3" json:"connections,omitempty"`
-	Processes     uint32 `protobuf:"varint,11,opt,name=processes,proto3" json:"processes,omitempty"`
-	HeldPackets   uint32 `protobuf:"varint,12,opt,name=held_packets,json=heldPackets,proto3" json:"held_packets,omitempty"`
-	ImageBytes    uint64 `protobuf:"varint,13,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	// From the offer to the end; the memory of a process that went ahead of it is there then, too.
+	TotalMicros int64  `protobuf:"varint,9,opt,name=total_micros,json=totalMicros,proto3" json:"total_micros,omitempty"`
+	Connections uint32 `protobuf:"varint,10,opt,name=connections,proto3" json:"connections,omitempty"`
+	Processes   uint32 `protobuf:"varint,11,opt,name=processes,proto3" json:"processes,omitempty"`
+	HeldPackets uint32 `protobuf:"varint,12,opt,name=held_packets,json=heldPackets,proto3" json:"held_packets,omitempty"`
+	ImageBytes  uint64 `protobuf:"varint,13,opt,name=image_bytes,json=imageBytes,proto3" json:"image_bytes,omitempty"`
+	// Memory that followed the process when it ran at the target.
+	LazyBytes     uint64 `protobuf:"varint,14,opt,name=lazy_bytes,json=lazyBytes,proto3" json:"lazy_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -984,6 +995,13 @@ func (x *ProcessMoved) GetHeldPackets() uint32 {
 func (x *ProcessMoved) GetImageBytes() uint64 {
 	if x != nil {
 		return x.ImageBytes
+	}
+	return 0
+}
+
+func (x *ProcessMoved) GetLazyBytes() uint64 {
+	if x != nil {
+		return x.LazyBytes
 	}
 	return 0
 }
@@ -1674,7 +1692,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\rR\x05epoch\x12\x1d\n" +
 	"\n" +
 	"age_micros\x18\x04 \x01(\x03R\tageMicros\x12\x18\n" +
-	"\amovable\x18\x05 \x01(\bR\amovable\"\xda\x01\n" +
+	"\amovable\x18\x05 \x01(\bR\amovable\"\xee\x01\n" +
 	"\vMoveRequest\x12\x12\n" +
 	"\x04flow\x18\x01 \x01(\tR\x04flow\x12\x0e\n" +
 	"\x02to\x18\x02 \x01(\tR\x02to\x12\x18\n" +
@@ -1683,13 +1701,14 @@ const file_agent_proto_rawDesc = "" +
 	"\vconcurrency\x18\x05 \x01(\rR\vconcurrency\x12%\n" +
 	"\x0etimeout_micros\x18\x06 \x01(\x03R\rtimeoutMicros\x12\x18\n" +
 	"\aprocess\x18\a \x01(\x05R\aprocess\x12\x14\n" +
-	"\x05whole\x18\b \x01(\bR\x05whole\"\xeb\x01\n" +
+	"\x05whole\x18\b \x01(\bR\x05whole\x12\x12\n" +
+	"\x04lazy\x18\t \x01(\bR\x04lazy\"\xeb\x01\n" +
 	"\tMoveEvent\x124\n" +
 	"\aplanned\x18\x01 \x01(\v2\x18.rehome.agent.v1.PlannedH\x00R\aplanned\x12.\n" +
 	"\x05moved\x18\x02 \x01(\v2\x16.rehome.agent.v1.MovedH\x00R\x05moved\x124\n" +
 	"\asummary\x18\x03 \x01(\v2\x18.rehome.agent.v1.SummaryH\x00R\asummary\x129\n" +
 	"\aprocess\x18\x04 \x01(\v2\x1d.rehome.agent.v1.ProcessMovedH\x00R\aprocessB\a\n" +
-	"\x05event\"\xfa\x02\n" +
+	"\x05event\"\x99\x03\n" +
 	"\fProcessMoved\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
 	"\x03pid\x18\x02 \x01(\x05R\x03pid\x12\x17\n" +
@@ -1706,7 +1725,9 @@ const file_agent_proto_rawDesc = "" +
 	"\tprocesses\x18\v \x01(\rR\tprocesses\x12!\n" +
 	"\fheld_packets\x18\f \x01(\rR\vheldPackets\x12\x1f\n" +
 	"\vimage_bytes\x18\r \x01(\x04R\n" +
-	"imageBytes\"\x1f\n" +
+	"imageBytes\x12\x1d\n" +
+	"\n" +
+	"lazy_bytes\x18\x0e \x01(\x04R\tlazyBytes\"\x1f\n" +
 	"\aPlanned\x12\x14\n" +
 	"\x05total\x18\x01 \x01(\rR\x05total\"\xb7\x02\n" +
 	"\x05Moved\x12\x12\n" +

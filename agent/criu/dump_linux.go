@@ -34,6 +34,8 @@ type DumpConfig struct {
 	Inside int
 	// ShellJob is set when the tree's session is led by a process outside of it.
 	ShellJob bool
+	// Lazy leaves out the memory that can follow the restored tree. Until Stopped returns it can be read with Pages.
+	Lazy bool
 	// Ahead is what was sent ahead of the dump; may be nil.
 	Ahead *Ahead
 	// BeforeFreeze is called when CRIU is about to stop the tree; the tree still runs. An error ends the dump.
@@ -88,8 +90,19 @@ func (c DumpConfig) start(dir *os.File, pipes []*os.File) (*worker, error) {
 		return nil, err
 	}
 	defer theirs.Close() //nolint:errcheck // it is CRIU's
-	cmd := exec.Command(c.Path, "swrk", fmt.Sprint(socketFD))
+	cmd := exec.Command(c.Path)
 	cmd.ExtraFiles = append([]*os.File{theirs, dir}, pipes...)
+	if c.Lazy {
+		// When Stopped has returned a CRIU would serve the memory itself, at a port. It gets a connection that is at its end instead.
+		over, err := endedSocket()
+		if err != nil {
+			return nil, errors.Join(err, ours.Close())
+		}
+		defer over.Close() //nolint:errcheck // it is CRIU's
+		cmd.Args = append(cmd.Args, "--ps-socket", fmt.Sprint(firstPipeFD+len(pipes)))
+		cmd.ExtraFiles = append(cmd.ExtraFiles, over)
+	}
+	cmd.Args = append(cmd.Args, "swrk", fmt.Sprint(socketFD))
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := startBeside(c.PID, cmd); err != nil {
 		_ = ours.Close()
@@ -111,6 +124,7 @@ func (c DumpConfig) request() *rpc.CriuReq {
 	o := options()
 	o.Pid = proto.Int32(int32(pid))
 	o.ShellJob = proto.Bool(c.ShellJob)
+	o.LazyPages = proto.Bool(c.Lazy)
 	return &rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: o}
 }
 

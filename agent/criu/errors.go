@@ -21,6 +21,10 @@ var (
 	ErrImage = errors.New("the image is damaged")
 	// ErrFull means that the store for images has no room.
 	ErrFull = errors.New("no room for the image: raise process.image_bytes, or free memory")
+	// ErrMemory means that memory which was to follow a restored tree cannot be had.
+	ErrMemory = errors.New("the memory of the process cannot be had")
+	// ErrNotLazy means that memory cannot follow a tree here.
+	ErrNotLazy = errors.New("memory cannot follow a process here (--lazy): the kernel needs CONFIG_USERFAULTFD=y, and the agent CAP_SYS_PTRACE")
 	// ErrNoProcess means that there is no such process.
 	ErrNoProcess = errors.New("no such process")
 	// ErrNotMovable means that a process cannot be moved as it is.

@@ -20,6 +20,12 @@ const InitCommand = "process-init"
 // keep is what is written to the descriptor lifeFD when a restored tree is to live on without its agent.
 const keep = 'k'
 
+// lazyArgument is the third argument of an Init that also starts the CRIU which fetches memory.
+const lazyArgument = "lazy"
+
+// fetched is written to the descriptor fetchedFD when that CRIU has done its work.
+const fetched = 'f'
+
 // Init is the first process of the PID namespace that a tree is restored in. Its arguments are the path of CRIU and the number that
 // the namespace's own processes are counted from, which none of the tree's has. It starts CRIU, collects the dead, and
 // ends when the tree has. Until it is told to keep the tree, it ends, and all with it, when its agent does. It returns an exit code.
@@ -32,7 +38,8 @@ func Init(args []string) int {
 }
 
 func runInit(args []string) error {
-	if len(args) != 2 || os.Getpid() != 1 {
+	lazy := len(args) == 3 && args[2] == lazyArgument
+	if len(args) != 2 && !lazy || os.Getpid() != 1 {
 		return errors.New("this is started by the agent for a process that it restores")
 	}
 	// What the host mounts later is to be seen here, but not the other way round.
@@ -46,12 +53,26 @@ func runInit(args []string) error {
 		return fmt.Errorf("choose numbers for processes: %w", err)
 	}
 	unix.CloseOnExec(lifeFD)
-	if err := startWorker(args[0]); err != nil {
+	image, fetcher := os.NewFile(imageFD, "image"), 0
+	if lazy {
+		var err error
+		if fetcher, err = startFetcher(args[0], image); err != nil {
+			return err
+		}
+	}
+	if err := startWorker(args[0], image); err != nil {
 		return err
 	}
 	go awaitKeep()
 	for {
-		if _, err := unix.Wait4(-1, nil, 0, nil); !errors.Is(err, unix.ECHILD) {
+		var status unix.WaitStatus
+		pid, err := unix.Wait4(-1, &status, 0, nil)
+		if err == nil && pid == fetcher {
+			if err := fetcherEnded(status); err != nil {
+				return err
+			}
+		}
+		if !errors.Is(err, unix.ECHILD) {
 			continue
 		}
 		// What is left is no child: a CRIU that has just moved the tree away, and must be able to say so.
@@ -78,11 +99,8 @@ func alone() bool {
 }
 
 // startWorker starts CRIU with the descriptors that the agent has passed.
-func startWorker(path string) error {
-	files := []*os.File{os.Stdin, os.Stdout, os.Stderr}
-	for _, fd := range []int{socketFD, imageFD} {
-		files = append(files, os.NewFile(uintptr(fd), strconv.Itoa(fd)))
-	}
+func startWorker(path string, image *os.File) error {
+	files := []*os.File{os.Stdin, os.Stdout, os.Stderr, os.NewFile(socketFD, "socket"), image}
 	p, err := os.StartProcess(path, []string{path, "swrk", strconv.Itoa(socketFD)}, &os.ProcAttr{
 		Files: files, Env: os.Environ(), Sys: &unix.SysProcAttr{Setsid: true},
 	})
@@ -96,11 +114,41 @@ func startWorker(path string) error {
 	return nil
 }
 
+// startFetcher starts the CRIU that fetches memory.
+func startFetcher(path string, image *os.File) (int, error) {
+	for fd := lazyDirFD; fd <= fetchedFD; fd++ {
+		unix.CloseOnExec(fd)
+	}
+	cmd := fetcherCommand(path, image)
+	if err := cmd.Start(); err != nil {
+		return 0, explain(path, err)
+	}
+	// fetchAgentFD stays open: CRIU, and with it what the tree misses, is not to end with the agent before the tree does.
+	for _, f := range cmd.ExtraFiles {
+		if f != image {
+			_ = f.Close()
+		}
+	}
+	return cmd.Process.Pid, nil
+}
+
+// fetcherEnded says that all memory is there, or ends everything: for what the tree misses, the kernel would give it zeros.
+func fetcherEnded(status unix.WaitStatus) error {
+	if !status.Exited() || status.ExitStatus() != 0 {
+		_ = unix.Kill(-1, unix.SIGKILL)
+		return fmt.Errorf("criu lazy-pages: exit status %d", status.ExitStatus())
+	}
+	done := os.NewFile(fetchedFD, "fetched")
+	_, err := done.Write([]byte{fetched})
+	return errors.Join(err, done.Close(), unix.Close(fetchAgentFD))
+}
+
 // awaitKeep ends the namespace when the agent dies before it has said to keep it.
 func awaitKeep() {
 	b := make([]byte, 1)
 	n, _ := os.NewFile(lifeFD, "life").Read(b)
 	if n != 1 || b[0] != keep {
+		_ = unix.Kill(-1, unix.SIGKILL) // all at once
 		os.Exit(1)
 	}
 }

@@ -73,10 +73,17 @@ type echo struct {
 }
 
 func newEcho(t *testing.T, megabytes int) *echo {
+	t.Helper()
+	return newEchoOf(t, server, megabytes)
+}
+
+// newEchoOf starts another program.
+func newEchoOf(t *testing.T, program string, megabytes int) *echo {
+	t.Helper()
 	e := &echo{t: t, lab: labtest.New(t, netnslab.Standard(2))}
 	e.vip = e.lab.Topology().VIP4().String()
 	e.path("a")
-	cmd := labtest.Host(t, e.lab, "a").Command(t.Context(), "python3", "-c", fmt.Sprintf(server, e.vip, megabytes))
+	cmd := labtest.Host(t, e.lab, "a").Command(t.Context(), "python3", "-c", fmt.Sprintf(program, e.vip, megabytes))
 	cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

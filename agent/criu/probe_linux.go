@@ -67,6 +67,15 @@ func Probe(path string) (Features, error) {
 	return Features{DirtyTracking: m.GetFeatures().GetMemTrack(), LazyPages: m.GetFeatures().GetLazyPages()}, nil
 }
 
+// CanFollow returns why memory cannot follow a tree on this host, or nil.
+func CanFollow(path string) error {
+	f, err := Probe(path)
+	if err == nil && !f.LazyPages {
+		err = ErrNotLazy
+	}
+	return err
+}
+
 // ask starts a CRIU for one question.
 func ask(path string, req *rpc.CriuReq) (*rpc.CriuResp, error) {
 	ours, theirs, err := socketPair()

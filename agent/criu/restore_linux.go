@@ -3,6 +3,7 @@
 package criu
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"os"
@@ -27,6 +28,9 @@ type RestoreConfig struct {
 	IDs []int
 	// ShellJob is that of the dump.
 	ShellJob bool
+	// Fetch, if it is set, asks for memory that a lazy dump has left out. It is called from one goroutine, which it may block; the answers are to
+	// be given to Give, in the order of the requests. After an error the tree is ended.
+	Fetch func(Fetch) error
 }
 
 // Chamber is where a tree is restored: PID and mount namespaces of its own, in the network namespace of the caller, with a CRIU that
@@ -38,9 +42,13 @@ type Chamber struct {
 	cmd    *exec.Cmd
 	life   *os.File // the end of it that says keep
 	ended  chan struct{}
+	// fetcher is nil unless memory follows; failed is why it does not any more.
+	fetcher *fetcher
+	failed  error
 
 	mu   sync.Mutex
 	kept bool
+	over bool
 }
 
 // NewChamber starts one for the image in the store. Close ends it, unless it has been kept.
@@ -66,10 +74,25 @@ func NewChamber(c RestoreConfig, store *Store) (_ *Chamber, err error) {
 	defer theirLife.Close() //nolint:errcheck // it is Init's
 	cmd := exec.Command(c.Init[0], append(slices.Clone(c.Init[1:]), c.Path, fmt.Sprint(freeID(c.IDs)))...)
 	cmd.ExtraFiles = []*os.File{theirs, store.dir, theirLife}
+	var lazy *fetcher
+	if c.Fetch != nil {
+		if lazy, err = newFetcher(store); err != nil {
+			return nil, errors.Join(err, ours.Close(), life.Close())
+		}
+		cmd.Args = append(cmd.Args, lazyArgument)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, lazy.theirs...)
+	}
 	if err := startApart(cmd); err != nil {
+		if lazy != nil {
+			lazy.close()
+		}
 		return nil, errors.Join(fmt.Errorf("start the first process: %w", err), ours.Close(), life.Close())
 	}
-	h := &Chamber{config: c, store: store, worker: &worker{socket: ours}, cmd: cmd, life: life, ended: make(chan struct{})}
+	h := &Chamber{config: c, store: store, worker: &worker{socket: ours}, cmd: cmd, life: life, ended: make(chan struct{}), fetcher: lazy}
+	if lazy != nil {
+		lazy.started()
+		go func() { h.fail(lazy.serve(c.Fetch)) }()
+	}
 	go func() {
 		defer close(h.ended)
 		_ = cmd.Wait()
@@ -83,7 +106,7 @@ func NewChamber(c RestoreConfig, store *Store) (_ *Chamber, err error) {
 // begin asks CRIU to restore. It looks at the kernel first, which takes time, and then waits for the image's first file, which is a pipe.
 func (h *Chamber) begin() error {
 	o := options()
-	o.ShellJob = proto.Bool(h.config.ShellJob)
+	o.ShellJob, o.LazyPages = proto.Bool(h.config.ShellJob), proto.Bool(h.fetcher != nil)
 	return h.worker.send(&rpc.CriuReq{Type: rpc.CriuReqType_RESTORE.Enum(), Opts: o})
 }
 
@@ -111,7 +134,13 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 	pid := 0
 	answered, released := make(chan struct{}), make(chan error, 1)
 	go func() {
-		err := h.store.release(answered)
+		var err error
+		if h.fetcher != nil {
+			err = h.fetcher.release(h.store, answered)
+		}
+		if err == nil {
+			err = h.store.release(answered)
+		}
 		if err != nil {
 			_ = h.cmd.Process.Kill() // CRIU would wait for ever
 		}
@@ -122,7 +151,7 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 			if pid, err = findInside(h.cmd.Process.Pid, h.config.Root); err != nil {
 				return err
 			}
-			if err = restored(pid); err != nil {
+			if err = restored(pid); err != nil || h.fetcher != nil {
 				return err
 			}
 			return h.keep()
@@ -139,11 +168,63 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 		err = errors.Join(failed, err)
 	}
 	if err != nil {
+		h.mu.Lock()
+		err = errors.Join(h.failed, err)
+		h.mu.Unlock()
 		err = &OpError{Op: "restore", Reason: logOf(h.store.dir), Err: err}
 		return 0, errors.Join(err, h.end())
 	}
+	if h.fetcher != nil {
+		return pid, nil
+	}
 	return pid, h.Close()
 }
+
+// Give gives the tree memory that it has asked for. It is for one goroutine at a time.
+func (h *Chamber) Give(m Memory) error {
+	if h.fetcher == nil {
+		return errNotLazy
+	}
+	err := h.fetcher.give(m)
+	if err != nil {
+		h.fail(err)
+	}
+	return err
+}
+
+// Wait waits until all memory of a tree has come that Restore has let run. Before that the tree lives as long as this process does. After an error
+// it is gone; its peers got a RST.
+func (h *Chamber) Wait() error {
+	err := h.fetcher.wait()
+	if err == nil {
+		err = h.keep()
+	}
+	if err == nil {
+		return h.Close()
+	}
+	reason := readLog(h.store.dir, lazyLog)
+	h.mu.Lock()
+	err = cmp.Or(h.failed, err)
+	h.mu.Unlock()
+	return &OpError{Op: "lazy-pages", Reason: reason, Err: errors.Join(ErrMemory, err, h.end())}
+}
+
+// fail ends a tree whose memory cannot be had, with a RST for its peers. It must not run any more: what it misses would be zeros to it.
+func (h *Chamber) fail(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if h.kept || h.over || err == nil {
+		return
+	}
+	h.failed, h.over = err, true
+	if pid, err := findInside(h.cmd.Process.Pid, h.config.Root); err == nil {
+		resetConnections(pid)
+	}
+	_ = h.cmd.Process.Kill()
+}
+
+// Fail ends a tree whose memory has not all come, because it cannot.
+func (h *Chamber) Fail(err error) { h.fail(err) }
 
 // end ends the namespace whatever has been restored in it.
 func (h *Chamber) end() error {
@@ -168,6 +249,12 @@ func (h *Chamber) keep() error {
 func (h *Chamber) Close() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.over = true
+	defer func() {
+		if h.fetcher != nil {
+			h.fetcher.close() // not before the tree has ended
+		}
+	}()
 	_ = h.worker.socket.Close()
 	_ = h.life.Close()
 	if h.kept {

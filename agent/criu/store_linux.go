@@ -56,11 +56,19 @@ const firstPause = 200 * time.Microsecond
 // release lets CRIU read the image. It waits until CRIU wants to, or gone is closed.
 func (s *Store) release(gone <-chan struct{}) error {
 	s.mu.Lock()
-	dir, first := s.dir, s.first
+	dir := s.dir
 	s.mu.Unlock()
 	if dir == nil {
 		return os.ErrClosed
 	}
+	return s.releaseIn(dir, gone)
+}
+
+// releaseIn does so for a CRIU whose image is in dir.
+func (s *Store) releaseIn(dir *os.File, gone <-chan struct{}) error {
+	s.mu.Lock()
+	first := s.first
+	s.mu.Unlock()
 	if len(first) == 0 {
 		return fmt.Errorf("%w: %s is missing", ErrImage, firstFile)
 	}
@@ -298,14 +306,10 @@ func (s *Store) Close() error {
 	return errors.Join(errs...)
 }
 
-// log returns the end of CRIU's log in the directory.
+// logOf returns the first errors of CRIU's log in the directory.
 func logOf(dir *os.File) string {
 	if dir == nil {
 		return ""
 	}
-	b, err := os.ReadFile(procFD(dir) + "/" + logFile)
-	if err != nil {
-		return ""
-	}
-	return logReason(string(b))
+	return readLog(dir, logFile)
 }

@@ -21,7 +21,14 @@ const maxMessage = 64 << 10
 const (
 	socketFD = 3
 	imageFD  = 4
-	lifeFD   = 5 // of Init
+	lifeFD   = 5 // of Init, as those that follow
+	// What Init needs for memory that follows: the directory of the CRIU that fetches it, that one's connection to the agent, the agent's end of
+	// it, where CRIU says that it is ready, and where Init says that everything has come.
+	lazyDirFD    = 6
+	fetchFD      = 7
+	fetchAgentFD = 8
+	readyFD      = 9
+	fetchedFD    = 10
 	// firstPipeFD is the first of those that a tree's memory is written to, when dumping.
 	firstPipeFD = 5
 )
@@ -40,6 +47,15 @@ func socketPair() (ours, theirs *os.File, err error) {
 		return nil, nil, fmt.Errorf("socketpair: %w", err)
 	}
 	return os.NewFile(uintptr(fds[0]), "criu"), os.NewFile(uintptr(fds[1]), "criu"), nil
+}
+
+// endedSocket returns one end of a connection whose other end is closed.
+func endedSocket() (*os.File, error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("socketpair: %w", err)
+	}
+	return os.NewFile(uintptr(fds[0]), "ended"), unix.Close(fds[1])
 }
 
 // explain says what to do about a CRIU that cannot be started.

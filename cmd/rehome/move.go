@@ -40,6 +40,7 @@ func newMigrate() *cobra.Command {
 	m := &mover{}
 	var all bool
 	var pid int32
+	var lazy bool
 	cmd := &cobra.Command{
 		Use:   "migrate {FLOW | --all | --process PID | --service NAME} [--to HOST]",
 		Short: "Move live connections, or a whole process with its connections, to another host",
@@ -47,6 +48,8 @@ func newMigrate() *cobra.Command {
 
 With --process, or --service without --all, a whole process moves (CRIU 4.2 or newer is needed): with all processes that descend from it,
 its memory, its connections and its listeners. --service names the process that listens for that service.
+With --lazy, the process runs at the target before its memory is there, which follows: a shorter pause, but until all of it has followed (the
+command waits for that) a failure of either host or of the network between them takes the process with it, and its clients get a RST.
 
 What cannot be moved goes on where it was; the reason is printed and the exit code is 1.`,
 		Example: `  rehome migrate 192.0.2.7:40312-198.51.100.1:443 --to web-2
@@ -55,7 +58,7 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
   rehome migrate --service redis --to web-2`,
 		Args: cobra.MaximumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			req := &api.MoveRequest{Process: pid, Whole: m.service != "" && !all && len(args) == 0 && pid == 0}
+			req := &api.MoveRequest{Process: pid, Lazy: lazy, Whole: m.service != "" && !all && len(args) == 0 && pid == 0}
 			given := 0
 			for _, yes := range []bool{len(args) == 1, all, pid != 0, req.GetWhole()} {
 				if yes {
@@ -69,6 +72,8 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
 				return fmt.Errorf("migrate: --process %d is no process", pid)
 			case m.service != "" && !all && !req.GetWhole():
 				return errors.New("migrate: --service goes with --all, or alone")
+			case lazy && pid == 0 && !req.GetWhole():
+				return errors.New("migrate: --lazy goes with --process, or with --service without --all")
 			}
 			if len(args) == 1 {
 				req.Flow = args[0]
@@ -80,6 +85,7 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
 	m.register(cmd)
 	cmd.Flags().BoolVar(&all, "all", false, "every connection that can be moved")
 	cmd.Flags().Int32Var(&pid, "process", 0, "a process of this host, by its number")
+	cmd.Flags().BoolVar(&lazy, "lazy", false, "of a process: its memory follows when it runs at the target")
 	cmd.Flags().StringVar(&m.service, "service", "", "the process that listens for this service; with --all: only connections of this service")
 	return cmd
 }

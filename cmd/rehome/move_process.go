@@ -26,6 +26,7 @@ type processResult struct {
 	TotalMicros  int64  `json:"totalMicros"`
 	HeldPackets  uint32 `json:"heldPackets"`
 	ImageBytes   uint64 `json:"imageBytes"`
+	LazyBytes    uint64 `json:"lazyBytes,omitempty"`
 }
 
 // process takes in the end of a process's move.
@@ -34,6 +35,7 @@ func (p *progress) process(m *api.ProcessMoved) {
 		Name: m.GetName(), PID: m.GetPid(), NewPID: m.GetNewPid(), To: m.GetTo(), Outcome: m.GetOutcome(), Error: m.GetError(),
 		Processes: m.GetProcesses(), Connections: m.GetConnections(), FreezeMicros: m.GetFreezeMicros(), DumpMicros: m.GetDumpMicros(),
 		TotalMicros: m.GetTotalMicros(), HeldPackets: m.GetHeldPackets(), ImageBytes: m.GetImageBytes(),
+		LazyBytes: m.GetLazyBytes(),
 	}
 	p.processes = append(p.processes, r)
 	switch {

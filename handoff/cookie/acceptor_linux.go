@@ -333,7 +333,12 @@ func (a *Acceptor) Remove() error {
 
 // Withdraw ends services of what an Acceptor of a process that is no more has pinned in dir. That there is nothing is no error.
 func Withdraw(dir string, gone func(netip.AddrPort) bool) error {
-	services, err := ebpf.LoadPinnedMap(filepath.Join(dir, "services"), nil)
+	pin := filepath.Join(dir, "services")
+	// Asked of the file system first: where BPF is refused, it says so whatever is pinned.
+	if _, err := os.Lstat(pin); errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	services, err := ebpf.LoadPinnedMap(pin, nil)
 	if errors.Is(err, os.ErrNotExist) {
 		return nil
 	}

@@ -7,7 +7,7 @@ import "fmt"
 // Kind is the number of a message on the wire. Append-only.
 type Kind uint8
 
-// Kinds of frames: 1-15 everywhere, 16-31 between source and target, 32-47 with the entry, 48-63 between gateway and
+// Kinds of frames: 1-15 everywhere, 16-31 and 43 between source and target, 32-47 else with the entry, 48-63 between gateway and
 // dispatcher, 64 and above between agent and application.
 const (
 	KindHello        Kind = 1
@@ -30,6 +30,8 @@ const (
 	KindImage        Kind = 28
 	KindImageEnd     Kind = 29
 	KindFlowSet      Kind = 30
+	KindFetch        Kind = 31
+	KindMemory       Kind = 43
 	KindLease        Kind = 32
 	KindLeased       Kind = 33
 	KindCommit       Kind = 34
@@ -122,6 +124,10 @@ func newMessage(k Kind) Message {
 		return &ImageEnd{}
 	case KindFlowSet:
 		return &FlowSet{}
+	case KindFetch:
+		return &Fetch{}
+	case KindMemory:
+		return &Memory{}
 	case KindLeaseGroup:
 		return &LeaseGroup{}
 	case KindShut:
@@ -215,6 +221,8 @@ func (*Process) Kind() Kind      { return KindProcess }
 func (*Image) Kind() Kind        { return KindImage }
 func (*ImageEnd) Kind() Kind     { return KindImageEnd }
 func (*FlowSet) Kind() Kind      { return KindFlowSet }
+func (*Fetch) Kind() Kind        { return KindFetch }
+func (*Memory) Kind() Kind       { return KindMemory }
 func (*LeaseGroup) Kind() Kind   { return KindLeaseGroup }
 func (*Shut) Kind() Kind         { return KindShut }
 func (*Lease) Kind() Kind        { return KindLease }

@@ -21,6 +21,8 @@ type Offer struct {
 type Accept struct {
 	// Ahead is, after a Process, how many bytes of its memory the target can take ahead of the freeze, besides its image.
 	Ahead uint64
+	// Lazy is, after a Process, whether its memory can follow it, as was asked for.
+	Lazy bool
 }
 
 // StateSent says that the State sent ahead is complete, and asks for StateStored.
@@ -59,7 +61,11 @@ func (m *Offer) code(c *coder) {
 	c.span(4, &m.Limit)
 }
 
-func (m *Accept) code(c *coder)    { integer(c, 1, &m.Ahead) }
+func (m *Accept) code(c *coder) {
+	integer(c, 1, &m.Ahead)
+	c.flag(2, &m.Lazy)
+}
+
 func (m *StateSent) code(*coder)   {}
 func (m *StateStored) code(*coder) {}
 

@@ -33,6 +33,8 @@ type Process struct {
 	Services, Local []netip.AddrPort
 	// Files are what it has open, and must find at the target.
 	Files []File
+	// Lazy asks the target to let the tree run before its memory is there, and to fetch that with Fetch.
+	Lazy bool
 }
 
 // File is a file of a process: it must be there at the target, too.
@@ -49,6 +51,23 @@ type Image struct {
 	// Pages, if there are any, are what the part consists of: numbers of pages that the target has already, in the order in which they were sent
 	// ahead, and 2^32-1 for the next page of Data.
 	Pages []uint32
+}
+
+// Fetch asks the source for memory of a tree that has been stopped there; the answer is Memory, in the order of the requests, or Refuse. One without
+// pages says that all memory has come: until then the source keeps it.
+type Fetch struct {
+	// Process is the number of the process that has it, as it sees itself.
+	Process uint32
+	// Address is where it begins; Pages is how many are wanted, of 4096 bytes each. Fewer may come.
+	Address uint64
+	Pages   uint32
+}
+
+// Memory answers Fetch.
+type Memory struct {
+	Process uint32
+	Address uint64
+	Data    []byte
 }
 
 // ImageEnd says that the image is complete, as Transfer does for a connection: the tree has been stopped. Its fields say what must have
@@ -87,12 +106,25 @@ func (m *Process) code(c *coder) {
 	c.addresses(8, &m.Services)
 	c.addresses(9, &m.Local)
 	coded(c, 10, &m.Files, func(f *File) []byte { return f.append(nil) }, func(f *File, v []byte) error { return f.parse(v) })
+	c.flag(11, &m.Lazy)
 }
 
 func (m *Image) code(c *coder) {
 	c.text(1, &m.File)
 	c.bytes(2, &m.Data)
 	c.numbers(3, &m.Pages)
+}
+
+func (m *Fetch) code(c *coder) {
+	integer(c, 1, &m.Process)
+	integer(c, 2, &m.Address)
+	integer(c, 3, &m.Pages)
+}
+
+func (m *Memory) code(c *coder) {
+	integer(c, 1, &m.Process)
+	integer(c, 2, &m.Address)
+	c.bytes(3, &m.Data)
 }
 
 func (m *ImageEnd) code(c *coder) {
