@@ -33,7 +33,6 @@ func hostIn(n *labtest.Namespace) *host { return &host{Namespace: n, nl: n.Netli
 
 func (h *host) do(t testing.TB, f func() error)             { t.Helper(); h.Do(t, f) }
 func (h *host) try(f func() error) error                    { return h.Try(f) }
-func (h *host) up(t testing.TB, name string) netlink.Link   { t.Helper(); return h.Up(t, name) }
 func (h *host) address(t testing.TB, name, cidr string)     { t.Helper(); h.Address(t, name, cidr) }
 func (h *host) sysctl(t testing.TB, key, value string)      { t.Helper(); h.Sysctl(t, key, value) }
 func (h *host) mac(t testing.TB) net.HardwareAddr           { t.Helper(); return h.MAC(t) }

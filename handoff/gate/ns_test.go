@@ -30,7 +30,6 @@ func newHost(t testing.TB) *host {
 func hostIn(n *labtest.Namespace) *host { return &host{n, n.Netlink} }
 
 func (h *host) do(t testing.TB, f func() error)             { t.Helper(); h.Do(t, f) }
-func (h *host) up(t testing.TB, name string)                { t.Helper(); h.Up(t, name) }
 func (h *host) address(t testing.TB, name, cidr string)     { t.Helper(); h.Address(t, name, cidr) }
 func (h *host) sysctl(t testing.TB, key, value string)      { t.Helper(); h.Sysctl(t, key, value) }
 func (h *host) mac(t testing.TB) net.HardwareAddr           { t.Helper(); return h.MAC(t) }
