@@ -6,134 +6,38 @@ package gate
 
 import (
 	"errors"
-	"fmt"
 	"net"
-	"os"
-	"runtime"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/netns-lab/labtest"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// host is a network namespace of a test, without a name: it goes with its last handle, also when the test is killed.
+// host is a namespace of a test that can have a gate.
 type host struct {
-	ns netns.NsHandle
-	nl *netlink.Handle
+	*labtest.Namespace
+	nl *netlink.Handle // the namespace's
 }
 
 func newHost(t testing.TB) *host {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: makes network namespaces")
-	}
-	h := &host{}
-	var err error
-	done := make(chan struct{})
-	go func() {
-		defer close(done)
-		runtime.LockOSThread() // never unlocked: the thread ends with the goroutine
-		if err = unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			return
-		}
-		if h.ns, err = netns.Get(); err != nil {
-			return
-		}
-		if h.nl, err = netlink.NewHandleAt(h.ns); err != nil {
-			return
-		}
-		for _, set := range []string{"default/accept_dad", "default/accept_ra", "default/router_solicitations"} {
-			_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+set, []byte("0"), 0)
-		}
-	}()
-	<-done
-	if err != nil {
-		t.Fatalf("network namespace: %v", err)
-	}
-	t.Cleanup(func() {
-		h.nl.Close()
-		_ = h.ns.Close()
-	})
-	h.up(t, "lo")
-	return h
+	return hostIn(labtest.NewNamespace(t))
 }
 
-// do runs f on a thread inside the namespace; the thread is thrown away.
-func (h *host) do(t testing.TB, f func() error) {
-	t.Helper()
-	result := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread()
-		err := netns.Set(h.ns)
-		if err == nil {
-			err = f()
-		}
-		result <- err
-	}()
-	if err := <-result; err != nil {
-		t.Fatal(err)
-	}
-}
+func hostIn(n *labtest.Namespace) *host { return &host{n, n.Netlink} }
 
-func (h *host) up(t testing.TB, name string) netlink.Link {
+func (h *host) do(t testing.TB, f func() error)             { t.Helper(); h.Do(t, f) }
+func (h *host) address(t testing.TB, name, cidr string)     { t.Helper(); h.Address(t, name, cidr) }
+func (h *host) sysctl(t testing.TB, key, value string)      { t.Helper(); h.Sysctl(t, key, value) }
+func (h *host) mac(t testing.TB) net.HardwareAddr           { t.Helper(); return h.MAC(t) }
+func (h *host) index(t testing.TB) int                      { t.Helper(); return h.Index(t) }
+func (h *host) listen(t testing.TB, at string) net.Listener { t.Helper(); return h.Listen(t, at) }
+func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	l, err := h.nl.LinkByName(name)
-	if err == nil {
-		err = h.nl.LinkSetUp(l)
-	}
-	if err != nil {
-		t.Fatalf("%s: %v", name, err)
-	}
-	l, err = h.nl.LinkByName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l
-}
-
-func (h *host) address(t testing.TB, name, cidr string) {
-	t.Helper()
-	l, err := h.nl.LinkByName(name)
-	if err != nil {
-		t.Fatal(err)
-	}
-	a, err := netlink.ParseAddr(cidr)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if a.IP.To4() == nil {
-		a.Flags = unix.IFA_F_NODAD
-	}
-	if err := h.nl.AddrAdd(l, a); err != nil && !errors.Is(err, os.ErrExist) {
-		t.Fatalf("%s on %s: %v", cidr, name, err)
-	}
-}
-
-func (h *host) sysctl(t testing.TB, key, value string) {
-	t.Helper()
-	h.do(t, func() error { return os.WriteFile("/proc/sys/"+key, []byte(value), 0) })
-}
-
-func (h *host) mac(t testing.TB) net.HardwareAddr {
-	t.Helper()
-	l, err := h.nl.LinkByName("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l.Attrs().HardwareAddr
-}
-
-func (h *host) index(t testing.TB) int {
-	t.Helper()
-	l, err := h.nl.LinkByName("eth0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	return l.Attrs().Index
+	labtest.Eventually(t, what, ok)
 }
 
 // neighbour makes h reach ip at mac.
@@ -149,19 +53,6 @@ func (h *host) neighbour(t testing.TB, ip string, mac net.HardwareAddr) {
 	}); err != nil {
 		t.Fatalf("neighbour %s: %v", ip, err)
 	}
-}
-
-func (h *host) listen(t testing.TB, at string) net.Listener {
-	t.Helper()
-	var l net.Listener
-	h.do(t, func() (err error) {
-		var c net.ListenConfig
-		c.SetMultipathTCP(false)
-		l, err = c.Listen(t.Context(), "tcp", at)
-		return err
-	})
-	t.Cleanup(func() { _ = l.Close() })
-	return l
 }
 
 // dial connects from h; port 0 takes any.
@@ -205,29 +96,12 @@ func (h *host) gated(t testing.TB) *Gate {
 	return g
 }
 
-// network is hosts on one bridge: host i has 10.66.0.i+1 and fd66::i+1 on eth0.
+// network is hosts on one bridge, as labtest.Network numbers them.
 func network(t testing.TB, n int) []*host {
 	t.Helper()
-	hub := newHost(t)
-	if err := hub.nl.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "rhbr"}}); err != nil {
-		t.Fatalf("bridge: %v", err)
-	}
-	bridge := hub.up(t, "rhbr")
-	hosts := make([]*host, n)
-	for i := range hosts {
-		h := newHost(t)
-		port := fmt.Sprintf("rhp%d", i)
-		if err := hub.nl.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: port, MasterIndex: bridge.Attrs().Index},
-			PeerName:  "eth0", PeerNamespace: netlink.NsFd(h.ns),
-		}); err != nil {
-			t.Fatalf("veth: %v", err)
-		}
-		hub.up(t, port)
-		h.up(t, "eth0")
-		h.address(t, "eth0", fmt.Sprintf("10.66.0.%d/24", i+1))
-		h.address(t, "eth0", fmt.Sprintf("fd66::%d/64", i+1))
-		hosts[i] = h
+	var hosts []*host
+	for _, h := range labtest.Network(t, n).Hosts {
+		hosts = append(hosts, hostIn(h))
 	}
 	return hosts
 }
@@ -279,15 +153,5 @@ func setInt(t testing.TB, c net.Conn, level, option, value int) {
 	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), level, option, value) })
 	if err := errors.Join(err, failed); err != nil {
 		t.Fatal(err)
-	}
-}
-
-// eventually waits until ok, for at most five seconds.
-func eventually(t testing.TB, what string, ok func() bool) {
-	t.Helper()
-	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatalf("not within 5 s: %s", what)
-		}
 	}
 }
