@@ -319,7 +319,7 @@ func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 		return nil, fmt.Errorf("%w: somebody has read from it: %d bytes are left of %d", ErrUnstable, n, seen)
 	}
 	if n == seen {
-		return nil, nil
+		return nil, endsThere(sock, n)
 	}
 	offset, err := sock.peekOffset()
 	if err != nil {
@@ -338,6 +338,9 @@ func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 			err = ErrUnstable
 		}
 	}
+	if err == nil && !follows {
+		err = endsThere(sock, queued)
+	}
 	if err == nil {
 		b = b[skip:]
 	}
@@ -347,6 +350,30 @@ func peekReceiveQueue(sock socket, lim Limits, seen int) ([]byte, error) {
 		}
 	}
 	return b, err
+}
+
+// endsThere wants the receive queue to end behind its first n bytes, which is where SIOCINQ says that it does. That is wrong where
+// the application has read an urgent byte, and neither what lies before it nor what lies behind: SIOCINQ ends at its mark, but not while
+// urgent bytes are inline.
+func endsThere(sock socket, n int) error {
+	inline, err := sock.get(unix.SOL_SOCKET, unix.SO_OOBINLINE)
+	if err != nil || inline != 0 {
+		return err
+	}
+	if err := sock.set(unix.SOL_SOCKET, unix.SO_OOBINLINE, 1); err != nil {
+		return fmt.Errorf("set SO_OOBINLINE: %w", err)
+	}
+	whole, err := sock.ioctl(unix.TIOCINQ)
+	if err := errors.Join(err, sock.set(unix.SOL_SOCKET, unix.SO_OOBINLINE, 0)); err != nil {
+		return fmt.Errorf("read SIOCINQ: %w", err)
+	}
+	if whole == n {
+		return nil
+	}
+	if now, err := sock.ioctl(unix.TIOCINQ); err != nil || now != n {
+		return errors.Join(ErrUnstable, err)
+	}
+	return ErrUrgent
 }
 
 // peekThrough returns the n bytes that the receive queue holds, according to SIOCINQ. If follows is set, a second reading

@@ -135,6 +135,9 @@ func TestCloseLeavesNothing(t *testing.T) {
 		if _, err := g.Route(packet4()); !errors.Is(err, ErrClosed) {
 			t.Errorf("Route on a closed gate: %v", err)
 		}
+		if err := g.Run(t.Context()); !errors.Is(err, ErrClosed) {
+			t.Errorf("Run on a closed gate: %v", err)
+		}
 		_ = g.Stats()
 	}
 	if h.attached(t) != 0 || h.taps(t) != 0 {

@@ -27,6 +27,9 @@ func (g *Gate) Run(ctx context.Context) error {
 	for i, t := range g.taps {
 		// A Run before this one has left a deadline in the past.
 		if err := t.file.SetReadDeadline(time.Time{}); err != nil {
+			if g.isClosed() {
+				err = ErrClosed
+			}
 			return &OpError{Op: "run", Err: err}
 		}
 		stop := context.AfterFunc(ctx, func() { _ = t.file.SetReadDeadline(time.Unix(1, 0)) })
