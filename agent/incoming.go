@@ -90,7 +90,7 @@ func (in *incoming) receive() {
 			in.e.image(f.ID, m)
 			continue
 		}
-		in.e.post(func(e *engine) {
+		in.e.handle(func(e *engine) {
 			if _, ok := e.incoming[in]; ok {
 				in.heard = time.Now()
 				e.request(in, f)
