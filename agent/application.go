@@ -109,7 +109,7 @@ func (a *application) receive() {
 			a.e.post(func(*engine) { a.lost(err) })
 			return
 		}
-		a.e.post(func(e *engine) {
+		a.e.handle(func(e *engine) {
 			if _, ok := e.apps[a]; !ok {
 				closeFD(fd)
 				return

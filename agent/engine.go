@@ -32,10 +32,11 @@ const tickInterval = 20 * time.Millisecond
 // event is something the engine's goroutine has to deal with.
 type event func(e *engine)
 
-// engine owns everything that moves: the sources, the targets and, at an entry, the ledger. One goroutine runs it
-// (run); what comes from connections, operators and timers reaches it through post. It never waits: links queue what
-// they send, and the system calls it makes do not block.
+// engine owns everything that moves: the sources, the targets and, at an entry, the ledger. One goroutine at a time has the turn: run's, or
+// one that has read a frame while nothing else was to be done (handle). What comes from operators and timers reaches it through post. It
+// never waits: links queue what they send, and the system calls it makes do not block.
 type engine struct {
+	turn turn
 	// cfg, and what follows from it, changes with a reload: other goroutines use shared.
 	cfg     Config
 	times   migration.Config
@@ -95,6 +96,7 @@ type engine struct {
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
 	reporter reporter
+	collector *collector
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
@@ -164,10 +166,23 @@ func (e *engine) flush() {
 
 // post hands ev to the engine; it is dropped once the engine has stopped.
 func (e *engine) post(ev event) {
+	e.turn.queued()
 	select {
 	case e.events <- ev:
 	case <-e.stopped:
 	}
+}
+
+// handle is post for who has read a frame: if the engine is at rest, ev is dealt with before handle returns, which saves the change of
+// goroutines that a frozen connection would wait for.
+func (e *engine) handle(ev event) {
+	if !e.turn.try() {
+		e.post(ev)
+		return
+	}
+	defer e.turn.end()
+	ev(e)
+	e.flush()
 }
 
 // ask runs f in the engine and waits for it; false means that the engine has stopped.
@@ -191,34 +206,43 @@ func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
 // from the application (wire.Recover): the socket stays open there.
 func (e *engine) run(ctx context.Context) error {
 	defer close(e.stopped)
-	defer e.flush()
+	defer e.turn.close(e.flush)
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
+	e.collector = newCollector()
+	defer e.collector.close()
 	stopping := ctx.Done()
 	var limit <-chan time.Time
-	for {
+	e.turn.open()
+	for over := false; !over; {
 		select {
 		case ev := <-e.events:
+			e.turn.begin()
 			ev(e)
+			e.turn.dealt()
 		case now := <-tick.C:
+			e.turn.begin()
 			e.tick(now)
 		case <-stopping:
+			e.turn.begin()
+			e.turn.shut()
 			stopping = nil
 			e.stop()
 			timer := time.NewTimer(e.endLimit())
 			defer timer.Stop()
 			limit = timer.C
 		case <-limit:
+			e.turn.begin()
 			e.log.Warn("leaving moves to the next agent", "out", len(e.sources), "in", len(e.targets)+len(e.takers))
-			return ctx.Err()
+			over = true
 		}
 		if len(e.events) == 0 || len(e.queued) >= maxDirty {
 			e.flush()
 		}
-		if stopping == nil && len(e.sources)+len(e.targets)+len(e.takers)+len(e.processes)+len(e.arrivals) == 0 {
-			return ctx.Err()
-		}
+		over = over || stopping == nil && len(e.sources)+len(e.targets)+len(e.takers)+len(e.processes)+len(e.arrivals) == 0
+		e.turn.end()
 	}
+	return ctx.Err()
 }
 
 // stop gives up what has not been transferred.
@@ -282,6 +306,7 @@ func (e *engine) tick(now time.Time) {
 		in.settle(now)
 	}
 	e.entry.Sweep(now)
+	e.collector.tick()
 }
 
 // newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.

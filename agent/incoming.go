@@ -94,7 +94,7 @@ func (in *incoming) receive() {
 			in.e.memory(f.ID, m)
 			continue
 		}
-		in.e.post(func(e *engine) {
+		in.e.handle(func(e *engine) {
 			if _, ok := e.incoming[in]; ok {
 				in.heard = time.Now()
 				e.request(in, f)

@@ -178,7 +178,7 @@ func (p *outgoing) receive(link *wire.Link) {
 			p.e.post(func(*engine) { p.lost(link, err) })
 			return
 		}
-		p.e.post(func(e *engine) {
+		p.e.handle(func(e *engine) {
 			if p.link == link {
 				p.heard, p.pinged = time.Now(), false
 				e.answer(p, f)

@@ -86,6 +86,9 @@ func Serve(ctx context.Context, cfg Config, ready func()) error {
 type server struct {
 	cfg Config
 
+	// buffers are what sessions read into: who gets many connections at once must not allocate as much for each.
+	buffers sync.Pool
+
 	mu       sync.Mutex
 	sessions map[*handoff.Conn]*session
 	// echo is the listener that reports how many echoes there are; nil when none does.
@@ -137,7 +140,12 @@ func (s *server) serve(c *handoff.Conn, service string) {
 		delete(s.sessions, c)
 		s.mu.Unlock()
 	}()
-	err := ses.run()
+	buf, ok := s.buffers.Get().(*[chunk]byte)
+	if !ok {
+		buf = new([chunk]byte)
+	}
+	defer s.buffers.Put(buf)
+	err := ses.run(buf[:])
 	if err != nil && !errors.Is(err, handoff.ErrMigrated) && !errors.Is(err, io.EOF) {
 		s.cfg.Logger.Warn("connection", "flow", c.Flow(), "error", err)
 	}

@@ -71,9 +71,8 @@ type session struct {
 	sum hash.Hash // rec.Sum, in working order
 }
 
-// run serves until the connection ends or moves.
-func (s *session) run() error {
-	buf := make([]byte, chunk)
+// run serves until the connection ends or moves. buf is its own until then.
+func (s *session) run(buf []byte) error {
 	for {
 		var err error
 		switch {
