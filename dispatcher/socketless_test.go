@@ -275,3 +275,25 @@ func TestSocketlessTidy(t *testing.T) {
 		t.Errorf("not at all: the proxy has %v: %v", p.services, err)
 	}
 }
+
+// Agents are told on connecting that no service is socketless: a dispatcher before this one may have had some.
+func TestTellsOfNoCookies(t *testing.T) {
+	cfg := standing(t)
+	var a fakeAgent
+	a.serve(t, "b1", netipAddress(t, cfg.Peers[0]))
+	s := start(t, cfg)
+	told := func() []*wire.Cookies {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return a.cookies
+	}
+	until(t, "the agent is told", func() bool { return len(told()) == 1 })
+	if at, err := told()[0].Endpoints(); err != nil || len(at) > 0 || len(told()[0].Secret) > 0 {
+		t.Errorf("%v, %v; want neither addresses nor a secret", at, err)
+	}
+	b := s.backend("b1")
+	until(t, "its answer is heard", func() bool { return b.up() })
+	if b.makes() {
+		t.Error("connections may be made of first packets")
+	}
+}

@@ -319,6 +319,8 @@ type fakeAgent struct {
 	mu    sync.Mutex
 	links []*wire.Link
 	ended int
+	// cookies are what it was told of them.
+	cookies []*wire.Cookies
 }
 
 // serve runs the agent of a host at an address.
@@ -368,8 +370,14 @@ func (a *fakeAgent) pong(link *wire.Link) {
 			a.mu.Unlock()
 			return
 		}
-		if _, ping := f.Message.(*wire.Ping); ping {
+		switch m := f.Message.(type) {
+		case *wire.Ping:
 			_ = link.Send(f.ID, &wire.Pong{})
+		case *wire.Cookies:
+			_ = link.Send(f.ID, &wire.CookiesTaken{})
+			a.mu.Lock()
+			a.cookies = append(a.cookies, m)
+			a.mu.Unlock()
 		}
 	}
 }

@@ -40,7 +40,7 @@ func measureJiffies() (j jiffies, err error) {
 	if err != nil {
 		return j, fmt.Errorf("program that reads jiffies: %w", err)
 	}
-	defer p.Close()
+	defer func() { _ = p.Close() }()
 	const tries = 10
 	for range tries {
 		var before, after unix.Timespec

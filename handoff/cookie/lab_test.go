@@ -161,3 +161,35 @@ func TestPinned(t *testing.T) {
 		t.Errorf("%s: %v", c.PinPath, err)
 	}
 }
+
+// What is pinned can be withdrawn without the process that pinned it; the rest goes on.
+func TestWithdraw(t *testing.T) {
+	h := server(t)
+	c := config()
+	c.PinPath = bpffs(t)
+	if err := Withdraw(c.PinPath, func(netip.AddrPort) bool { return true }); err != nil {
+		t.Errorf("nothing is pinned: %v", err)
+	}
+	a, err := try(t, h, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stays, goes := netip.MustParseAddrPort("10.77.0.100:80"), netip.MustParseAddrPort("[2001:db8::100]:80")
+	if err := errors.Join(a.AddService(stays), a.AddService(goes), a.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := Withdraw(c.PinPath, func(at netip.AddrPort) bool { return at == goes }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if a, err = try(t, h, c); err != nil {
+		t.Fatal(err)
+	}
+	if left, err := a.Services(); err != nil || len(left) != 1 || left[0] != stays {
+		t.Errorf("%v, %v; want %v", left, err, stays)
+	}
+	if err := a.Remove(); err != nil {
+		t.Error(err)
+	}
+}

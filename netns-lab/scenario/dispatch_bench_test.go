@@ -93,6 +93,29 @@ func BenchmarkDispatchDownload(b *testing.B) {
 	})
 }
 
+// BenchmarkDispatchDownloadTurns downloads directly and through rehome in turns.
+func BenchmarkDispatchDownloadTurns(b *testing.B) {
+	needPrograms(b, "curl")
+	const turns, times = 10, 4
+	lab := labName("fturns")
+	f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
+	direct, rehome := scenario.Direct(), scenario.Rehome()
+	startFront(b, f, direct)
+	startFront(b, f, rehome)
+	ctx := testContext(b, 5*time.Minute)
+	if err := scenario.WarmUp(ctx, f); err != nil {
+		b.Fatal(err)
+	}
+	rates, err := scenario.DownloadTurns(ctx, f, []scenario.Front{direct, rehome}, turns, times)
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Logf("Mbit/s, direct %.0f, rehome %.0f", rates[0], rates[1])
+	report(b, map[string]float64{
+		"direct-Mbit/s": median(rates[0]), "rehome-Mbit/s": median(rates[1]), "percent-of-direct": 100 * median(rates[1]) / median(rates[0]),
+	})
+}
+
 func BenchmarkDispatchPeekedMemory(b *testing.B) {
 	eachFront(b, func(b *testing.B, f *scenario.Farm, front scenario.Front) {
 		d, ok := front.(scenario.FrontDaemon)
