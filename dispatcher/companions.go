@@ -49,6 +49,9 @@ var errNotAlone = errors.New("the session has another connection, which would st
 // What is no session's may.
 func (s *sessions) mayLeave(now time.Time, f tcprepair.Flow) error {
 	k := keyOf(unix.IPPROTO_TCP, f)
+	if !s.serves(k) {
+		return nil
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id, ok := s.signalled(now, k)
@@ -58,10 +61,14 @@ func (s *sessions) mayLeave(now time.Time, f tcprepair.Flow) error {
 	return wire.Refusef(s.d.cfg.Host, wire.CodeNotNow, "%v", errNotAlone)
 }
 
+// serves reports whether a flow is of a service with sessions; it asks nobody to wait.
+func (s *sessions) serves(k session.Key) bool {
+	return s.d.live.Load().sessions[endpoint{k.Protocol, k.Server}] != nil
+}
+
 // signalled returns the session whose signalling a connection is. One that began with a dispatcher before this one is taken up.
 func (s *sessions) signalled(now time.Time, k session.Key) (session.ID, bool) {
-	v := s.d.live.Load().sessions[endpoint{k.Protocol, k.Server}]
-	if v == nil {
+	if !s.serves(k) {
 		return 0, false
 	}
 	f, ok := s.table.Lookup(now, k)
@@ -85,6 +92,9 @@ func (s *sessions) alone(now time.Time, id session.ID, k session.Key) bool {
 // leaving takes in that a connection may be moved until then: a lease has been granted.
 func (s *sessions) leaving(now time.Time, f tcprepair.Flow, ttl time.Duration) {
 	k := keyOf(unix.IPPROTO_TCP, f)
+	if !s.serves(k) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	id, ok := s.signalled(now, k)
@@ -99,6 +109,9 @@ func (s *sessions) leaving(now time.Time, f tcprepair.Flow, ttl time.Duration) {
 // settled takes in how a connection's move has ended, or may have: its owner says.
 func (s *sessions) settled(now time.Time, f tcprepair.Flow) {
 	k := keyOf(unix.IPPROTO_TCP, f)
+	if !s.serves(k) {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if id, ok := s.signalled(now, k); ok {
@@ -237,6 +250,16 @@ func (s *sessions) release(now time.Time, v *departure) {
 		s.pass(now, keyOf(p.Protocol, p.Flow), p)
 	}
 	s.warn(s.divert(now, v, false))
+}
+
+// straighten lets the datagrams of media take the short way again, where a dispatcher before this one was killed while they waited.
+func (s *sessions) straighten(k session.Key, p *packet) {
+	if p.Reason != forward.Inspected || !waits(k) {
+		return
+	}
+	if err := s.path.Detour(k.Protocol, p.Flow, false); err != nil && !errors.Is(err, gate.ErrNoFlow) {
+		s.warn(err)
+	}
 }
 
 // owner returns the node that an inspected packet goes to: since the kernel has looked, its session may have moved.

@@ -206,6 +206,23 @@ func TestSessionMovedUnseen(t *testing.T) {
 	}
 }
 
+// TestSessionKilledWhileWaiting starts anew over a path that a dispatcher has left in the middle of a move.
+func TestSessionKilledWhileWaiting(t *testing.T) {
+	s := linkedStand(t)
+	k, rtp, rtcp, from := s.playing(40000)
+	s.leaving(time.Now(), flowOf(k), time.Second)
+	s.packet(rtp, 0, 0, "lost with the process")
+	s.begin(linkedConfig(t))
+	for _, m := range []session.Key{rtp, rtcp} {
+		if n := s.packet(m, 0, 0, "by user space"); n != from {
+			t.Errorf("%v: to node %d, want %d", m, n, from)
+		}
+		if s.path.flows[m].inspected {
+			t.Errorf("%v comes by user space for ever", m)
+		}
+	}
+}
+
 // TestSessionNotAlone refuses to take one connection out of a session that has two: FTP's, in a transfer.
 func TestSessionNotAlone(t *testing.T) {
 	s := linkedStand(t)

@@ -15,7 +15,7 @@ type gauges struct {
 
 	flows, maxFlows, pressure, forwarded, full, unreachable *prometheus.Desc
 	peeking, connections                                    *prometheus.Desc
-	active, up                                              *prometheus.Desc
+	active, up, reported                                    *prometheus.Desc
 	weight, drained, healthy                                *prometheus.Desc
 }
 
@@ -35,6 +35,7 @@ func newGauges(d *Dispatcher) *gauges {
 		connections: desc("service_active", "Connections that have been handed off, as far as this process knows.", "service"),
 		active:      desc("backend_active", "Connections of a backend, as far as this process knows.", "backend"),
 		up:          desc("backend_up", "Whether a backend's agent can be asked.", "backend"),
+		reported:    desc("backend_reported_sessions", "Connections that a backend says it serves; absent while it sends no load vectors.", "backend"),
 		weight:      desc("backend_weight", "The weight that counts.", "pool", "backend"),
 		drained:     desc("backend_drained", "Whether a backend gets no new connections because an operator, here or at its host, wants so.", "pool", "backend"),
 		healthy:     desc("backend_healthy", "Whether checks find a backend well; absent without checks, and before the first.", "pool", "backend"),
@@ -44,7 +45,7 @@ func newGauges(d *Dispatcher) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.weight, g.drained, g.healthy,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
 	} {
 		ch <- d
 	}
@@ -76,6 +77,11 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	for name, b := range live.backends {
 		gauge(g.active, float64(b.active.Load()), name)
 		gauge(g.up, number(b.up()), name)
+		if m := g.d.management; m != nil {
+			if v := m.of(b.node); v.known {
+				gauge(g.reported, float64(v.sessions), name)
+			}
+		}
 	}
 	for name, p := range live.pools {
 		for _, m := range p.members {

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/rehome-net/rehome/dispatcher/forward"
+	"github.com/rehome-net/rehome/dispatcher/load"
+	"github.com/rehome-net/rehome/handoff/vitals"
 )
 
 func TestGauges(t *testing.T) {
@@ -55,6 +57,33 @@ func TestGauges(t *testing.T) {
 		"service_active{service=web} 5", "table_full_total{} 9", "table_pressure{} 0.5", "unreachable_packets_total{} 10",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+}
+
+// TestGaugesReported tells how many connections a backend says it has, for as long as it says something.
+func TestGaugesReported(t *testing.T) {
+	d, _ := managed(t, func(*Config) {})
+	reported := func() map[string]float64 {
+		families, err := d.count.registry.Gather()
+		if err != nil {
+			t.Fatal(err)
+		}
+		values := map[string]float64{}
+		for _, f := range families {
+			if f.GetName() == "rehome_dispatcher_backend_reported_sessions" {
+				for _, m := range f.GetMetric() {
+					values[m.GetLabel()[0].GetValue()] = m.GetGauge().GetValue()
+				}
+			}
+		}
+		return values
+	}
+	if got := reported(); len(got) > 0 {
+		t.Errorf("nothing was reported, and %v", got)
+	}
+	d.management.reported(uint32(d.backend("b1").node), load.Sample{Load: 0.5, Vector: vitals.Vector{Sessions: 17}})
+	if diff := cmp.Diff(map[string]float64{"b1": 17}, reported()); diff != "" {
 		t.Error(diff)
 	}
 }

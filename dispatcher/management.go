@@ -31,6 +31,8 @@ type vital struct {
 	load, measured float64
 	known          bool
 	report         uint64
+	// sessions are how many connections it says that it serves.
+	sessions uint32
 }
 
 // management carries out what SARA's engines decide: who is available (24-27), how loaded everybody will be (18-21, 29), and so what is refused
@@ -155,6 +157,7 @@ func (m *management) reported(host uint32, sample load.Sample) {
 	v := m.vitals[host]
 	v.load, v.measured, v.known = e.Value, sample.Load, true
 	v.report++
+	v.sessions = sample.Vector.Sessions
 	m.vitals[host] = v
 }
 

@@ -307,6 +307,9 @@ func (s *sessions) pass(now time.Time, k session.Key, p *packet) {
 			return
 		}
 	}
+	if v == nil && len(s.departures) == 0 {
+		s.straighten(k, p)
+	}
 	s.listen(now, v, k, p)
 	if err := s.path.Send(*p, to); err != nil {
 		s.d.log.Warn("cannot send a packet on", "flow", k, "error", err)

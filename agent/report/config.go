@@ -35,7 +35,7 @@ type Config struct {
 	Interval time.Duration
 	// LoadInterval is the time between load vectors, the paper's delta; DefaultLoadInterval when 0.
 	LoadInterval time.Duration
-	// Services are the addresses whose listeners' queues count as backlog.
+	// Services are the addresses whose listeners' queues count as backlog, and whose connections are counted.
 	Services []netip.AddrPort
 	// Watch are addresses that somebody must listen at. As long as nobody does the application is reported as down.
 	Watch []netip.AddrPort

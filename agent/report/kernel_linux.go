@@ -141,7 +141,7 @@ func (k *kernel) listeners() (all []listener, err error) {
 		return nil, err
 	}
 	for _, family := range []byte{familyIPv4, familyIPv6} {
-		if err := k.ask(family); err != nil {
+		if err := k.ask(family, 1<<stateListen, 0); err != nil {
 			return nil, err
 		}
 		for done := false; !done; {
@@ -157,8 +157,8 @@ func (k *kernel) listeners() (all []listener, err error) {
 	return all, nil
 }
 
-// ask sends an inet_diag_req_v2 for all that listen.
-func (k *kernel) ask(family byte) error {
+// ask sends an inet_diag_req_v2 for all sockets in some states, at a local port unless that is 0.
+func (k *kernel) ask(family byte, states uint32, port uint16) error {
 	const header, request = 16, 56
 	b := make([]byte, header+request)
 	binary.NativeEndian.PutUint32(b, uint32(len(b)))
@@ -166,7 +166,8 @@ func (k *kernel) ask(family byte) error {
 	binary.NativeEndian.PutUint16(b[6:], unix.NLM_F_REQUEST|unix.NLM_F_DUMP)
 	r := b[header:]
 	r[0], r[1] = family, unix.IPPROTO_TCP
-	binary.NativeEndian.PutUint32(r[4:], 1<<stateListen)
+	binary.NativeEndian.PutUint32(r[4:], states)
+	binary.BigEndian.PutUint16(r[8:], port) // id.idiag_sport
 	return unix.Sendto(k.diag, b, 0, &unix.SockaddrNetlink{Family: unix.AF_NETLINK})
 }
 

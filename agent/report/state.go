@@ -97,7 +97,7 @@ func (t *Teller) SetLoad(name string, load float64) {
 	})
 }
 
-// SetSessions says how many connections this host serves.
+// SetSessions says how many sessions this host serves that are no TCP connections at its services' addresses: those are counted.
 func (t *Teller) SetSessions(n uint32) { t.change(func(w *word) { w.Sessions = n }) }
 
 // Announce says that this host will fail at a time: dispatchers give it no new sessions from now on, and none at all from then on
