@@ -8,7 +8,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -26,6 +28,8 @@ const (
 	Waiting
 	// Inspected: its flow is signalling.
 	Inspected
+	// reasonLater: a fragment that follows one that user space has. Nobody sees it: the datagram has the first one's reason.
+	reasonLater
 )
 
 // reasonCounted is REASON_COUNTED.
@@ -56,11 +60,14 @@ type Diverted struct {
 	Sequence uint32
 	Flags    uint8
 
-	frame  []byte
-	at     int    // of the payload in it
-	number uint16 // of the flow's diverted packets
-	last   bool   // the flow may be released after it
-	port   uint16
+	frame []byte
+	more  [][]byte // frames of the datagram's other fragments
+	at    int      // of the payload in frame, or in datagram
+	// datagram is what fragments were put together to; nil if it came whole.
+	datagram []byte
+	number   uint16 // of the flow's diverted packets
+	last     bool   // the flow may be released after it
+	port     uint16
 }
 
 // Clone returns a copy with a payload of its own.
@@ -70,6 +77,9 @@ func (d Diverted) Clone() Diverted {
 		return d
 	}
 	d.frame = bytes.Clone(d.frame)
+	if d.datagram != nil { // frames of fragments are its own
+		return d
+	}
 	d.Payload = d.frame[d.at:][:len(d.Payload)]
 	return d
 }
@@ -108,12 +118,14 @@ func (f *Forwarder) Send(d Diverted, to gate.Node) error {
 	case to >= MaxNodes:
 		return fail(fmt.Errorf("node %d: at most %d", to, MaxNodes-1))
 	}
-	order := append(d.frame[:0], 2, 'r', 'f', 'w')
-	order = binary.LittleEndian.AppendUint16(order, uint16(to))
-	order = append(order, 2, 0, 0, 0)
-	binary.LittleEndian.AppendUint16(order, d.port)
-	if err := f.tap.write(d.frame); err != nil {
-		return fail(err)
+	for _, frame := range slices.Concat([][]byte{d.frame}, d.more) {
+		order := append(frame[:0], 2, 'r', 'f', 'w')
+		order = binary.LittleEndian.AppendUint16(order, uint16(to))
+		order = append(order, 2, 0, 0, 0)
+		binary.LittleEndian.AppendUint16(order, d.port)
+		if err := f.tap.write(frame); err != nil {
+			return fail(err)
+		}
 	}
 	if !d.last {
 		return nil
@@ -148,6 +160,8 @@ type diverter struct {
 	flow   tcprepair.Flow
 	number uint16
 	frames uint8
+	// split has the parts of datagrams that came in fragments.
+	split assembly
 }
 
 // Divert calls decide for every packet that is diverted, in the order in which they came, until ctx is done. As long as it runs, and
@@ -232,6 +246,7 @@ func (d *diverter) some() (int, error) {
 func (d *diverter) one(frame []byte) {
 	p, service, segments, ok := decodeDiverted(frame)
 	if !ok {
+		d.fragment(frame)
 		return
 	}
 	d.read[service]++
@@ -242,6 +257,45 @@ func (d *diverter) one(frame []byte) {
 	d.frames++
 	p.last = p.last && d.frames == segments // of a packet that the kernel has cut
 	d.decide(p)
+}
+
+// fragment handles a frame with a part of a datagram: when it makes that whole, the datagram is decided about.
+func (d *diverter) fragment(frame []byte) {
+	f, ok := parseFragment(frame)
+	if !ok || frame[0] != 2 || frame[6] != 2 {
+		return
+	}
+	d.read[binary.LittleEndian.Uint16(frame[8:])]++
+	d.due = true
+	lost := d.split.lost
+	datagram, frames, whole := d.split.add(time.Now(), f, frame)
+	d.f.incomplete.Add(d.split.lost - lost)
+	if !whole {
+		return
+	}
+	if p, ok := assembled(f.key, datagram, frames); ok {
+		d.decide(p)
+	}
+}
+
+// assembled is decodeDiverted for a datagram that was put together. The label of its first fragment is its own.
+func assembled(key fragmentKey, datagram []byte, frames [][]byte) (Diverted, bool) {
+	length := 0
+	if len(datagram) >= udpHeader {
+		length = int(binary.BigEndian.Uint16(datagram[4:]))
+	}
+	if length < udpHeader || length > len(datagram) {
+		return Diverted{}, false
+	}
+	first := frames[0]
+	d := Diverted{
+		Reason: Reason(first[1] &^ reasonCounted), last: first[1]&reasonCounted != 0, Node: gate.Node(binary.LittleEndian.Uint16(first[2:])),
+		number: binary.LittleEndian.Uint16(first[4:]), port: binary.LittleEndian.Uint16(first[10:]), frame: first, more: frames[1:],
+		Protocol: protoUDP, datagram: datagram, at: udpHeader, Payload: datagram[udpHeader:length],
+	}
+	d.Flow.Remote = netip.AddrPortFrom(key.source, binary.BigEndian.Uint16(datagram))
+	d.Flow.Local = netip.AddrPortFrom(key.destination, binary.BigEndian.Uint16(datagram[2:]))
+	return d, d.Flow.IsValid()
 }
 
 // settle tells the kernel how many frames of each service have been read. In an empty tap there is none that has not: what was lost on the

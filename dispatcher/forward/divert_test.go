@@ -233,7 +233,9 @@ func TestInspected(t *testing.T) {
 			check("RST", tcp(rst, 0), redirected, true)
 			check("datagram", udp(10), redirected, true)
 			check("empty datagram", udp(0), redirected, true)
-			check("fragment", fragment, redirected, false)
+			if got, out := s.execute(t, mode, fragment); got != redirected || !tapped(out, Inspected, false) {
+				t.Errorf("%v, %v, fragment: %s, %x", f.Local, mode, got, out[:14])
+			}
 			check("error", errorAbout(s, f), redirected, false)
 			s.reading(t, 0)
 			check("nobody reads", tcp(ack, 10), redirected, false)
@@ -244,7 +246,7 @@ func TestInspected(t *testing.T) {
 			}
 			check("no longer", tcp(ack, 10), redirected, false)
 			check("the other protocol's flow", udp(10), redirected, true)
-			if got := s.Stats(); got.Diverted != 7 || got.Split != 1 || got.Unread != 0 {
+			if got := s.Stats(); got.Diverted != 8 || got.Split != 1 || got.Unread != 0 {
 				t.Errorf("%+v", got)
 			}
 			// A new flow of the service is signalling by itself.
@@ -274,27 +276,54 @@ func errorAbout(s *stand, f tcprepair.Flow) []byte {
 	return icmp(s.mac, f, 2, 0, ip6(reversed(f), protoTCP, segment(reversed(f), ack, 0)))
 }
 
-// A first datagram that is cut tells nobody whose its other parts are.
+// tapped reports whether a frame has a label for user space with that reason.
+func tapped(frame []byte, r Reason, counted bool) bool {
+	return frame[0] == 2 && frame[6] == 2 && Reason(frame[1]&^reasonCounted) == r && frame[1]&reasonCounted != 0 == counted
+}
+
+// The fragments of a first datagram come by user space, the later ones after the first and only those of its own; when nobody reads, none goes on.
 func TestUndecidedFragment(t *testing.T) {
 	for _, mode := range []Mode{TCX, XDP} {
-		s := newStand(t, Config{Divert: true})
-		f := flow4()
-		if err := s.UDP().SetHandling(f.Local, Handling{Divert: true}); err != nil {
-			t.Fatal(err)
-		}
-		s.reading(t, time.Minute)
-		frame := ethernet(s.mac, etherIPv4, ip4(f, protoUDP, nil, 0x2000, patch(datagram(f, 100), 5, 250)))
-		for range 2 {
-			if got, _ := s.execute(t, mode, frame); got != dropped {
-				t.Errorf("%v: %s", mode, got)
+		for _, f := range []tcprepair.Flow{flow4(), flow6()} {
+			s := newStand(t, Config{Divert: true})
+			if err := s.UDP().SetHandling(f.Local, Handling{Divert: true}); err != nil {
+				t.Fatal(err)
 			}
-			// Neither of an unknown flow nor of an undecided one.
-			if got, _ := s.execute(t, mode, packetOf(s.mac, f, protoUDP, 0, 5)); got != redirected {
-				t.Errorf("%v: whole: %s", mode, got)
+			frames, others := pieces(f, 1, long(f, 300), 104), pieces(f, 2, long(f, 300), 104)
+			for i := range frames {
+				copy(frames[i], s.mac)
+				copy(others[i], s.mac)
 			}
-		}
-		if got := s.Stats().Split; got != 2 {
-			t.Errorf("%d counted", got)
+			check := func(what string, frame []byte, want verdict, r Reason) {
+				t.Helper()
+				got, out := s.execute(t, mode, frame)
+				if got != want || r != 0 && !tapped(out, r, r == Undecided) {
+					t.Errorf("%v, %v, %s: %s, %x", mode, f.Local, what, got, out[:14])
+				}
+			}
+			check("nobody reads", frames[0], dropped, 0)
+			s.reading(t, time.Minute)
+			check("a later one ahead of the first", frames[1], passed, 0)
+			check("the first", frames[0], redirected, Undecided)
+			check("a later one", frames[1], redirected, reasonLater)
+			check("the last", frames[2], redirected, reasonLater)
+			check("another datagram's", others[2], passed, 0)
+			s.reading(t, 0)
+			check("nobody reads any more", frames[1], dropped, 0)
+			s.reading(t, time.Minute)
+			if _, err := s.UDP().Assign(f, node, false); err != nil {
+				t.Fatal(err)
+			}
+			ops := []operation{s.UDP().operation(forwardCodeOP_RELEASE, f)}
+			ops[0].epoch = 1 // the first fragment was the first packet that was numbered
+			if err := errors.Join(s.UDP().run(ops), ops[0].err()); err != nil {
+				t.Fatal(err)
+			}
+			check("the first, decided", frames[0], redirected, 0)
+			check("a later one, decided", frames[1], redirected, 0)
+			if got := s.Stats(); got.Split != 1 || got.Unread != 2 {
+				t.Errorf("%v, %v: %+v", mode, f.Local, got)
+			}
 		}
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -174,6 +175,72 @@ func TestTrafficUndecided(t *testing.T) {
 					t.Errorf("%+v, %v", r, err)
 				}
 			})
+		}
+	}
+}
+
+// The datagrams of an undecided flow that do not fit a frame reach whoever decides as a whole, and their server as they were sent. So do those of a flow that
+// is inspected, and those that take the short way afterwards.
+func TestTrafficFragments(t *testing.T) {
+	for _, mode := range []Mode{TCX, XDP} {
+		for _, vip := range []string{"10.66.0.100:9000", "[fd66::100]:9000"} {
+			for _, inspect := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%v/%s/%v", mode, vip, inspect), func(t *testing.T) {
+					c := newCluster(t)
+					f := c.diverting(t, mode, Config{})
+					if err := f.UDP().SetHandling(netip.MustParseAddrPort(vip), Handling{Divert: true, Inspect: inspect}); err != nil {
+						t.Fatal(err)
+					}
+					var server *net.UDPConn
+					c.servers[1].do(t, func() (err error) {
+						server, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.MustParseAddrPort(vip)))
+						return err
+					})
+					defer server.Close()
+					text := make([]byte, 5000)
+					for i := range text {
+						text[i] = byte(i % 251)
+					}
+					var seen, sent atomic.Int64
+					divert(t, f, func(d Diverted) {
+						d = d.Clone()
+						if !bytes.Equal(d.Payload, text) {
+							t.Errorf("%d bytes came by user space, not what was sent", len(d.Payload))
+						}
+						seen.Add(1)
+						if d.Reason == Undecided {
+							if _, err := f.UDP().Assign(d.Flow, 2, inspect); err != nil {
+								t.Error(err)
+							}
+						}
+						if err := f.Send(d, 2); err != nil {
+							t.Error(err)
+						}
+						sent.Add(1)
+					})
+					conn := c.dial(t, "udp", vip)
+					got := make([]byte, 1<<16)
+					const datagrams = 5
+					for i := range datagrams {
+						if _, err := conn.Write(text); err != nil {
+							t.Fatal(err)
+						}
+						_ = server.SetReadDeadline(time.Now().Add(5 * time.Second))
+						n, _, err := server.ReadFromUDP(got)
+						if err != nil || !bytes.Equal(got[:n], text) {
+							t.Fatalf("datagram %d: the server has %d bytes, %v; %+v", i, n, err, f.Stats())
+						}
+						// Send releases the flow after the server has the datagram.
+						eventually(t, "Send returns", func() bool { return sent.Load() == seen.Load() && sent.Load() > 0 })
+					}
+					if n := seen.Load(); inspect && n != datagrams || !inspect && n != 1 {
+						t.Errorf("%d of %d datagrams came by user space", n, datagrams)
+					}
+					if s := f.Stats(); s.Incomplete+s.Unread+s.Crowded+s.NoNode+s.Loop > 0 {
+						t.Errorf("%+v", s)
+					}
+				})
+			}
 		}
 	}
 }

@@ -67,8 +67,9 @@
 // goes straight to its servers, and datagrams of undecided flows are dropped and counted (Stats.Unread). What is in the tap at
 // that moment is lost with the process. Handling.MaxWaiting bounds each service's frames in the tap, Config.DivertQueue all of them.
 //
-// Fragments have no place there: the first fragment of an undecided flow is dropped, of signalling sent straight, both counted
-// (Stats.Split).
+// Fragments of a datagram come by the tap as well, the later ones after the first, are put together there (bounded in number, bytes and time),
+// and go on as they came once Send says where. Of a datagram that stays incomplete nothing goes on (Stats.Incomplete). Segments of TCP are not
+// put together: the first fragment of an undecided flow is dropped, of signalling sent straight (Stats.Split counts all of these).
 //
 //	f, err := forward.Open(forward.Config{Interfaces: []string{"eth0"}, Divert: true})
 //	err = f.UDP().SetHandling(vip, forward.Handling{Divert: true})
@@ -116,5 +117,5 @@
 //
 // It knows nothing of sockets, chooses servers only by taking turns (or leaves that to user space), and tracks no connection: a flow ends when an agent
 // reports it (Forget), or by silence. It translates no address and builds no tunnel: servers must be on a link of this
-// host's. It does not defragment. Package nft forwards by nftables, for kernels that refuse BPF.
+// host's. It defragments only what user space is to see. Package nft forwards by nftables, for kernels that refuse BPF.
 package forward

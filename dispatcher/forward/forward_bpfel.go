@@ -66,7 +66,7 @@ type forwardFragment struct {
 	_    structs.HostLayout
 	Seen uint64
 	Node uint32
-	Pad  uint32
+	Meta uint32
 }
 
 type forwardFragmentKey struct {

@@ -11,6 +11,7 @@ import (
 	"runtime"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -29,6 +30,8 @@ type Forwarder struct {
 	nl     *netlink.Handle
 	points []*point
 	tap    *tap // nil without Config.Divert
+
+	incomplete atomic.Uint64 // datagrams of which fragments are missing
 
 	nodes sync.Mutex // a node's entry is read and written back
 
@@ -208,7 +211,7 @@ func (f *Forwarder) Stats() Stats {
 		s = Stats{
 			Forwarded: c.Forwarded, Assigned: c.Assigned, Errors: c.Errors, Fragments: c.Fragments,
 			NoNode: c.NoNode, Loop: c.Loop, Full: c.Full,
-			Diverted: c.Diverted, Unread: c.Unread, Crowded: c.Crowded, Split: c.Split,
+			Diverted: c.Diverted, Unread: c.Unread, Crowded: c.Crowded, Split: c.Split, Incomplete: f.incomplete.Load(),
 			Secondary: c.Secondary, Untold: c.Untold, Refused: c.RefusedNew, Degraded: c.RefusedEstablished,
 		}
 	}

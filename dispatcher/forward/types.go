@@ -165,14 +165,16 @@ type Stats struct {
 	Loop      uint64 // dropped: would have gone back where it came from
 	Full      uint64 // first packets of flows dropped: no room in the flow table
 
-	Diverted  uint64 // packets sent to user space
-	Unread    uint64 // dropped: undecided, and nobody reads the tap
-	Crowded   uint64 // dropped: too many of their service's frames are on their way through user space
-	Split     uint64 // first fragments that user space should have seen: of undecided flows dropped, of others sent on
-	Secondary uint64 // announced flows that have begun
-	Untold    uint64 // of these: without an Event, because nobody read them in time; Scan finds the flow
-	Refused   uint64 // dropped by admission: first packets
-	Degraded  uint64 // dropped by admission: packets of established flows
+	Diverted uint64 // packets sent to user space
+	Unread   uint64 // dropped: undecided, and nobody reads the tap
+	Crowded  uint64 // dropped: too many of their service's frames are on their way through user space
+	Split    uint64 // first fragments that were for user space: datagrams are put together there, segments are not (doc.go)
+	// Incomplete counts the datagrams of which user space has not got all fragments, since this process began.
+	Incomplete uint64
+	Secondary  uint64 // announced flows that have begun
+	Untold     uint64 // of these: without an Event, because nobody read them in time; Scan finds the flow
+	Refused    uint64 // dropped by admission: first packets
+	Degraded   uint64 // dropped by admission: packets of established flows
 
 	Flows    uint64  // alive at the last sweep
 	Fresh    uint64  // of those: in their handshake

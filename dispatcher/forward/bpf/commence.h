@@ -81,7 +81,8 @@ __noinline __u64 commence(const struct key *k, __u64 now, __u32 what)
 	begin = choose(k);
 	if (!(begin & BEGIN_DIVERT))
 		return begin;
-	if (what & COMMENCE_FRAGMENT) {
+	// Fragments of a datagram are put together in user space, those of a segment are not.
+	if (what & COMMENCE_FRAGMENT && k->proto != PROTO_UDP) {
 		count(split);
 		return BEGIN_REFUSED;
 	}

@@ -12,7 +12,7 @@
 #define MARK_DECIDED 0x72656866u
 
 // A frame at the tap tells about itself where it had its Ethernet addresses, which user space needs no more.
-enum reason { REASON_UNDECIDED = 1, REASON_WAITING = 2, REASON_INSPECT = 3, REASON_COUNTED = 128 };
+enum reason { REASON_UNDECIDED = 1, REASON_WAITING = 2, REASON_INSPECT = 3, REASON_LATER = 4, REASON_COUNTED = 128 };
 
 struct label {
 	__u8 local; // 2: a locally administered address

@@ -45,24 +45,37 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 static __always_inline int later(int xdp, struct frame *f, struct packet *p)
 {
 	struct fragment *known = bpf_map_lookup_elem(&fragments, &p->fragment);
+	__u64 now = coarse();
+	struct control *c;
+	int act;
 
-	if (!known || known->seen + FRAGMENT_TIME < coarse())
+	if (!known || known->seen + FRAGMENT_TIME < now)
 		return pass(xdp);
-	count(fragments);
-	return send(xdp, f, known->node);
+	if (known->node != FRAGMENT_TAP) {
+		count(fragments);
+		return send(xdp, f, known->node);
+	}
+	c = reading(now);
+	if (!c) {
+		count(unread); // as the first one was, in the tap
+		return drop(xdp);
+	}
+	act = to_tap(xdp, f, c, known->meta & ~META_DIVERT, REASON_LATER, 0);
+	return act < 0 ? drop(xdp) : act;
 }
 
 // remember tells the fragments that follow where the first one went.
-static __always_inline void remember(struct packet *p, __u16 node, __u64 now)
+static __always_inline void remember(struct packet *p, __u32 node, __u32 meta, __u64 now)
 {
-	struct fragment v = {.seen = now, .node = node};
+	struct fragment v = {.seen = now, .node = node, .meta = meta};
 
 	if (!node) {
 		// Another packet's number may have come round.
 		bpf_map_delete_elem(&fragments, &p->fragment);
 		return;
 	}
-	count(fragments);
+	if (node != FRAGMENT_TAP)
+		count(fragments);
 	bpf_map_update_elem(&fragments, &p->fragment, &v, BPF_ANY);
 }
 
@@ -81,9 +94,9 @@ static __always_inline int divert(int xdp, struct frame *f, struct packet *p, st
 		return drop(xdp);
 	}
 	if (p->first) {
-		// The rest of it has no ports to tell whose it is.
 		count(split);
-		return undecided ? drop(xdp) : -1;
+		if (p->key.proto != PROTO_UDP) // nobody puts segments together
+			return undecided ? drop(xdp) : -1;
 	}
 	meta = number(flow);
 	if (meta & META_DIVERT && !route_node(route))
@@ -95,6 +108,8 @@ static __always_inline int divert(int xdp, struct frame *f, struct packet *p, st
 	else
 		return -1;
 	act = to_tap(xdp, f, c, meta, reason, route_node(route));
+	if (p->first)
+		remember(p, act < 0 ? 0 : FRAGMENT_TAP, meta, now);
 	return act < 0 ? drop(xdp) : act;
 }
 
@@ -173,7 +188,7 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 		node = route_node(READ_ONCE(flow->route));
 	}
 	if (p->first)
-		remember(p, node, now);
+		remember(p, node, 0, now);
 	if (!node)
 		return pass(xdp);
 	// Not atomic: that would keep the processor from beginning with the next packet's misses. A flow's packets usually
@@ -182,7 +197,7 @@ static __always_inline int decide(int xdp, struct frame *f, struct packet *p)
 	return send(xdp, f, node);
 unknown:
 	if (p->first)
-		remember(p, 0, 0);
+		remember(p, 0, 0, 0);
 	return pass(xdp);
 }
 

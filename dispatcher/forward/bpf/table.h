@@ -109,8 +109,11 @@ struct fragment_key {
 struct fragment {
 	__u64 seen; // ns
 	__u32 node;
-	__u32 pad;
+	__u32 meta; // of the flow, with FRAGMENT_TAP
 };
+
+// FRAGMENT_TAP in the place of a node: the first fragment went to user space, so the others follow there.
+#define FRAGMENT_TAP 0x10000
 
 // Linux gives up reassembly after 30 s.
 #define FRAGMENT_TIME 30000000000ULL
