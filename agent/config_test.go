@@ -49,7 +49,7 @@ func TestReadConfig(t *testing.T) {
 			Name: "files", Entry: "entry-1", Servers: []string{"web-1", "web-2"},
 			Addresses: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")},
 		}},
-		Gate: GateConfig{Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
+		Gate: GateConfig{Mode: GateAuto, Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
 		Migration: MigrationConfig{
 			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20, BufferBytes: 1 << 30,
 		},
@@ -89,6 +89,34 @@ func TestReadConfigRefuses(t *testing.T) {
 			_, err := ReadConfig(strings.NewReader(text))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestGateMode holds what a host without BPF can be.
+func TestGateMode(t *testing.T) {
+	for _, tt := range []struct{ name, mode, old, new, want string }{
+		{"nothing said", "", "", "", ""},
+		{"a server", "nft", "", "", ""},
+		{"another server's process", "nft", "servers: [web-1, web-2]", "servers: [web-2]\n    process: true", ""},
+		{"an entry", "nft", "entry: entry-1", "entry: web-1", "services[0] files: entry: this host cannot be one with gate.mode: nft"},
+		{"a process", "nft", "entry: entry-1", "entry: entry-1\n    process: true", "services[0] files: process: a process cannot be moved with gate.mode: nft"},
+		{"an entry with BPF", "bpf", "entry: entry-1", "entry: web-1", ""},
+		{"an entry by default", "auto", "entry: entry-1", "entry: web-1", ""},
+		{"no mode", "fast", "", "", `gate.mode: "fast": want auto, bpf or nft`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			text := strings.Replace(goodConfig, "gate:\n", "gate:\n  mode: "+tt.mode+"\n", 1)
+			c, err := ReadConfig(strings.NewReader(strings.Replace(text, tt.old, tt.new, 1)))
+			if tt.want != "" {
+				if err == nil || !strings.Contains(err.Error(), tt.want) {
+					t.Errorf("error %v, want one with %q", err, tt.want)
+				}
+				return
+			}
+			if err != nil || c.Gate.Mode == "" || c.drops() != (tt.mode == "nft") {
+				t.Errorf("mode %q, drops %v, %v", c.Gate.Mode, c.drops(), err)
 			}
 		})
 	}

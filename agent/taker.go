@@ -194,7 +194,19 @@ func (t *taker) restore() error {
 		t.server.discard()
 		return err
 	}
+	t.e.unstray(t.flow)
 	return nil
+}
+
+// unstray ends that packets of the client's connection before this one, from the same port, are sent after it to where it moved.
+func (e *engine) unstray(f tcprepair.Flow) {
+	r, err := e.gate.Route(f)
+	if err != nil || r.Node == 0 || r.Entry() {
+		return
+	}
+	if _, err := e.gate.Release(f); err != nil {
+		e.log.Error("cannot end that packets are sent on", "flow", f, "error", err)
+	}
 }
 
 // frame takes in what the dispatcher sends after the connection.

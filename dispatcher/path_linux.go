@@ -27,7 +27,7 @@ type kernelPath struct {
 	// Of the two ways to do it, one is there.
 	bpf  *forward.Forwarder
 	gate *gate.Gate
-	nft  *nftForwarder
+	nft  nftForwarder
 	// proxy is nil unless a service is socketless.
 	proxy *synproxy.Proxy
 }

@@ -4,7 +4,6 @@ package dispatcher
 
 import (
 	"log/slog"
-	"sync"
 	"time"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -12,23 +11,15 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// nftForwarder is gate and forwarder in one, by nftables: the write that makes a backend the owner of a flow ends its hold. Its table knows no owner
-// that has not the connection yet, so grants are this process's: a dispatcher that is killed in the midst of a handoff takes the connection with it.
-type nftForwarder struct {
-	*nft.Gate
+// nftForwarder is gate and forwarder in one, by nftables: what ends a hold leads the flow's packets to the backend that it was granted to, also
+// when that is the hold's deadline, since this process is dead.
+type nftForwarder struct{ *nft.Gate }
 
-	mu      sync.Mutex
-	granted map[tcprepair.Flow]gate.RouteInfo
-}
-
-func openNFT(cfg *Config, log *slog.Logger) (*nftForwarder, error) {
-	f, err := nft.Open(nft.Config{
+func openNFT(cfg *Config, log *slog.Logger) (nftForwarder, error) {
+	g, err := nft.Open(nft.Config{
 		Interfaces: cfg.Interfaces, Keep: cfg.PinPath() != "", IdleTimeout: cfg.Forward.IdleTimeout, Logger: log,
 	})
-	if err != nil {
-		return nil, err
-	}
-	return &nftForwarder{Gate: f, granted: make(map[tcprepair.Flow]gate.RouteInfo)}, nil
+	return nftForwarder{g}, err
 }
 
 // needsOf is what a configuration asks of its forwarder.
@@ -46,67 +37,8 @@ func needsOf(c *Config) nft.Needs {
 const silent = time.Hour
 
 // Route implements Path.
-func (f *nftForwarder) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
+func (f nftForwarder) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
 	r, err := f.Gate.Route(flow)
 	r.Idle = silent
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if g, ok := f.granted[flow]; ok && err == nil && r.Epoch+1 == g.Epoch {
-		return g, nil
-	}
 	return r, err
-}
-
-// Grant implements Path.
-func (f *nftForwarder) Grant(flow tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
-	r, err := f.Route(flow)
-	if err != nil {
-		return r, err
-	}
-	if r.Epoch != from {
-		return r, gate.ErrEpoch
-	}
-	r.Epoch, r.Node = from+1, owner
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.granted[flow] = r
-	return r, nil
-}
-
-// Settle implements Path.
-func (f *nftForwarder) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node) (gate.RouteInfo, error) {
-	f.mu.Lock()
-	g, ok := f.granted[flow]
-	if ok = ok && g.Epoch == epoch && g.Node == owner; ok {
-		delete(f.granted, flow)
-	}
-	f.mu.Unlock()
-	if !ok {
-		return g, gate.ErrEpoch
-	}
-	return f.Gate.Commit(flow, epoch-1, owner)
-}
-
-// Commit implements Path: that of a granted flow takes it back.
-func (f *nftForwarder) Commit(flow tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
-	f.mu.Lock()
-	g, ok := f.granted[flow]
-	if ok = ok && g.Epoch == from && owner == 0; ok {
-		delete(f.granted, flow)
-	}
-	f.mu.Unlock()
-	if ok {
-		return f.Gate.Route(flow) // it has never been another's
-	}
-	return f.Gate.Commit(flow, from, owner)
-}
-
-// Forget implements Path.
-func (f *nftForwarder) Forget(flows ...tcprepair.Flow) error {
-	f.mu.Lock()
-	for _, flow := range flows {
-		delete(f.granted, flow)
-	}
-	f.mu.Unlock()
-	return f.Gate.Forget(flows...)
 }

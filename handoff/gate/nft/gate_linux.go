@@ -19,6 +19,9 @@ import (
 	"github.com/rehome-net/rehome/handoff/gate"
 )
 
+// maxBatch is how many elements one transaction changes at most: it must fit into the socket's buffer.
+const maxBatch = 128
+
 // Gate holds the packets of single connections, or sends them on. Its methods are safe for concurrent use.
 type Gate struct {
 	config Config
@@ -26,6 +29,7 @@ type Gate struct {
 
 	mu     sync.Mutex
 	conn   *nftables.Conn
+	reader *nftables.Conn // used by Run alone, without mu
 	ledger ledger
 	holds  holds
 	nodes  map[gate.Node]way
@@ -56,13 +60,26 @@ func Open(config Config) (_ *Gate, err error) {
 	if g.wire, err = openWire(); err != nil {
 		return nil, err
 	}
-	if g.conn, err = nftables.New(nftables.AsLasting()); err != nil {
-		return nil, errors.Join(err, g.wire.close())
+	for _, c := range []**nftables.Conn{&g.conn, &g.reader} {
+		if *c, err = nftables.New(nftables.AsLasting()); err != nil {
+			return nil, errors.Join(err, g.hangUp())
+		}
 	}
 	if err := g.open(); err != nil {
-		return nil, errors.Join(err, g.conn.CloseLasting(), g.wire.close())
+		return nil, errors.Join(err, g.hangUp())
 	}
 	return g, nil
+}
+
+// hangUp closes what Open has opened.
+func (g *Gate) hangUp() error {
+	errs := []error{g.wire.close()}
+	for _, c := range []*nftables.Conn{g.conn, g.reader} {
+		if c != nil {
+			errs = append(errs, c.CloseLasting())
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func explain(err error) error {
@@ -130,9 +147,15 @@ func (g *Gate) load() error {
 			}
 			g.ledger.flows[flow] = r
 			g.chains[r.Node] = true
-			// A version before this one has not recorded it, or it has not been used since: it has all of its time again.
-			if err := g.conn.SetAddElements(v.seen, []nftables.SetElement{{Key: e.Key, Timeout: g.config.IdleTimeout}}); err != nil {
-				return err
+		}
+		// A version before this one has not recorded them, or they have not been used since: they have all of their time again.
+		for part := range slices.Chunk(elements, maxBatch) {
+			seen := make([]nftables.SetElement, len(part))
+			for i, e := range part {
+				seen[i] = nftables.SetElement{Key: e.Key, Timeout: g.config.IdleTimeout}
+			}
+			if err := errors.Join(g.conn.SetAddElements(v.seen, seen), g.flush()); err != nil {
+				return fmt.Errorf("change %s: %w", v.seen.Name, err)
 			}
 		}
 		if elements, err = g.elements(v.held); err != nil {
@@ -248,12 +271,12 @@ func (g *Gate) Services() ([]netip.AddrPort, error) {
 }
 
 // Shut would make new connections of a service wait: that is ErrUnsupported.
-func (g *Gate) Shut(vip netip.AddrPort, _ time.Duration) error {
+func (*Gate) Shut(vip netip.AddrPort, _ time.Duration) error {
 	return &OpError{Op: "shut " + vip.String(), Err: fmt.Errorf("new connections that wait: %w", ErrUnsupported)}
 }
 
 // Open would end that: nothing waits.
-func (g *Gate) Open(netip.AddrPort) (gate.Held, error) { return gate.Held{}, nil }
+func (*Gate) Open(netip.AddrPort) (gate.Held, error) { return gate.Held{}, nil }
 
 // Close ends the gate. Without Config.Keep the table goes with it, and what it held passes.
 func (g *Gate) Close() error { return g.end("close", !g.config.Keep) }
@@ -273,7 +296,7 @@ func (g *Gate) end(op string, remove bool) error {
 		g.conn.DelTable(g.rules.table)
 		err = g.flush()
 	}
-	if err := errors.Join(err, g.conn.CloseLasting(), g.wire.close()); err != nil {
+	if err := errors.Join(err, g.hangUp()); err != nil {
 		return &OpError{Op: op, Err: err}
 	}
 	return nil

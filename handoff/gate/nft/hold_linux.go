@@ -5,6 +5,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/google/nftables"
@@ -19,7 +20,7 @@ func (g *Gate) Hold(f tcprepair.Flow, d gate.Direction, ttl time.Duration) error
 	return g.HoldAll(d, ttl, f)
 }
 
-// HoldAll is Hold for many flows, in one transaction: all are held or none.
+// HoldAll is Hold for many flows. On an error some may be held; Unhold them or let ttl pass.
 func (g *Gate) HoldAll(d gate.Direction, ttl time.Duration, flows ...tcprepair.Flow) error {
 	if d == 0 || d&^(gate.Ingress|gate.Egress) != 0 || ttl <= 0 {
 		return &OpError{Op: "hold", Err: fmt.Errorf("direction %d for %v: want Ingress, Egress or both, for some time", d, ttl)}
@@ -37,16 +38,18 @@ func (g *Gate) HoldAll(d gate.Direction, ttl time.Duration, flows ...tcprepair.F
 	if g.closed {
 		return &OpError{Op: "hold", Err: ErrClosed}
 	}
-	var errs []error
-	for _, f := range flows {
-		errs = append(errs, g.hold(f, ttl))
-	}
-	if err := errors.Join(append(errs, g.flush())...); err != nil {
-		return &OpError{Op: "hold", Flow: flows[0], Err: err}
-	}
-	deadline := time.Now().Add(ttl)
-	for _, f := range flows {
-		g.holds.until[f] = deadline
+	for part := range slices.Chunk(flows, maxBatch) {
+		var errs []error
+		for _, f := range part {
+			errs = append(errs, g.hold(f, ttl))
+		}
+		if err := errors.Join(append(errs, g.flush())...); err != nil {
+			return &OpError{Op: "hold", Flow: part[0], Err: err}
+		}
+		deadline := time.Now().Add(ttl)
+		for _, f := range part {
+			g.holds.until[f] = deadline
+		}
 	}
 	return nil
 }
@@ -170,8 +173,8 @@ func strayElement(f tcprepair.Flow, to gate.Node) nftables.SetElement {
 	return nftables.SetElement{Key: encodeKey(f), VerdictData: toNode(to), Comment: chainName(to)}
 }
 
-// Divert sends frames to another host, in order, ahead of the commit that makes it the flow's owner and ends the hold. What comes until
-// then is dropped, so nothing overtakes; ttl is not needed. gate.ErrFrame if one is not of the flow, and then none is sent.
+// Divert sends frames to another host, in order, ahead of the Settle that ends the hold. What comes until then is dropped, so nothing
+// overtakes, and ttl is not needed. gate.ErrFrame if one is not of the flow, and then none is sent.
 func (g *Gate) Divert(f tcprepair.Flow, to gate.Node, _ time.Duration, before ...[]byte) error {
 	if err := check(f, before); err != nil {
 		return &OpError{Op: "divert", Flow: f, Err: err}

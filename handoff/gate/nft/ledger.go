@@ -64,14 +64,14 @@ func (l *ledger) begun(fresh []tcprepair.Flow) (stale []tcprepair.Flow) {
 	return stale
 }
 
-// unseen returns the flows of other nodes that are not among those of which packets were seen.
-func (l *ledger) unseen(seen map[tcprepair.Flow]bool) (idle []tcprepair.Flow) {
-	for f, r := range l.flows {
-		if r.Node != 0 && !seen[f] {
-			idle = append(idle, f)
+// unchanged returns the flows of other nodes that are still what they were.
+func (l *ledger) unchanged(before map[tcprepair.Flow]gate.RouteInfo) (same []tcprepair.Flow) {
+	for f, r := range before {
+		if r.Node != 0 && l.flows[f] == r {
+			same = append(same, f)
 		}
 	}
-	return idle
+	return same
 }
 
 // elsewhere counts the flows of other nodes.

@@ -5,6 +5,7 @@ package nft
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -18,6 +19,9 @@ func (g *Gate) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	r, _, err := g.ledger.find(flow)
+	if s, ok := g.holds.strays[flow]; err != nil && ok {
+		return gate.RouteInfo{Node: s.to}, nil
+	}
 	if err != nil {
 		return r, &OpError{Op: "route", Flow: flow, Err: err}
 	}
@@ -27,7 +31,31 @@ func (g *Gate) Route(flow tcprepair.Flow) (gate.RouteInfo, error) {
 // Commit gives the flow to a new owner if its epoch is from, which becomes from+1. Otherwise the error is gate.ErrEpoch, and the RouteInfo
 // tells what holds.
 func (g *Gate) Commit(flow tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
-	return g.decide("commit", flow, owner, func() (gate.RouteInfo, error) { return g.ledger.commit(flow, from, owner) })
+	return g.decide("commit", flow, owner, false, func() (gate.RouteInfo, error) { return g.ledger.commit(flow, from, owner) })
+}
+
+// Grant is Commit for an owner that may not have the connection yet: a hold of the flow stays. Its packets go to the owner when that ends: by
+// Settle, or by its deadline if this process is dead.
+func (g *Gate) Grant(flow tcprepair.Flow, from uint32, owner gate.Node) (gate.RouteInfo, error) {
+	return g.decide("grant", flow, owner, true, func() (gate.RouteInfo, error) { return g.ledger.commit(flow, from, owner) })
+}
+
+// Settle ends the hold of a flow that was granted with the epoch. If that is not what holds now it is gate.ErrEpoch, and the RouteInfo tells
+// what does.
+func (g *Gate) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node) (r gate.RouteInfo, err error) {
+	err = g.change("settle", flow, func() (err error) {
+		if r, _, err = g.ledger.find(flow); err != nil {
+			return err
+		}
+		if r.Epoch != epoch || r.Node != owner {
+			return gate.ErrEpoch
+		}
+		if !g.holds.isHeld(flow) {
+			return nil
+		}
+		return g.unhold(flow)
+	}, func() { delete(g.holds.until, flow) })
+	return r, err
 }
 
 // CommitAll is Commit for many flows. Each stands for itself: some may fail.
@@ -44,10 +72,10 @@ func (g *Gate) Adopt(flow tcprepair.Flow, epoch uint32, owner gate.Node) (gate.R
 	if epoch == 0 {
 		return gate.RouteInfo{}, &OpError{Op: "adopt", Flow: flow, Err: errors.New("epochs begin at 1")}
 	}
-	return g.decide("adopt", flow, owner, func() (gate.RouteInfo, error) { return g.ledger.adopt(flow, epoch, owner) })
+	return g.decide("adopt", flow, owner, false, func() (gate.RouteInfo, error) { return g.ledger.adopt(flow, epoch, owner) })
 }
 
-func (g *Gate) decide(op string, flow tcprepair.Flow, owner gate.Node, ask func() (gate.RouteInfo, error)) (gate.RouteInfo, error) {
+func (g *Gate) decide(op string, flow tcprepair.Flow, owner gate.Node, keep bool, ask func() (gate.RouteInfo, error)) (gate.RouteInfo, error) {
 	fail := func(r gate.RouteInfo, err error) (gate.RouteInfo, error) {
 		return r, &OpError{Op: op, Flow: flow, Err: err}
 	}
@@ -70,7 +98,7 @@ func (g *Gate) decide(op string, flow tcprepair.Flow, owner gate.Node, ask func(
 	if err != nil {
 		return fail(r, err)
 	}
-	if err := g.write(flow, r); err != nil {
+	if err := g.write(flow, r, keep); err != nil {
 		return fail(gate.RouteInfo{}, err)
 	}
 	g.ledger.flows[flow] = r
@@ -104,8 +132,8 @@ func (g *Gate) withoutElement(s *nftables.Set, e nftables.SetElement) error {
 	)
 }
 
-// write changes the path of a flow, and ends its hold if it is another host's from now on, in one transaction.
-func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo) error {
+// write changes the path of a flow, and ends its hold if it is another host's from now on and the hold is not to be kept, in one transaction.
+func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo, keep bool) error {
 	v := g.rules.of(flow.Local.Addr().Is4())
 	key := encodeKey(flow)
 	g.ensureChain(r.Node)
@@ -119,7 +147,7 @@ func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo) error {
 			g.without(v.fresh, key),
 			g.conn.SetAddElements(v.seen, []nftables.SetElement{{Key: key, Timeout: g.config.IdleTimeout}}),
 		)
-		if g.holds.isHeld(flow) {
+		if !keep && g.holds.isHeld(flow) {
 			errs = append(errs, g.without(v.held, key))
 		}
 	}
@@ -128,7 +156,9 @@ func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo) error {
 	}
 	if r.Node != 0 {
 		g.chains[r.Node] = true
-		delete(g.holds.until, flow)
+		if !keep {
+			delete(g.holds.until, flow)
+		}
 	}
 	return nil
 }
@@ -148,17 +178,16 @@ func (g *Gate) Forget(flows ...tcprepair.Flow) error {
 
 // remove takes elements out of the kernel's maps.
 func (g *Gate) remove(flows []tcprepair.Flow) error {
-	if len(flows) == 0 {
-		return nil
-	}
-	for _, flow := range flows {
-		v := g.rules.of(flow.Local.Addr().Is4())
-		if err := g.conn.SetDeleteElements(v.flows, []nftables.SetElement{{Key: encodeKey(flow)}}); err != nil {
-			return err
+	for part := range slices.Chunk(flows, maxBatch) {
+		for _, flow := range part {
+			v := g.rules.of(flow.Local.Addr().Is4())
+			if err := g.conn.SetDeleteElements(v.flows, []nftables.SetElement{{Key: encodeKey(flow)}}); err != nil {
+				return err
+			}
 		}
-	}
-	if err := g.flush(); err != nil {
-		return fmt.Errorf("change the table: %w", err)
+		if err := g.flush(); err != nil {
+			return fmt.Errorf("change the table: %w", err)
+		}
 	}
 	return nil
 }

@@ -4,8 +4,11 @@ package nft
 
 import (
 	"context"
+	"fmt"
+	"maps"
 	"time"
 
+	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
@@ -41,38 +44,44 @@ func (g *Gate) Run(ctx context.Context) error {
 // tend does what only time demands.
 func (g *Gate) tend(now time.Time, idle bool) error {
 	g.mu.Lock()
-	defer g.mu.Unlock()
 	if g.closed {
+		g.mu.Unlock()
 		return ErrClosed
 	}
 	for _, f := range g.holds.lapse(now) {
 		g.lapsed++
 		g.config.Logger.Warn("hold ended by its deadline", "flow", f)
 	}
-	if err := g.sweep(); err != nil || !idle {
+	err := g.sweep()
+	before := maps.Clone(g.ledger.flows)
+	g.mu.Unlock()
+	if err != nil || !idle || len(before) == 0 {
 		return err
 	}
-	return g.forgetIdle()
+	return g.forgetIdle(before)
 }
 
-// forgetIdle removes flows that no packet was seen of for long. It is called with the lock held.
-func (g *Gate) forgetIdle() error {
-	if len(g.ledger.flows) == 0 {
-		return nil
-	}
-	seen := make(map[tcprepair.Flow]bool)
+// forgetIdle removes those flows that no packet was seen of for long. What is seen is read without the lock, as it can be much: a flow that
+// was in the ledger before that, and is not seen, has been idle.
+func (g *Gate) forgetIdle(before map[tcprepair.Flow]gate.RouteInfo) error {
 	for i := range g.rules.versions {
-		elements, err := g.elements(g.rules.versions[i].seen)
+		seen := g.rules.versions[i].seen
+		elements, err := g.reader.GetSetElements(seen)
 		if err != nil {
-			return err
+			return fmt.Errorf("read %s: %w", seen.Name, err)
 		}
 		for _, e := range elements {
 			if flow, err := decodeKey(e.Key); err == nil {
-				seen[flow] = true
+				delete(before, flow)
 			}
 		}
 	}
-	return g.remove(g.ledger.begun(g.ledger.unseen(seen)))
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return ErrClosed
+	}
+	return g.remove(g.ledger.begun(g.ledger.unchanged(before)))
 }
 
 // sweep removes entries of connections whose ports have been used again. It is called with the lock held.
