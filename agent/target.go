@@ -177,6 +177,11 @@ func (t *target) perform(a migration.Action) {
 		t.thaw()
 	case migration.ActivateApp:
 		t.app.send(t.id, &wire.Activate{})
+		t.app.link.Flush() // the client waits for this, and for nothing that follows
+		if t.restored != nil {
+			_ = t.restored.Close()
+			t.restored = nil
+		}
 	case migration.SendCommitted:
 		t.from.send(t.id, &wire.Committed{Epoch: t.epoch + 1})
 		t.replay(t.early)
@@ -401,7 +406,7 @@ func (t *target) fence() {
 }
 
 // thaw makes the connection live. From here on the hold serves only the order of packets: it is cut down to the time for
-// which the source's packets are waited for, in case this agent dies.
+// which the source's packets are waited for, in case this agent dies. The descriptor is closed when the application knows.
 func (t *target) thaw() {
 	t.live = true
 	if t.held {
@@ -416,9 +421,8 @@ func (t *target) thaw() {
 	if err != nil {
 		t.e.log.Error("cannot thaw a connection: it will be reset", "flow", t.flow, "error", err)
 		_ = t.restored.Reset()
+		t.restored = nil
 	}
-	_ = t.restored.Close()
-	t.restored = nil
 	if t.e.cfg.drops() {
 		t.release() // there is nothing to keep in order, and each packet that is dropped costs the client a timeout
 	}

@@ -45,9 +45,10 @@ func (r *registration) handleImport(link *wire.Link, id uint64, m *wire.Import, 
 			return
 		}
 		if err == nil {
-			if err = link.Send(id, &wire.Imported{}); err == nil {
+			if err = link.SendNow(id, &wire.Imported{}, -1); err == nil {
 				r.markSent(mv, 0)
 				r.mu.Unlock()
+				c.adopt()
 				return
 			}
 		}

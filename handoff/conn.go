@@ -22,7 +22,7 @@ const maxWrite = 1 << 20
 // When a move begins, calls that wait for the network are parked inside the call and new calls wait; deadlines go on
 // counting. How it ends, see ErrMigrated and the package's documentation.
 type Conn struct {
-	tcp     *net.TCPConn // nil while importing
+	tcp     *net.TCPConn // nil until adopted
 	reading lane
 	writing lane
 	// pauses is the number of pauses so far: who was expelled by one sees it change.
@@ -48,7 +48,7 @@ type Conn struct {
 
 	mu          sync.Mutex
 	phase       phase
-	socket      int           // the imported socket until activation, else -1
+	socket      int           // the imported socket until it is adopted, else -1
 	wake        chan struct{} // closed when phase or a deadline changes; nil when nobody waits
 	exportWaits bool          // an export asks for a good point
 	exportReady bool          // ExportReady was called since the Exporter was last asked

@@ -129,7 +129,7 @@ func (r *registration) sendExported(link *wire.Link, mv *move, state []byte, lim
 	if err != nil {
 		closeFD(fd)
 	} else {
-		err = link.SendFD(mv.id, &wire.Exported{State: tail, Epoch: mv.conn.epoch, Service: r.cfg.Service}, fd)
+		err = link.SendNow(mv.id, &wire.Exported{State: tail, Epoch: mv.conn.epoch, Service: r.cfg.Service}, fd)
 	}
 	over := err != nil && r.end(mv)
 	r.mu.Unlock()

@@ -56,6 +56,29 @@ func (c *Conn) askImporter(ctx context.Context, ask Importer) error {
 	return nil
 }
 
+// adopt makes the frozen socket ready for use. The importer's goroutine does it once the agent has its answer and is busy with the entry,
+// so that the client does not wait for it: nothing of it reaches the network.
+func (c *Conn) adopt() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.phase == importing {
+		_ = c.adoptOnce() // activate says it again
+	}
+}
+
+// adoptOnce is adopt with c.mu held; it does nothing the second time.
+func (c *Conn) adoptOnce() (err error) {
+	if c.tcp != nil {
+		return nil
+	}
+	if c.socket < 0 {
+		return errors.New("the socket could not be made ready")
+	}
+	c.tcp, err = adoptSocket(c.socket)
+	c.socket = -1
+	return err
+}
+
 // activate lets calls pass: the connection is live and this process's.
 func (c *Conn) activate() error {
 	c.mu.Lock()
@@ -63,15 +86,16 @@ func (c *Conn) activate() error {
 	if c.phase != importing {
 		return c.phase.err()
 	}
-	tcp, err := adoptSocket(c.socket)
-	c.socket = -1
-	if err != nil {
+	if err := c.adoptOnce(); err != nil {
 		c.step(eventWithdraw)
 		return err
 	}
-	c.tcp = tcp
-	_ = tcp.SetReadDeadline(c.reading.deadline)
-	_ = tcp.SetWriteDeadline(c.writing.deadline)
+	if d := c.reading.deadline; !d.IsZero() {
+		_ = c.tcp.SetReadDeadline(d)
+	}
+	if d := c.writing.deadline; !d.IsZero() {
+		_ = c.tcp.SetWriteDeadline(d)
+	}
 	c.step(eventActivate)
 	c.reading.open()
 	c.writing.open()

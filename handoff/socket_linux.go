@@ -115,7 +115,7 @@ func keptOptions() [5]option {
 	}
 }
 
-// adoptSocket makes a live imported socket package net's, with the options it came with. It owns fd.
+// adoptSocket makes an imported socket, frozen or live, package net's, with the options it came with. It owns fd.
 func adoptSocket(fd int) (*net.TCPConn, error) {
 	f := os.NewFile(uintptr(fd), "imported connection")
 	defer func() { _ = f.Close() }()

@@ -27,9 +27,7 @@ func (r *Restored) Thaw() error {
 	if err := r.thaw(); err != nil {
 		return &OpError{Op: "thaw", Flow: r.flow, Err: err}
 	}
-	r.raw.close()
-	r.raw = -1
-	r.snap = nil // its queues are the kernel's now
+	r.snap = nil // its queues are the kernel's now. The rest is for Close or Disown: the peer need not wait for it.
 	return nil
 }
 

@@ -92,6 +92,13 @@ func (l *Link) Queue(id uint64, m Message, fd int) error {
 	return l.add(id, m, fd)
 }
 
+// SendNow is SendFD for a frame that a frozen connection waits for: it is written before SendNow returns, if that is done without waiting.
+func (l *Link) SendNow(id uint64, m Message, fd int) error {
+	err := l.Queue(id, m, fd)
+	l.Flush()
+	return err
+}
+
 // Flush sees to it that what has been queued leaves: it writes it now if that is done without waiting, else the writing goroutine does.
 func (l *Link) Flush() {
 	l.mu.Lock()

@@ -120,8 +120,10 @@ func writeFDs(conn *net.UnixConn, b []byte, fds []passing, deadline time.Time) e
 		if err != nil {
 			return err
 		}
-		if _, err := conn.Write(b[written+sent : end]); err != nil {
-			return err
+		if rest := b[written+sent : end]; len(rest) > 0 {
+			if _, err := conn.Write(rest); err != nil {
+				return err
+			}
 		}
 		written, fds = end, fds[n:]
 	}
