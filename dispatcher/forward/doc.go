@@ -85,7 +85,7 @@
 //
 // A plain BPF hash costs two to four cache misses on a random flow. This table is two arrays: 16 tags of flows to a cache
 // line, and one slot for each tag, of half a cache line (IPv4) or one (IPv6). A flow's hash names two lines, one of which
-// has it. The lines together fit a last-level cache, so a packet costs about one miss. MaxFlows fill 83 % of the slots, and
+// has it. The lines together fit a last-level cache, so a packet costs about one miss; tags are compared without a branch, which the processor could not foresee. MaxFlows fill 83 % of the slots, and
 // all have room; from there on, flows are met whose two lines are both full. Then the SYN, or first datagram, is dropped and counted
 // (Stats.Full): live flows are never evicted. Stats.Pressure tells in time. The hash is keyed at random; nobody outside
 // can aim at a line.
@@ -112,6 +112,12 @@
 // With Config.PinPath tables and programs stay when the process dies, and go on. The next Open replaces the programs one by
 // one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over. The tables carry the version of
 // their layout: those of the first are taken over with their flows and services; of one that is not known, Open returns ErrLayout and touches nothing.
+//
+// # Veth
+//
+// A node's interface that is one end of a veth pair, with the other end in another namespace, is skipped in mode TCX: the frame goes on at the
+// other end within the same softirq (bpf_redirect_peer). What stands at the interface's way out does not see it: queueing disciplines, egress
+// programs, packet captures, and the interface's counters of what was sent.
 //
 // # What it does not do
 //
