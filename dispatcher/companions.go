@@ -103,6 +103,7 @@ func (s *sessions) leaving(now time.Time, f tcprepair.Flow, ttl time.Duration) {
 	}
 	v := &departure{session: id, signal: k, until: now.Add(min(ttl, maxHold))}
 	s.departures[id] = v
+	delete(s.returning, id)
 	s.warn(s.divert(now, v, true))
 }
 
@@ -125,6 +126,9 @@ func (s *sessions) lapse(now time.Time) {
 		if now.After(v.until) {
 			s.conclude(now, id, v.signal)
 		}
+	}
+	for _, v := range s.returning {
+		s.shorten(now, v)
 	}
 }
 
@@ -240,16 +244,40 @@ func (s *sessions) keep(now time.Time, k session.Key, p *packet) bool {
 	return true
 }
 
-// release sends what has waited to the server that the session has, and lets what comes then take the short way. What is in the tap in between
-// is sent after it.
+// release sends what has waited to the server that the session has.
 func (s *sessions) release(now time.Time, v *departure) {
 	delete(s.departures, v.session)
+	s.returning[v.session], v.until = v, now.Add(maxReturn)
 	s.held -= len(v.held)
 	for i := range v.held {
 		p := &v.held[i]
 		s.pass(now, keyOf(p.Protocol, p.Flow), p)
 	}
+	v.held = nil
+	s.shorten(now, v)
+}
+
+// maxReturn bounds how long datagrams come by user space when they need not wait any more.
+const maxReturn = time.Second
+
+// shorten lets a session's datagrams take the short way again. Those that are still in the tap would be overtaken: it waits until there are none,
+// within bounds.
+func (s *sessions) shorten(now time.Time, v *departure) {
+	if len(v.held) > 0 || !s.path.Idle() && now.Before(v.until) {
+		return
+	}
+	delete(s.returning, v.session)
 	s.warn(s.divert(now, v, false))
+}
+
+// returns follows a datagram that has been sent on: it may have been the last in the tap.
+func (s *sessions) returns(now time.Time, k session.Key, p *packet) {
+	if len(s.returning) == 0 || p.Reason != forward.Inspected || !waits(k) {
+		return
+	}
+	if f, ok := s.table.Lookup(now, k); ok && s.returning[f.Session] != nil {
+		s.shorten(now, s.returning[f.Session])
+	}
 }
 
 // straighten lets the datagrams of media take the short way again, where a dispatcher before this one was killed while they waited.

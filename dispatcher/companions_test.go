@@ -151,6 +151,34 @@ func TestSessionFollows(t *testing.T) {
 	}
 }
 
+// TestSessionOvertakes holds that no datagram overtakes those that are still in the tap, for a bounded time.
+func TestSessionOvertakes(t *testing.T) {
+	for _, forced := range []bool{false, true} {
+		s := linkedStand(t)
+		k, rtp, _, from := s.playing(40000)
+		s.leaving(time.Now(), flowOf(k), time.Second)
+		s.packet(rtp, 0, 0, "waits")
+		s.path.busy = true
+		s.commit(k, s.other(from))
+		s.settled(time.Now(), flowOf(k))
+		if n := s.packet(rtp, 0, 0, "in the tap"); n != s.other(from) || !s.path.flows[rtp].inspected {
+			t.Errorf("to node %d, by user space %t: it may overtake others", n, s.path.flows[rtp].inspected)
+		}
+		s.waiting(0)
+		if forced {
+			s.mu.Lock()
+			s.lapse(time.Now().Add(2 * maxReturn))
+			s.mu.Unlock()
+		} else {
+			s.path.busy = false
+			s.packet(rtp, 0, 0, "the last")
+		}
+		if s.path.flows[rtp].inspected || len(s.returning) > 0 {
+			t.Errorf("forced %t: it comes by user space for ever", forced)
+		}
+	}
+}
+
 // TestSessionStays gives up a move: what has waited goes to the server that there was.
 func TestSessionStays(t *testing.T) {
 	for _, tt := range []struct {

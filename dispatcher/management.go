@@ -106,6 +106,10 @@ func (m *management) run(ctx context.Context) error {
 	return m.monitor.Run(ctx)
 }
 
+// abandonAfter is how long a host must be down until its sessions are ended. It gets no new ones meanwhile. Silence for three heartbeats of 10 ms may
+// also be that of a machine that is busy: then the host is back at once, and nobody must have been cut off.
+const abandonAfter = 250 * time.Millisecond
+
 // changed takes in that a host is there, or is not. The monitor's thread calls it.
 func (m *management) changed(e availability.Event) {
 	m.mu.Lock()
@@ -116,8 +120,11 @@ func (m *management) changed(e availability.Event) {
 	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
 	if e.To == availability.Down && m.d.sessions != nil {
 		// Not on this thread, which must not wait; and the dispatcher does not end before it has.
-		m.d.roster.spawn(context.Background(), func(context.Context) error {
-			m.d.sessions.abandon(gate.Node(e.Host))
+		m.d.roster.spawn(context.Background(), func(ctx context.Context) error {
+			wait(ctx, abandonAfter)
+			if m.of(gate.Node(e.Host)).state == availability.Down {
+				m.d.sessions.abandon(gate.Node(e.Host))
+			}
 			return nil
 		})
 	}

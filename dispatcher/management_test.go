@@ -230,6 +230,10 @@ func TestDownAbandons(t *testing.T) {
 	_ = group.Wait()
 	s.active(5, 5)
 	available(s.d, "b1", availability.Down)
+	available(s.d, "b1", availability.Up) // it was only late
+	_ = group.Wait()
+	s.active(5, 5)
+	available(s.d, "b1", availability.Down)
 	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}

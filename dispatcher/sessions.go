@@ -46,11 +46,11 @@ type sessions struct {
 	actions    []session.Action // scratch space
 	flows      []session.Flow   // scratch space
 
-	// departures are the sessions that may be moving to another server, held counts their packets that wait, and arrived are when sessions
-	// have moved.
-	departures map[session.ID]*departure
-	held       int
-	arrived    map[session.ID]time.Time
+	// departures are the sessions that may be moving to another server, and held counts their packets that wait; returning are those whose
+	// packets still come by user space afterwards. arrived are when sessions have moved.
+	departures, returning map[session.ID]*departure
+	held                  int
+	arrived               map[session.ID]time.Time
 }
 
 // sessionPath is what the packet path does for sessions: a forward.Forwarder, by protocol.
@@ -70,6 +70,8 @@ type sessionPath interface {
 	// Switch and Detour are Flows' Commit and Inspect for the protocol.
 	Switch(protocol uint8, f tcprepair.Flow, from uint32, to gate.Node) (gate.RouteInfo, error)
 	Detour(protocol uint8, f tcprepair.Flow, on bool) error
+	// Idle reports whether no packet is waiting on its way through user space.
+	Idle() bool
 }
 
 // packet is a client's packet that comes by user space.
@@ -102,7 +104,7 @@ func newSessions(d *Dispatcher, path sessionPath) (*sessions, error) {
 	}
 	s := &sessions{
 		d: d, path: path, table: table, signalling: make(map[session.Key]*signalling), pairs: make(map[session.ID]*dialogue),
-		departures: make(map[session.ID]*departure), arrived: make(map[session.ID]time.Time),
+		departures: make(map[session.ID]*departure), returning: make(map[session.ID]*departure), arrived: make(map[session.ID]time.Time),
 	}
 	s.gateways, err = gateway.NewServer(gateway.ServerConfig{Gateways: d.cfg.Gateways, Install: s.install, Logger: d.log})
 	return s, err
@@ -307,13 +309,14 @@ func (s *sessions) pass(now time.Time, k session.Key, p *packet) {
 			return
 		}
 	}
-	if v == nil && len(s.departures) == 0 {
+	if v == nil && len(s.departures)+len(s.returning) == 0 {
 		s.straighten(k, p)
 	}
 	s.listen(now, v, k, p)
 	if err := s.path.Send(*p, to); err != nil {
 		s.d.log.Warn("cannot send a packet on", "flow", k, "error", err)
 	}
+	s.returns(now, k, p)
 }
 
 // place finds the server of a flow's first packet, and tells the path.
@@ -474,6 +477,7 @@ func (s *sessions) carryOut(now time.Time, a session.Action) error {
 			s.held -= len(v.held)
 			delete(s.departures, a.Session)
 		}
+		delete(s.returning, a.Session)
 		if b := s.d.host(gate.Node(a.Server)); b != nil {
 			lower(&b.active)
 		}

@@ -37,6 +37,8 @@ type memoryPath struct {
 	log []string
 	// full and broken are what Announce and Assign answer with.
 	full, broken error
+	// busy is the opposite of Idle.
+	busy bool
 }
 
 func newMemoryPath() *memoryPath {
@@ -110,6 +112,8 @@ func (m *memoryPath) Detour(protocol uint8, f tcprepair.Flow, on bool) error {
 	v.inspected = on
 	return nil
 }
+
+func (m *memoryPath) Idle() bool { return !m.busy }
 
 func (m *memoryPath) Drop(protocol uint8, f tcprepair.Flow) error {
 	delete(m.flows, keyOf(protocol, f))

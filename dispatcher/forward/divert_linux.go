@@ -13,6 +13,8 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -141,6 +143,19 @@ func (f *Forwarder) Send(d Diverted, to gate.Node) error {
 		return fail(err)
 	}
 	return nil
+}
+
+// Idle reports whether no diverted frame waits to be read.
+func (f *Forwarder) Idle() bool {
+	idle := true
+	if f.tap != nil {
+		_ = f.tap.conn.Control(func(fd uintptr) {
+			fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+			n, err := unix.Poll(fds, 0)
+			idle = err == nil && n == 0
+		})
+	}
+	return idle
 }
 
 const (

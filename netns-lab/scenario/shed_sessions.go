@@ -12,8 +12,10 @@ import (
 	"strings"
 	"time"
 
+	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/agent/api"
 	"github.com/rehome-net/rehome/dispatcher"
+	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
 // ShedSessionsResult is what came of ShedSessions.
@@ -27,9 +29,10 @@ type ShedSessionsResult struct {
 	LoadBefore    float64 `json:"loadBefore"`
 	LoadAfter     float64 `json:"loadAfter"`
 	SecondsToCool float64 `json:"secondsToCool"`
-	// SessionsMoved were shed, SessionsDrained left when an operator drained the server afterwards.
-	SessionsMoved   int `json:"sessionsMoved"`
-	SessionsDrained int `json:"sessionsDrained"`
+	// SessionsMoved were shed, SessionsDrained left when an operator drained the server afterwards, SessionsMigrated were moved by name.
+	SessionsMoved    int `json:"sessionsMoved"`
+	SessionsDrained  int `json:"sessionsDrained"`
+	SessionsMigrated int `json:"sessionsMigrated"`
 	// MediaPackets are the datagrams that both sides sent, and MediaPacketsLost those of them that did not arrive, or arrived where the session was
 	// not: by the sequence numbers that clients saw, and by what servers counted of what clients sent. MediaPacketsHeld waited at the dispatcher.
 	MediaPackets     int `json:"mediaPackets"`
@@ -63,7 +66,7 @@ func ShedSessions(ctx context.Context, cfg ShedConfig) (_ *ShedSessionsResult, e
 	lab := cfg.Lab + "m"
 	s.lab, err = StartMedia(ctx, MediaFarmConfig{
 		Command: cfg.Command, Lab: lab, Agents: true, Hold: time.Second, LogLevel: cfg.LogLevel,
-		Agent: reportsOf(MediaTopology(lab), s.keys), Dispatcher: s.adjust,
+		Agent: s.report(MediaTopology(lab)), Dispatcher: s.adjust,
 	})
 	if err != nil {
 		return nil, err
@@ -88,6 +91,18 @@ func (s *shedSessions) say(format string, args ...any) {
 	_, _ = fmt.Fprintf(s.cfg.Report, "shed: "+format+"\n", args...)
 }
 
+// calmInterval is the time between heartbeats: one machine is all hosts and runs all clients, and who is late for some milliseconds is not gone.
+const calmInterval = 100 * time.Millisecond
+
+// report returns what has agents report.
+func (s *shedSessions) report(topo netnslab.Topology) func(*agent.Config) {
+	report := reportsOf(topo, s.keys)
+	return func(c *agent.Config) {
+		report(c)
+		c.Report.Interval = calmInterval
+	}
+}
+
 // adjust makes the dispatcher's configuration that of linked servers of RTSP, which shed.
 func (s *shedSessions) adjust(c *dispatcher.Config) {
 	c.Services = slices.DeleteFunc(c.Services, func(v dispatcher.ServiceConfig) bool { return v.Mode != dispatcher.ModeRTSP })
@@ -96,6 +111,7 @@ func (s *shedSessions) adjust(c *dispatcher.Config) {
 	// All clients are one host's.
 	c.Services[0].Sticky = dispatcher.StickyNone
 	c.Reports = reportsHeard(s.lab.host(FrontHost), s.keys)
+	c.Reports.Interval = calmInterval
 	c.Shedding = dispatcher.SheddingConfig{Enabled: true, Above: shedAbove, Below: shedBelow, PerSecond: shedRate}
 }
 
@@ -199,6 +215,9 @@ func (s *shedSessions) cool(ctx context.Context, hot string, others []string) er
 	}
 	s.result.SessionsDrained = left - s.live(hot)
 	s.say("%d sessions were shed, %d left with the drain", s.result.SessionsMoved, s.result.SessionsDrained)
+	if err := s.migrate(ctx, others[0], others[1]); err != nil {
+		return err
+	}
 	if err := pause(ctx, s.cfg.Watch/2); err != nil {
 		return err
 	}
@@ -208,6 +227,26 @@ func (s *shedSessions) cool(ctx context.Context, hot string, others []string) er
 	}
 	for _, m := range families["rehome_dispatcher_media_held_total"].GetMetric() {
 		s.result.MediaPacketsHeld = int(m.GetCounter().GetValue())
+	}
+	return nil
+}
+
+// migrate has an operator move one session.
+func (s *shedSessions) migrate(ctx context.Context, from, to string) error {
+	flows, err := s.lab.Flows(ctx, from)
+	if err != nil || len(flows) == 0 {
+		return errors.Join(err, fmt.Errorf("%d sessions at %s", len(flows), from))
+	}
+	moved, _, err := s.lab.MoveAll(ctx, from, &api.MoveRequest{Flow: flows[0].GetFlow(), To: to})
+	if err != nil {
+		return err
+	}
+	for _, m := range moved {
+		if m.GetOutcome() == agent.OutcomeMoved {
+			s.result.SessionsMigrated++
+		} else {
+			s.say("%s: %s: %s", m.GetFlow(), m.GetOutcome(), m.GetError())
+		}
 	}
 	return nil
 }
@@ -273,6 +312,9 @@ func (s *shedSessions) judge() {
 	}
 	if r.SessionsMoved == 0 || r.SessionsMoved+r.SessionsDrained != r.Sessions {
 		bad("%d sessions were shed and %d drained, of %d", r.SessionsMoved, r.SessionsDrained, r.Sessions)
+	}
+	if r.SessionsMigrated != 1 {
+		bad("%d sessions were moved by name", r.SessionsMigrated)
 	}
 	if r.MediaPacketsLost > 0 {
 		bad("%d of %d packets of media were lost", r.MediaPacketsLost, r.MediaPackets)

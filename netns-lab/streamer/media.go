@@ -180,7 +180,7 @@ func (s *session) sendDue(now time.Time) {
 	if s.rec.Mode == playing {
 		for n := 0; n < maxBehind && !o.Due.After(now); n++ {
 			if b, err := o.packet().Marshal(); err == nil {
-				_, _ = s.rtp.Write(b) // a client that has gone says so on its connection
+				write(s.rtp, b)
 			}
 			o.Due = o.Due.Add(interval)
 		}
@@ -188,8 +188,16 @@ func (s *session) sendDue(now time.Time) {
 	if !o.Report.After(now) {
 		o.Report = now.Add(reportEvery)
 		if b, err := o.report(now, s.rec.Mode).Marshal(); err == nil {
-			_, _ = s.rtcp.Write(b)
+			write(s.rtcp, b)
 		}
+	}
+}
+
+// write sends a datagram. That a port was closed is said of an earlier one, and this one is not sent then. A client that has gone says so on its
+// connection.
+func write(c *net.UDPConn, b []byte) {
+	if _, err := c.Write(b); errors.Is(err, unix.ECONNREFUSED) {
+		_, _ = c.Write(b)
 	}
 }
 
