@@ -44,7 +44,7 @@ deps-generate:
 test: deps-test build ## everything; needs root for what needs the kernel
 	$(GO) vet ./...
 	@mkdir -p $(CACHE); .ci/leftovers > $(CACHE)/before
-	REHOME=$(BIN)/rehome $(GO) test -p 1 -timeout 30m $(TESTFLAGS) ./...
+	REHOME=$(BIN)/rehome $(GO) test -p 3 -parallel 3 -exec $(CURDIR)/.ci/turn -timeout 30m $(TESTFLAGS) ./...
 	@.ci/leftovers | grep -vxF -f $(CACHE)/before > $(CACHE)/left || true
 	@if [ -s $(CACHE)/left ]; then echo "the tests left behind:"; cat $(CACHE)/left; exit 1; fi
 
@@ -72,7 +72,9 @@ $(TOOLS)/protoc-gen-go-grpc:
 generate: deps-generate $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## BPF objects and gRPC code
 	PATH=$(TOOLS):$$PATH $(GO) generate ./...
 
-check-generated: generate ## committed generated code is what its sources make
+# The figures of docs/plots are checked by a test, which draws them.
+check-generated: deps-generate $(TOOLS)/protoc-gen-go $(TOOLS)/protoc-gen-go-grpc ## committed generated code is what its sources make
+	PATH=$(TOOLS):$$PATH $(GO) generate -skip 'go run \. ' ./...
 	git diff --exit-code --stat
 	$(GO) mod tidy -diff
 

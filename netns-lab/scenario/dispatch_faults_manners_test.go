@@ -160,6 +160,7 @@ func (m *manners) awaitMetric(t *testing.T, limit time.Duration, name string, wa
 
 // TestDispatchManners checks what clients are told that cannot, or must not, be served.
 func TestDispatchManners(t *testing.T) {
+	t.Parallel()
 	m := mannersBench(t)
 	m.awaitMetric(t, 5*time.Second, "backend_up{backend=b3}", 0)
 	before, err := m.bench.Keeps(scenario.FrontHost)

@@ -207,6 +207,7 @@ func (o *operated) metric(t *testing.T, name, labels string) (sum float64, found
 // TestDispatcherChecks stops one of two servers, and takes the other's page away: in each case connections go to the other alone, without being
 // tried where they cannot be served, and the server comes back when it is well again.
 func TestDispatcherChecks(t *testing.T) {
+	t.Parallel()
 	lab := labName("checks")
 	topo := scenario.DispatchTopology(lab)
 	pool := dispatcher.PoolConfig{

@@ -23,6 +23,7 @@ import (
 // TestDispatchResets lets clients give up at random moments of their handoff. Nothing may be left of their connections anywhere, and no
 // server may be left waiting for one.
 func TestDispatchResets(t *testing.T) {
+	t.Parallel()
 	const each, clients, seed = 500, 8, 2
 	b, servers := matrixBench(t, "resets")
 	m := &matrix{bench: b, servers: servers, client: b.Host(scenario.ClientHost)}

@@ -409,6 +409,7 @@ func (m *matrix) undisturbed(conn *net.TCPConn, c combination) error {
 
 // TestDispatchMatrix hands off every combination, some at the same time, in a random order.
 func TestDispatchMatrix(t *testing.T) {
+	t.Parallel()
 	const seed, clients, rounds = 1, 8, 3
 	b, servers := matrixBench(t, "matrix")
 	m := &matrix{bench: b, servers: servers, client: b.Host(scenario.ClientHost)}

@@ -405,6 +405,7 @@ func TestDispatcherReplacesBackends(t *testing.T) {
 
 // TestDispatcherStops ends the dispatcher while requests are being sent, and starts the next one.
 func TestDispatcherStops(t *testing.T) {
+	t.Parallel()
 	o := operate(t, "stop")
 	kept := o.session(t)
 	const half, rest = "GET /who HTTP/1.1\r\n", "Host: shop.example\r\nConnection: close\r\n\r\n"

@@ -11,6 +11,7 @@ import (
 
 // TestDispatcherClients runs every client against the project's own dispatcher.
 func TestDispatcherClients(t *testing.T) {
+	t.Parallel()
 	name := labName("disp")
 	f := farm(t, scenario.FarmConfig{
 		Lab: name, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(name).VIPs),

@@ -57,6 +57,7 @@ func startFront(tb testing.TB, f *scenario.Farm, front scenario.Front) {
 
 // TestDispatchClients runs every client against every front.
 func TestDispatchClients(t *testing.T) {
+	t.Parallel()
 	f := farm(t, scenario.FarmConfig{Lab: labName("fclients")})
 	for _, front := range scenario.Peers() {
 		t.Run(front.Name(), func(t *testing.T) {
@@ -79,6 +80,7 @@ func TestDispatchClients(t *testing.T) {
 
 // TestDispatchClientsNotice lets the checks fail: with the backend gone none may pass.
 func TestDispatchClientsNotice(t *testing.T) {
+	t.Parallel()
 	f := farm(t, scenario.FarmConfig{Lab: labName("fgone")})
 	ctx := testContext(t, 2*time.Minute)
 	for _, host := range f.Servers() {
@@ -100,6 +102,7 @@ func TestDispatchClientsNotice(t *testing.T) {
 
 // TestDispatchMeasures takes every measurement in small, and lets those fail that can.
 func TestDispatchMeasures(t *testing.T) {
+	t.Parallel()
 	needPrograms(t, "wrk", "curl")
 	f := farm(t, scenario.FarmConfig{Lab: labName("fmeasure"), BigSize: 64 << 20, NoiseSize: 256 << 10, Pace: 128 << 10})
 	for _, front := range scenario.Peers() {
@@ -157,6 +160,7 @@ func TestDispatchMeasures(t *testing.T) {
 
 // TestDispatchFarmWithAgents stands the farm up as the dispatcher needs it.
 func TestDispatchFarmWithAgents(t *testing.T) {
+	t.Parallel()
 	f := farm(t, scenario.FarmConfig{Lab: labName("fagents"), Agents: true})
 	ctx := testContext(t, time.Minute)
 	for _, host := range f.Servers() {
@@ -198,6 +202,7 @@ func (counting) Undrain(context.Context, *scenario.Farm, string) error { return 
 // TestDispatchScene plays the whole scene. What comes of it is right for a server without a front, and not for a proxy, which
 // dies with its connections.
 func TestDispatchScene(t *testing.T) {
+	t.Parallel()
 	needPrograms(t, append(scenario.FarmPrograms(), "curl", "wrk", "openssl", "redis-cli", "haproxy")...)
 	for _, tt := range []struct {
 		front    scenario.Front

@@ -36,6 +36,7 @@ func media(t *testing.T, kind string, cfg scenario.MediaFarmConfig) *scenario.Me
 
 // TestMediaPeers has every client talk to one server directly, through the router.
 func TestMediaPeers(t *testing.T) {
+	t.Parallel()
 	m := media(t, "peers", scenario.MediaFarmConfig{})
 	const server = scenario.MediaHost2
 	ctx := testContext(t, time.Minute)
@@ -97,6 +98,7 @@ func TestMediaPeers(t *testing.T) {
 // TestMediaGateway has the gateway read what a server answers: every announced flow is told to the dispatcher before the client hears of it, no answer is late,
 // and when the gateway is killed, sessions go on without it.
 func TestMediaGateway(t *testing.T) {
+	t.Parallel()
 	m := media(t, "gateway", scenario.MediaFarmConfig{Hold: time.Second}) // the machine may be busy
 	const server = scenario.MediaHost2
 	ctx := testContext(t, time.Minute)

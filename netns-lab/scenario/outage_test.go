@@ -47,6 +47,7 @@ func (s *standing) setLink(t *testing.T, host string, up bool) {
 // TestTargetUnplugged cuts the target's cable at different moments of a move. Wherever the connection is afterwards, it goes on when
 // the cable is back, and at once if it is at the source.
 func TestTargetUnplugged(t *testing.T) {
+	t.Parallel()
 	s := stand(t, "cable", t.TempDir())
 	ctx := testContext(t, 2*time.Minute)
 	conn, err := s.client.Dial(ctx, "tcp", netip.AddrPortFrom(s.vip, scenario.EchoPort).String())
@@ -97,6 +98,7 @@ func TestTargetUnplugged(t *testing.T) {
 
 // TestPythonServer moves a connection of a server in another language, which speaks the application protocol by itself.
 func TestPythonServer(t *testing.T) {
+	t.Parallel()
 	need(t, "python3")
 	script, err := filepath.Abs("../../docs/examples/echo.py")
 	if err != nil {

@@ -95,6 +95,7 @@ func (s *standing) moveWhile(t *testing.T, work func() error) int {
 
 // TestOrdinaryClients lets programs that others wrote work while their connections move.
 func TestOrdinaryClients(t *testing.T) {
+	t.Parallel()
 	binary(t)
 	root := t.TempDir()
 	content := make([]byte, 24<<20)
@@ -237,6 +238,7 @@ func (s *standing) chat(address string) error {
 
 // TestLargeState moves connections whose applications know much: State far beyond a frame, and State sent ahead.
 func TestLargeState(t *testing.T) {
+	t.Parallel()
 	s := stand(t, "state", t.TempDir(), "--state-bytes", fmt.Sprint(5<<20), "--ahead-bytes", fmt.Sprint(9<<20))
 	conn, err := s.client.Dial(context.Background(), "tcp", netip.AddrPortFrom(s.vip, scenario.EchoPort).String())
 	if err != nil {
@@ -282,6 +284,7 @@ func echo(conn net.Conn, line string) error {
 
 // TestRefusals asks for moves that cannot be: each says why, and the connection goes on.
 func TestRefusals(t *testing.T) {
+	t.Parallel()
 	s := stand(t, "refuse", t.TempDir())
 	conn, err := s.client.Dial(context.Background(), "tcp", netip.AddrPortFrom(s.vip, scenario.EchoPort).String())
 	if err != nil {
@@ -358,6 +361,7 @@ func TestRefusals(t *testing.T) {
 // TestDrainReachesEntry drains a server while its entry's agent is dead: the operator must hear that new connections still
 // come, and the entry must be told as soon as it lives again.
 func TestDrainReachesEntry(t *testing.T) {
+	t.Parallel()
 	s := stand(t, "tell", t.TempDir())
 	ctx := testContext(t, time.Minute)
 	if err := s.KillAgent("entry"); err != nil {
@@ -404,6 +408,7 @@ func TestDrainReachesEntry(t *testing.T) {
 
 // TestScripts runs the walk-throughs.
 func TestScripts(t *testing.T) {
+	t.Parallel()
 	program := binary(t)[0]
 	if _, err := os.Stat("../../bin/rehome"); err != nil {
 		t.Skip("the scripts use bin/rehome: make build")

@@ -59,7 +59,10 @@ func TestMain(m *testing.M) {
 	os.Exit(code)
 }
 
-// labName returns a name that no other test process uses.
+// Scenes that only ask what happens, not how soon, stand beside one another (t.Parallel): most of their time is waiting. They begin when the others
+// have ended, which measure, or load the machine.
+
+// labName returns a name that no other test process uses. Scenes that stand at the same time are of different kinds.
 func labName(kind string) string { return fmt.Sprintf("%s-%d", kind, os.Getpid()) }
 
 // log passes a scene's report on to the test's log.
@@ -122,9 +125,11 @@ func TestChurn(t *testing.T) {
 }
 
 func TestFaults(t *testing.T) {
-	for _, v := range scenario.Victims() {
+	t.Parallel()
+	for i, v := range scenario.Victims() {
 		t.Run(string(v), func(t *testing.T) {
-			lab := labName("faults")
+			t.Parallel()
+			lab := labName(fmt.Sprintf("faults%d", i))
 			r, err := scenario.Faults(testContext(t, 10*time.Minute), scenario.FaultsConfig{
 				Command: binary(t), Lab: lab, Victims: []scenario.Victim{v}, Trials: 10, Report: log{t}, LogLevel: "info",
 			})
@@ -155,6 +160,7 @@ func TestDrain(t *testing.T) {
 }
 
 func TestClusterFailsCleanly(t *testing.T) {
+	t.Parallel()
 	binary(t) // for the skip
 	lab := labName("broken")
 	topo := netnslab.Standard(2)
