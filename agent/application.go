@@ -50,6 +50,9 @@ type located struct {
 	notBefore time.Time
 }
 
+// fewMoves are so few that giving the processor away for each of them does not hold up the others.
+const fewMoves = 4
+
 // listTime bounds the wait for applications that do not answer.
 const listTime = 2 * time.Second
 
@@ -120,6 +123,17 @@ func (a *application) receive() {
 }
 
 func (a *application) send(id uint64, m wire.Message) { a.sendFD(id, m, -1) }
+
+// sendNow is send for a frame that a client waits for, while nothing else is as urgent.
+func (a *application) sendNow(id uint64, m wire.Message) {
+	a.send(id, m)
+	if _, ok := a.e.apps[a]; ok {
+		a.link.Flush()
+	}
+	if len(a.e.targets) <= fewMoves {
+		wire.Yield()
+	}
+}
 
 func (a *application) sendFD(id uint64, m wire.Message, fd int) {
 	if err := a.e.queue(a.link, id, m, fd); err != nil {

@@ -176,8 +176,7 @@ func (t *target) perform(a migration.Action) {
 	case migration.Thaw:
 		t.thaw()
 	case migration.ActivateApp:
-		t.app.send(t.id, &wire.Activate{})
-		t.app.link.Flush() // the client waits for this, and for nothing that follows
+		t.app.sendNow(t.id, &wire.Activate{}) // the client waits for this, and for nothing that follows
 		if t.restored != nil {
 			_ = t.restored.Close()
 			t.restored = nil

@@ -113,13 +113,14 @@ func (e *Entry) Commit(now time.Time, id uint64, f tcprepair.Flow, epoch uint32,
 	if !ok {
 		return e.Owner(f)
 	}
-	if _, err := e.flows.Commit(f, from, n); err != nil {
-		e.log.Warn("the flow changed under its lease", "flow", f, "to", host, "error", err)
-	} else {
-		e.commitGroup(id, n)
-	}
+	r, err := e.flows.Commit(f, from, n)
 	e.ledger.End(now, id, f)
-	return e.Owner(f)
+	if err != nil {
+		e.log.Warn("the flow changed under its lease", "flow", f, "to", host, "error", err)
+		return e.Owner(f)
+	}
+	e.commitGroup(id, n)
+	return migration.Owner{Host: e.dir.HostOf(r.Node), Epoch: r.Epoch}
 }
 
 // Abort ends the lease id for host, and returns who owns the flow, which nobody can change under that lease any more.

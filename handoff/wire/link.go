@@ -92,11 +92,15 @@ func (l *Link) Queue(id uint64, m Message, fd int) error {
 	return l.add(id, m, fd)
 }
 
-// SendNow is SendFD for a frame that a frozen connection waits for: it is written before SendNow returns, if that is done without waiting.
+// SendNow is SendFD for a frame that a frozen connection waits for, of a caller who then has less urgent things to do: the frame is written before
+// SendNow returns, if that is done without waiting, and its reader on this host goes first.
 func (l *Link) SendNow(id uint64, m Message, fd int) error {
-	err := l.Queue(id, m, fd)
+	if err := l.Queue(id, m, fd); err != nil {
+		return err
+	}
 	l.Flush()
-	return err
+	Yield()
+	return nil
 }
 
 // Flush sees to it that what has been queued leaves: it writes it now if that is done without waiting, else the writing goroutine does.

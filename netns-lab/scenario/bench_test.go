@@ -13,7 +13,15 @@ import (
 // These benchmarks run whole scenes; b.N plays no part, and what counts is what they report.
 
 func BenchmarkRequestResponseGap(b *testing.B) {
-	r, err := scenario.Gaps(testContext(b, 5*time.Minute), scenario.GapsConfig{Command: binary(b), Lab: labName("gaps"), Migrations: 1000})
+	for _, think := range []time.Duration{0, 200 * time.Microsecond, time.Millisecond} {
+		b.Run("think="+think.String(), func(b *testing.B) { requestResponseGap(b, think) })
+	}
+}
+
+func requestResponseGap(b *testing.B, think time.Duration) {
+	r, err := scenario.Gaps(testContext(b, 5*time.Minute), scenario.GapsConfig{
+		Command: binary(b), Lab: labName("gaps"), Migrations: 1000, Think: think,
+	})
 	if err != nil {
 		b.Fatal(err)
 	}

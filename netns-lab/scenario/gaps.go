@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -27,6 +28,9 @@ type GapsConfig struct {
 	Migrations int
 	// Pause is the time between two moves; 5 ms when zero.
 	Pause time.Duration
+	// Think is how long the client waits between an answer and its next question. Zero asks without a pause: client and server then keep
+	// a processor each busy, and on a machine with two of them everything that a move does takes time from its own measurement.
+	Think time.Duration
 	// LogLevel is the agents'.
 	LogLevel string
 }
@@ -46,7 +50,7 @@ type GapsResult struct {
 	Retransmitted int `json:"retransmitted"`
 }
 
-// Gaps plays the scene: a client sends a line, waits for the echo and sends the next, without a pause.
+// Gaps plays the scene: a client sends a line, waits for the echo and sends the next.
 func Gaps(ctx context.Context, cfg GapsConfig) (_ *GapsResult, err error) {
 	if cfg.Lab == "" {
 		cfg.Lab = "gaps"
@@ -76,7 +80,7 @@ func Gaps(ctx context.Context, cfg GapsConfig) (_ *GapsResult, err error) {
 	if err != nil {
 		return nil, err
 	}
-	p := startPinger(conn)
+	p := startPinger(conn, cfg.Think)
 	r, err := measureGaps(ctx, cfg, cluster, flow, p)
 	if err := errors.Join(err, p.stop()); err != nil {
 		return nil, err
@@ -111,6 +115,8 @@ func measureGaps(ctx context.Context, cfg GapsConfig, cluster *Cluster, flow tcp
 		return nil, err
 	}
 	servers := cluster.Servers()
+	// The client's own garbage is not what is measured.
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var idle, gap, freeze, snapshot, total []int64
 	for range cfg.Migrations {
 		p.longest.Store(0)
@@ -136,14 +142,15 @@ func measureGaps(ctx context.Context, cfg GapsConfig, cluster *Cluster, flow tcp
 // pinger plays ping-pong and remembers the longest response time.
 type pinger struct {
 	conn    *net.TCPConn
+	think   time.Duration
 	longest atomic.Int64 // in nanoseconds
 	rounds  atomic.Int64
 	ending  atomic.Bool
 	done    chan error
 }
 
-func startPinger(conn *net.TCPConn) *pinger {
-	p := &pinger{conn: conn, done: make(chan error, 1)}
+func startPinger(conn *net.TCPConn, think time.Duration) *pinger {
+	p := &pinger{conn: conn, think: think, done: make(chan error, 1)}
 	go func() { p.done <- p.run() }()
 	return p
 }
@@ -163,6 +170,9 @@ func (p *pinger) run() error {
 			p.longest.Store(d)
 		}
 		p.rounds.Add(1)
+		if p.think > 0 {
+			time.Sleep(p.think)
+		}
 	}
 	return nil
 }
