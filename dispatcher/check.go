@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
@@ -40,16 +41,32 @@ const learnTime = time.Second
 // Check looks at what a dispatcher needs of this machine, and at what a validated configuration expects of it. It leaves nothing
 // changed. What the backends need, their own agents check.
 func Check(cfg *Config) []Finding {
-	var found []Finding
-	for _, f := range gate.Probe() {
-		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
-	}
+	found := checkKernel(cfg)
 	found = append(found, checkRepair(), checkPin(cfg.PinPath()), checkTLS(cfg), checkControl(cfg))
 	for _, name := range cfg.Interfaces {
 		found = append(found, checkInterface(name))
 	}
 	found = append(found, checkAddresses(cfg)...)
 	return append(found, checkPeers(cfg.Peers)...)
+}
+
+// checkKernel looks for what the gate and the forwarder need. The gate can do without tcx, and so can nftables; the other forwarders cannot.
+func checkKernel(cfg *Config) []Finding {
+	var needed []gate.Finding
+	if cfg.Forward.Mode != ForwardNFT {
+		needed = forward.Probe()
+	}
+	known := len(needed)
+	for _, f := range gate.Probe() {
+		if !slices.ContainsFunc(needed[:known], func(of gate.Finding) bool { return of.Name == f.Name }) {
+			needed = append(needed, f)
+		}
+	}
+	found := make([]Finding, 0, len(needed))
+	for _, f := range needed {
+		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required, Advice: f.Detail})
+	}
+	return found
 }
 
 // checkRepair accepts a connection on loopback as services do, and freezes it.
