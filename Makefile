@@ -15,7 +15,7 @@ TESTFLAGS ?=
 # Which CRIU agents and tests run.
 export REHOME_CRIU ?= $(CACHE)/criu/criu
 
-.PHONY: all build demo test test-race bench fuzz lint generate check-generated check-clean deps clean
+.PHONY: all build demo test test-race test-kernels bench fuzz lint generate check-generated check-clean deps clean
 
 all: build
 
@@ -50,6 +50,9 @@ test: deps-test build ## everything; needs root for what needs the kernel
 
 test-race: deps-test build
 	REHOME=$(BIN)/rehome $(GO) test -race -p 1 -timeout 60m $(TESTFLAGS) ./...
+
+test-kernels: deps-criu build ## what depends on the kernel, under others in virtual machines: some 15 minutes for each; not part of test
+	.ci/kernels $(KERNELS)
 
 bench: deps-test build ## Go benchmark format, for benchstat; docs/benchmarks.md says what is what
 	REHOME=$(BIN)/rehome REHOME_LIBSOCCR=$$(.ci/libsoccr $(CACHE)/libsoccr) $(GO) test -run '^$$' -bench . -benchmem -count $(BENCHCOUNT) -timeout 60m ./...

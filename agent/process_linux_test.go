@@ -213,10 +213,10 @@ func (s *site) serve(host string, command ...string) {
 	go func() { _ = cmd.Wait() }()
 }
 
-// dial connects a client to the service.
+// dial connects a client to the service, which may have to start first.
 func (s *site) dial() *client {
 	s.t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for {
 		ctx, cancel := context.WithTimeout(s.t.Context(), time.Second)
 		c, err := s.connect(ctx)

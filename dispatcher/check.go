@@ -16,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/neighbour"
@@ -50,11 +51,21 @@ func Check(cfg *Config) []Finding {
 	return append(found, checkPeers(cfg.Peers)...)
 }
 
-// checkPath looks at both ways to hold and forward packets. What is missing for the one that is not chosen is no fault.
+// checkPath looks at both ways to hold and forward packets. What is missing for the one that is not chosen is no fault. The gate can
+// do without tcx, and so can nftables; the other forwarders cannot.
 func checkPath(cfg *Config) []Finding {
 	var found []Finding
 	chosen := cfg.Forward.Mode == ForwardNFT
-	byBPF, byNFT := gate.Probe(), nft.Probe()
+	byGate, byNFT := gate.Probe(), nft.Probe()
+	byBPF := byGate
+	if !chosen {
+		byBPF = forward.Probe()
+		for _, f := range byGate {
+			if !slices.ContainsFunc(byBPF, func(of gate.Finding) bool { return of.Name == f.Name }) {
+				byBPF = append(byBPF, f)
+			}
+		}
+	}
 	for _, f := range byBPF {
 		found = append(found, Finding{What: f.Name, OK: f.OK, Optional: !f.Required || chosen, Advice: f.Detail})
 	}

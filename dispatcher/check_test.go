@@ -5,6 +5,7 @@ package dispatcher
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"testing"
 
 	"github.com/rehome-net/rehome/netns-lab/leakcheck"
@@ -53,6 +54,17 @@ func TestCheck(t *testing.T) {
 	read.Pin = pinOff
 	if f := checkPin(read.PinPath()); f.OK || !f.Optional {
 		t.Errorf("pin off: %+v", f)
+	}
+}
+
+// TestCheckPath requires tcx of the kernel unless nftables forward.
+func TestCheckPath(t *testing.T) {
+	for mode, optional := range map[ForwardMode]bool{ForwardTCX: false, ForwardXDP: false, ForwardNFT: true} {
+		found := checkPath(&Config{Forward: ForwardConfig{Mode: mode}})
+		at := slices.IndexFunc(found, func(f Finding) bool { return f.What == "kernel has tcx" })
+		if at < 0 || found[at].Optional != optional {
+			t.Errorf("%s: %+v", mode, found)
+		}
 	}
 }
 

@@ -91,7 +91,7 @@ func newEchoOf(t *testing.T, program string, megabytes int) *echo {
 	e.pid = cmd.Process.Pid
 	go func() { _ = cmd.Wait() }()
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) { // an interpreter has to start
 		conn, err := labtest.Host(t, e.lab, "client").Dial(t.Context(), "tcp4", e.vip+":7")
 		if err == nil {
 			e.conn, e.reader = conn, bufio.NewReader(conn)

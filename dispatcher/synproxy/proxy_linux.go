@@ -15,6 +15,7 @@ import (
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
 	"github.com/cilium/ebpf/ringbuf"
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/cookie"
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -77,6 +78,11 @@ func (p *Proxy) open(config Config) error {
 		return fmt.Errorf("interface %q: %w", config.Interface, err)
 	}
 	p.config, p.ifindex = config.withDefaults(at.MTU), at.Index
+	// A kernel without tcx does not know what it is asked for. Its verifier would not take the programs either.
+	_, err = link.QueryPrograms(link.QueryOptions{Target: p.ifindex, Attach: ebpf.AttachTCXIngress})
+	if errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("%w: it has no tcx, which came with Linux 6.6", cookie.ErrUnsupported)
+	}
 	if err := p.load(); err != nil {
 		return err
 	}
