@@ -119,6 +119,21 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 	}
 }
 
+// Serve calls handle with every connection, each in a goroutine of its own, and closes the connection when handle returns. It ends with Accept's
+// error, once the listener is closed; what handle is busy with then goes on.
+func (l *Listener) Serve(handle func(*Conn)) error {
+	for {
+		c, err := l.AcceptConn()
+		if err != nil {
+			return err
+		}
+		go func() {
+			defer c.Close() //nolint:errcheck // after a move there is nothing to close
+			handle(c)
+		}()
+	}
+}
+
 // acceptLoop takes new connections out of the kernel, one ahead of Accept.
 func (l *Listener) acceptLoop() {
 	defer l.wg.Done()

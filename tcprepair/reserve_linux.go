@@ -79,6 +79,10 @@ func (v *Reservation) build() error {
 	if err := v.sock.bind(o.Flow.Local, o.Mapped); err != nil {
 		return addressError("bind to "+o.Flow.Local.String(), err)
 	}
+	// The first thing that Restore needs: nobody else has the socket yet, so no stray write can go into it.
+	if err := v.sock.selectQueue(queueSend); err != nil {
+		return fmt.Errorf("select the send queue: %w", err)
+	}
 	return nil
 }
 

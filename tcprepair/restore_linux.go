@@ -87,13 +87,14 @@ func (r *Restored) build(cfg RestoreConfig) error {
 
 func (r *Restored) connect(cfg RestoreConfig) error {
 	s := r.snap
-	for _, q := range [...]struct{ queue, seq uint32 }{{queueSend, s.SendSeq}, {queueReceive, s.ReceiveSeq}} {
-		if err := r.sock.selectQueue(q.queue); err != nil {
-			return fmt.Errorf("select queue %d: %w", q.queue, err)
-		}
-		if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, q.seq); err != nil {
-			return fmt.Errorf("set TCP_QUEUE_SEQ of queue %d: %w", q.queue, err)
-		}
+	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, s.SendSeq); err != nil { // the reservation has selected it
+		return fmt.Errorf("set TCP_QUEUE_SEQ of the send queue: %w", err)
+	}
+	if err := r.sock.selectQueue(queueReceive); err != nil {
+		return fmt.Errorf("select the receive queue: %w", err)
+	}
+	if err := r.sock.set(unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ, s.ReceiveSeq); err != nil {
+		return fmt.Errorf("set TCP_QUEUE_SEQ of the receive queue: %w", err)
 	}
 	if !s.Negotiated.WindowScaling {
 		// Repair cannot take a scale away again. With a clamp that fits the header the kernel chooses none, as in a handshake.
