@@ -113,12 +113,6 @@
 // one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over. The tables carry the version of
 // their layout: those of the first are taken over with their flows and services; of one that is not known, Open returns ErrLayout and touches nothing.
 //
-// # Veth
-//
-// A node's interface that is one end of a veth pair, with the other end in another namespace, is skipped in mode TCX: the frame goes on at the
-// other end within the same softirq (bpf_redirect_peer). What stands at the interface's way out does not see it: queueing disciplines, egress
-// programs, packet captures, and the interface's counters of what was sent.
-//
 // # What it does not do
 //
 // It knows nothing of sockets, chooses servers only by taking turns (or leaves that to user space), and tracks no connection: a flow ends when an agent

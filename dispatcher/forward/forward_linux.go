@@ -173,15 +173,7 @@ func (f *Forwarder) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr)
 	case f.mode == XDP && !slices.ContainsFunc(f.points, func(p *point) bool { return p.ifindex == ifindex }):
 		return fail(fmt.Errorf("interface %d is not one of %v, to which XDP may redirect", ifindex, f.config.Interfaces))
 	}
-	short, err := f.short(ifindex)
-	if err != nil {
-		return fail(err)
-	}
 	return f.changeNode("set node", n, func(v *forwardNode) {
-		v.Flags &^= nodePeer
-		if short {
-			v.Flags |= nodePeer
-		}
 		v.Ifindex = uint32(ifindex)
 		v.Dst, v.Src = [6]uint8(dst), [6]uint8(src)
 	})
@@ -190,30 +182,11 @@ func (f *Forwarder) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr)
 // DrainNode takes a node out of the choice for new flows, or puts it back. 0 drains this host itself.
 func (f *Forwarder) DrainNode(n gate.Node, drain bool) error {
 	return f.changeNode("drain node", n, func(v *forwardNode) {
-		v.Flags &^= nodeDrained
+		v.Flags = 0
 		if drain {
-			v.Flags |= nodeDrained
+			v.Flags = 1
 		}
 	})
-}
-
-// nodeDrained and nodePeer are NODE_DRAINED and NODE_PEER in bpf/table.h.
-const (
-	nodeDrained = 1
-	nodePeer    = 2
-)
-
-// short reports whether frames can skip an interface: it is one end of a veth pair, as in a container, whose other end is in another
-// namespace.
-func (f *Forwarder) short(ifindex int) (bool, error) {
-	if f.mode != TCX {
-		return false, nil
-	}
-	l, err := f.nl.LinkByIndex(ifindex)
-	if err != nil {
-		return false, fmt.Errorf("interface %d: %w", ifindex, err)
-	}
-	return l.Type() == "veth" && l.Attrs().NetNsID >= 0, nil
 }
 
 func (f *Forwarder) changeNode(op string, n gate.Node, change func(*forwardNode)) error {

@@ -141,3 +141,31 @@ func TestOwnUsage(t *testing.T) {
 		t.Errorf("%d bytes: %v", m, err)
 	}
 }
+
+func TestParseTurn(t *testing.T) {
+	const size = 1_000_000_000
+	for _, tt := range []struct {
+		name, text string
+		want       float64
+		bad        string
+	}{
+		{name: "good", text: "1000000000 0.5 1\n1000000000 1.5 0\n", want: 8000},
+		{name: "one is missing", text: "1000000000 0.5 1\n", bad: "1 downloads, want 2"},
+		{name: "cut short", text: "1000000000 0.5 1\n999999999 1.5 0\n", bad: "download 1"},
+		{name: "a second connection", text: "1000000000 0.5 1\n1000000000 1.5 1\n", bad: "want 1000000000 bytes and 0 new connections"},
+		{name: "no number", text: "1000000000 fast 1\n1000000000 1.5 0\n", bad: "fast"},
+		{name: "empty", bad: "downloads"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			got, err := parseTurn([]byte(tt.text), size, 2)
+			switch {
+			case tt.bad != "":
+				if err == nil || !strings.Contains(err.Error(), tt.bad) {
+					t.Errorf("%v, want %q", err, tt.bad)
+				}
+			case err != nil || got != tt.want:
+				t.Errorf("%v, %v; want %v", got, err, tt.want)
+			}
+		})
+	}
+}

@@ -39,9 +39,6 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 	WRITE_ONCE(to[1], mac[1]);
 	WRITE_ONCE(to[2], mac[2]);
 	count(forwarded);
-	// The other end goes on with the frame at once, where bpf_redirect would queue it for another softirq.
-	if (!xdp && n->flags & NODE_PEER)
-		return bpf_redirect_peer(n->ifindex, 0);
 	return bpf_redirect(n->ifindex, 0);
 }
 

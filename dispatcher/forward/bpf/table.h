@@ -80,10 +80,7 @@ struct line {
 	__u32 guard[LINE];
 };
 
-enum {
-	NODE_DRAINED = 1,
-	NODE_PEER = 2, // its interface is one end of a veth pair, and the other end in another namespace
-};
+enum { NODE_DRAINED = 1 };
 enum { MAX_NODES = 4096 };
 
 struct node {
