@@ -167,7 +167,7 @@ func scenarios() []labScenario {
 		},
 	}, {
 		name:  "shed",
-		about: "a server that is too loaded gives live connections away",
+		about: "a server that is too loaded gives live connections away, then whole sessions with their media",
 		play: func(ctx context.Context, o labOptions) (any, bool, error) {
 			r, err := scenario.Shed(ctx, scenario.ShedConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
 			if err != nil {

@@ -33,6 +33,8 @@ type ShedSessionsResult struct {
 	SessionsMoved    int `json:"sessionsMoved"`
 	SessionsDrained  int `json:"sessionsDrained"`
 	SessionsMigrated int `json:"sessionsMigrated"`
+	// SessionsStayed could not be moved, because the target refused at the last moment, and went on where they were.
+	SessionsStayed int `json:"sessionsStayed"`
 	// MediaPackets are the datagrams that both sides sent, and MediaPacketsLost those of them that did not arrive, or arrived where the session was
 	// not: by the sequence numbers that clients saw, and by what servers counted of what clients sent. MediaPacketsHeld waited at the dispatcher.
 	MediaPackets     int `json:"mediaPackets"`
@@ -215,6 +217,11 @@ func (s *shedSessions) cool(ctx context.Context, hot string, others []string) er
 	}
 	s.result.SessionsDrained = left - s.live(hot)
 	s.say("%d sessions were shed, %d left with the drain", s.result.SessionsMoved, s.result.SessionsDrained)
+	s.servers[others[1]].Refuse(true)
+	if err := s.migrate(ctx, others[0], others[1]); err != nil {
+		return err
+	}
+	s.servers[others[1]].Refuse(false)
 	if err := s.migrate(ctx, others[0], others[1]); err != nil {
 		return err
 	}
@@ -242,9 +249,12 @@ func (s *shedSessions) migrate(ctx context.Context, from, to string) error {
 		return err
 	}
 	for _, m := range moved {
-		if m.GetOutcome() == agent.OutcomeMoved {
+		switch m.GetOutcome() {
+		case agent.OutcomeMoved:
 			s.result.SessionsMigrated++
-		} else {
+		case agent.OutcomeResumed:
+			s.result.SessionsStayed++
+		default:
 			s.say("%s: %s: %s", m.GetFlow(), m.GetOutcome(), m.GetError())
 		}
 	}
@@ -313,8 +323,8 @@ func (s *shedSessions) judge() {
 	if r.SessionsMoved == 0 || r.SessionsMoved+r.SessionsDrained != r.Sessions {
 		bad("%d sessions were shed and %d drained, of %d", r.SessionsMoved, r.SessionsDrained, r.Sessions)
 	}
-	if r.SessionsMigrated != 1 {
-		bad("%d sessions were moved by name", r.SessionsMigrated)
+	if r.SessionsMigrated != 1 || r.SessionsStayed != 1 {
+		bad("%d sessions were moved by name, and %d stayed that were refused", r.SessionsMigrated, r.SessionsStayed)
 	}
 	if r.MediaPacketsLost > 0 {
 		bad("%d of %d packets of media were lost", r.MediaPacketsLost, r.MediaPackets)

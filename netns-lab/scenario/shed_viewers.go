@@ -114,7 +114,7 @@ func (m *Media) startGortsplib(ctx context.Context, name string, records bool) (
 	h, udp := m.host(ClientHost), gortsplib.TransportUDP
 	v := &gortsplibViewer{url: u, stopped: make(chan struct{})}
 	v.client = &gortsplib.Client{
-		Transport: &udp, OnPacketsLost: func(n uint64) { v.lost.Add(int64(n)) }, OnDecodeError: func(error) { v.lost.Add(1) },
+		Scheme: u.Scheme, Host: u.Host, Transport: &udp, OnPacketsLost: func(n uint64) { v.lost.Add(int64(n)) }, OnDecodeError: func(error) { v.lost.Add(1) },
 		DialContext: h.Dial,
 		ListenPacket: func(network, address string) (net.PacketConn, error) {
 			return h.ListenPacket(context.WithoutCancel(ctx), udpOf(network), address)
@@ -135,7 +135,7 @@ func (m *Media) startGortsplib(ctx context.Context, name string, records bool) (
 func (v *gortsplibViewer) kind() string { return "gortsplib" }
 
 func (v *gortsplibViewer) play(ctx context.Context) error {
-	if err := v.client.Start(v.url.Scheme, v.url.Host); err != nil {
+	if err := v.client.Start2(); err != nil {
 		return err
 	}
 	d, _, err := v.client.Describe(v.url)

@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"sync"
 	"testing"
 	"time"
 
@@ -19,7 +18,6 @@ import (
 
 // fakeLine is a connection on which nothing is said, and that an agent may have.
 type fakeLine struct {
-	mu    sync.Mutex
 	where chan error // what Await returns, when it is known
 }
 

@@ -85,10 +85,11 @@ type Server struct {
 	cancel   context.CancelFunc
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex
-	live  int
-	next  uint16
-	total Total
+	mu      sync.Mutex
+	live    int
+	next    uint16
+	total   Total
+	refuses bool
 }
 
 // Listen starts a server; ctx bounds the start only.
@@ -132,6 +133,16 @@ func (s *Server) Total() Total {
 	defer s.mu.Unlock()
 	return s.total
 }
+
+// Refuse has the server refuse sessions that come from other hosts, after it has opened their sockets, or take them again.
+func (s *Server) Refuse(on bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.refuses = on
+}
+
+// errRefuses is what it says then.
+var errRefuses = errors.New("this server takes no sessions at present")
 
 // count counts sessions that begin or end, and reports the load.
 func (s *Server) count(by int) {
@@ -193,6 +204,11 @@ func (s *Server) arrive(_ context.Context, c *handoff.Conn, _ handoff.State) err
 			ses.close() // it does not come
 		}
 	})
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.refuses {
+		return errRefuses
+	}
 	return nil
 }
 

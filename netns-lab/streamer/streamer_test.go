@@ -62,8 +62,8 @@ func ended(t *testing.T, s *Server) Total {
 func TestPlay(t *testing.T) {
 	s, u := listen(t)
 	var lost, heard atomic.Int64
-	c := gortsplib.Client{Transport: overUDP(), OnPacketsLost: func(n uint64) { lost.Add(int64(n)) }}
-	if err := c.Start(u.Scheme, u.Host); err != nil {
+	c := gortsplib.Client{Scheme: u.Scheme, Host: u.Host, Transport: overUDP(), OnPacketsLost: func(n uint64) { lost.Add(int64(n)) }}
+	if err := c.Start2(); err != nil {
 		t.Fatal(err)
 	}
 	defer c.Close()
