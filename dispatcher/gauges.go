@@ -13,10 +13,10 @@ import (
 type gauges struct {
 	d *Dispatcher
 
-	flows, maxFlows, pressure, forwarded, full, unreachable *prometheus.Desc
-	peeking, connections                                    *prometheus.Desc
-	active, up, reported                                    *prometheus.Desc
-	weight, drained, healthy                                *prometheus.Desc
+	flows, maxFlows, pressure, forwarded, full, unreachable, refused, degraded *prometheus.Desc
+	peeking, connections                                                       *prometheus.Desc
+	active, up, reported                                                       *prometheus.Desc
+	weight, drained, healthy                                                   *prometheus.Desc
 }
 
 func newGauges(d *Dispatcher) *gauges {
@@ -31,6 +31,8 @@ func newGauges(d *Dispatcher) *gauges {
 		forwarded:   desc("forwarded_packets_total", "Packets sent on to backends."),
 		full:        desc("table_full_total", "New connections that were dropped because the flow table was full."),
 		unreachable: desc("unreachable_packets_total", "Packets dropped because their backend is not known at layer 2."),
+		refused:     desc("refused_packets_total", "First packets of connections and flows that admission had the kernel drop."),
+		degraded:    desc("degraded_packets_total", "Packets of established sessions that admission had the kernel drop."),
 		peeking:     desc("peeking", "Connections whose first request is not known yet.", "service"),
 		connections: desc("service_active", "Connections that have been handed off, as far as this process knows.", "service"),
 		active:      desc("backend_active", "Connections of a backend, as far as this process knows.", "backend"),
@@ -45,7 +47,7 @@ func newGauges(d *Dispatcher) *gauges {
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
 	} {
 		ch <- d
 	}
@@ -66,6 +68,8 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	counter(g.forwarded, stats.Forwarded)
 	counter(g.full, stats.Full)
 	counter(g.unreachable, stats.NoNode)
+	counter(g.refused, stats.Refused)
+	counter(g.degraded, stats.Degraded)
 	live := g.d.live.Load()
 	if live == nil {
 		return

@@ -34,12 +34,12 @@ const (
 // Defaults of Config.
 const (
 	DefaultAlpha       = 0.9
-	DefaultT1          = 0.65
-	DefaultT2          = 0.80
-	DefaultT3          = 0.90
+	DefaultT1          = 0.70
+	DefaultT2          = 0.85
+	DefaultT3          = 0.92
 	DefaultC           = 1.00
 	DefaultGap         = 0.01
-	DefaultInterval    = time.Second
+	DefaultInterval    = 200 * time.Millisecond
 	DefaultFloor       = 100 * time.Millisecond
 	DefaultConnections = 1000
 )
@@ -53,13 +53,14 @@ type Config struct {
 	// Alpha of eq. 1 weighs the mean of the nodes' loads against their variance (above 0, at most 1); 0 means 0.9.
 	Alpha float64
 	// T1 < T2 < T3 < C are the thresholds of eq. 2, in units of the load that eq. 1 gives. All four are given, or none: then they
-	// are 0.65, 0.80, 0.90 and 1.
+	// are 0.70, 0.85, 0.92 and 1.
 	T1, T2, T3, C float64
 	// Gap is the least distance between two thresholds, which stops eq. 4; 0 means 0.01.
 	Gap float64
 	// FixedThresholds leaves T2 and T3 where they are: without eq. 4.
 	FixedThresholds bool
-	// Interval is t, the time between two decisions while there is no overload; 0 means 1 s.
+	// Interval is t, the time between two decisions while there is no overload; 0 means 200 ms. It should be no longer than the time between load
+	// reports: below T1 everybody is let in for so long, and what comes in that time has to be borne.
 	Interval time.Duration
 	// Floor is the shortest time between two decisions, where eq. 3 stops; 0 means 100 ms. Less than the interval between load
 	// reports makes no sense: moving thresholds would move by the same loads again.

@@ -135,15 +135,16 @@ func TestMove(t *testing.T) {
 			}
 		}
 	}
-	play("repaired", Thresholds.move, []row{
+	repaired := func(t Thresholds, x, gap float64) Thresholds { return t.move(x, gap, tenths()) }
+	play("repaired", repaired, []row{
 		{0.6, 0.7, 0.8},    // below T2: no excess
 		{0.75, 0.65, 0.8},  // e2 = 0.05: 0.7 - 0.05
 		{0.75, 0.55, 0.8},  // e2 = 0.1: 0.65 - 0.1
 		{0.75, 0.51, 0.8},  // e2 = 0.2: 0.35 would be below T1 + gap
 		{0.9, 0.51, 0.72},  // e3 = 0.1: 0.8 * 0.9
 		{0.6, 0.51, 0.72},  // they do not come back by themselves
-		{5, 0.51, 0.52},    // e3 is 1 at most: 0 would be below T2 + gap
-		{0.51, 0.51, 0.52}, // nor from there
+		{5, 0.51, 0.71},    // e3 is 1 at most: 0 would be below the operator's T2 + gap
+		{0.51, 0.51, 0.71}, // nor from there
 	})
 	play("literal", Thresholds.moveLiteral, []row{
 		{0.6, 0.6, 0.61},   // 0.7 - |0.7-0.6|, although there is no excess; 0.8*|0.8-0.6| = 0.16, below T2 + gap

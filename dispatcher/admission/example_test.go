@@ -4,12 +4,13 @@ package admission_test
 
 import (
 	"fmt"
+	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
 )
 
 func ExampleNew() {
-	policy, err := admission.New(admission.Config{T1: 0.5, T2: 0.7, T3: 0.8, C: 0.9, Alpha: 1})
+	policy, err := admission.New(admission.Config{T1: 0.5, T2: 0.7, T3: 0.8, C: 0.9, Alpha: 1, Interval: time.Second})
 	if err != nil {
 		fmt.Println(err)
 		return

@@ -63,7 +63,7 @@ func TestDecisions(t *testing.T) {
 		boundConnections int
 	}
 	config := func(c Config) Config {
-		c.T1, c.T2, c.T3, c.C = 0.5, 0.7, 0.8, 0.9
+		c.T1, c.T2, c.T3, c.C, c.Interval = 0.5, 0.7, 0.8, 0.9, time.Second
 		return c
 	}
 	const ms = time.Millisecond
@@ -80,8 +80,8 @@ func TestDecisions(t *testing.T) {
 			{0.75, 1, 0, Closed, 100 * ms, 0.7, 0.8, 0},       // the floor; T2 to 0.7 - 0.05
 			{0.84, 1, 0.4, Degrading, 100 * ms, 0.65, 0.8, 0}, // T2 to 0.65 - 0.19 = 0.46: 0.51; T3 to 0.8 * (1 - 0.04)
 			{0.84, 1, 0.072 / 0.132, Degrading, 100 * ms, 0.51, 0.768, 0},
-			{0.95, 1, 1, Full, 100 * ms, 0.51, 0.768 * (1 - 0.072), 0},
-			{0.505, 0.5, 0, Thinning, 100 * ms, 0.51, 0.768 * 0.928 * (1 - (0.95 - 0.768*0.928)), 0},
+			{0.95, 1, 1, Full, 100 * ms, 0.51, 0.768 * (1 - 0.072), 0}, // T3 no lower than the operator's T2, and the gap
+			{0.505, 0.5, 0, Thinning, 100 * ms, 0.51, 0.71, 0},
 			{0.49, 0, 0, Accepting, 1000 * ms, 0.7, 0.8, 0}, // all as the operator wants it
 		}},
 		{"fixed thresholds", config(Config{FixedThresholds: true}), []row{

@@ -50,7 +50,7 @@ func (p *sa2c) move(x float64) {
 		p.thresholds = p.thresholds.moveLiteral(x, p.config.Gap)
 		return
 	}
-	p.thresholds = p.thresholds.move(x, p.config.Gap)
+	p.thresholds = p.thresholds.move(x, p.config.Gap, p.operator)
 }
 
 // nextInterval is eq. 3 (SARA 14): T_(i+1) = (1-p) T_i, with p the probability that a new session is refused. The print has no end to it; the

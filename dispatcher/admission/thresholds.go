@@ -14,9 +14,13 @@ func (t Thresholds) refuse(x float64) (newer, established float64) {
 }
 
 // move is eq. 4 (SARA 15) in the repaired reading: with the excess e_k = max(0, x - T_k), T2 falls by e2 and T3 by the share e3 of itself.
-func (t Thresholds) move(x, gap float64) Thresholds {
+//
+// The print has no bound. Here T2 stays above T1, and T3 above what the operator has set T2 to: no established session suffers at a load at which
+// the operator wants only new ones to be refused. Without that bound T3 follows T2 down to T1; servers that are merely busy are above it then, and
+// so their sessions' datagrams are dropped, those are sent again, and the load never comes below T1, where the thresholds would return.
+func (t Thresholds) move(x, gap float64, operator Thresholds) Thresholds {
 	t.T2 = max(t.T1+gap, t.T2-max(0, x-t.T2))
-	t.T3 = max(t.T2+gap, t.T3*(1-min(1, max(0, x-t.T3))))
+	t.T3 = max(operator.T2+gap, t.T3*(1-min(1, max(0, x-t.T3))))
 	return t
 }
 

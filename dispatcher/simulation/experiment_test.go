@@ -36,7 +36,7 @@ func TestOverload(t *testing.T) {
 		{"sa2c", "leastconn503, 20", 1.3, 1.7},
 		{"sa2c", "leastconn503, 200", 1.4, 1.8},
 		{"sa2c", "request, 1 s", 1.02, 1.2},
-		{"sa2c", "request, 100 ms", 1.2, 1.5},
+		{"sa2c", "request, 100 ms", 1.05, 1.3},
 		{"sa2c", "sa2c literal", 1.03, 1.2},
 		// A fixed threshold does as well.
 		{"sa2c", "static", 0.98, 1.02},

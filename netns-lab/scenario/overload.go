@@ -38,7 +38,7 @@ type OverloadConfig struct {
 	Think, Patience time.Duration
 	// Connections bounds each server's with leastconn503; bestBound when zero.
 	Connections int
-	// Thresholds are T1, T2, T3 and C of static, request and sa2c; overloadThresholds when all are zero.
+	// Thresholds are T1, T2, T3 and C of static, request and sa2c; admission's defaults when all are zero.
 	Thresholds [4]float64
 	// Report gets progress; may be nil.
 	Report io.Writer
@@ -57,7 +57,6 @@ func (c OverloadConfig) withDefaults() OverloadConfig {
 	setDefault(&c.Think, 150*time.Millisecond)
 	setDefault(&c.Patience, 400*time.Millisecond)
 	setDefault(&c.Connections, c.bestBound())
-	setDefault(&c.Thresholds, overloadThresholds())
 	if len(c.Policies) == 0 {
 		c.Policies = OverloadPolicies()
 	}
@@ -204,7 +203,7 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 }
 
 func (o *overload) client(dial dialer, s setup) *patient {
-	return &patient{dial: dial, patience: o.cfg.Patience, each: s.each}
+	return &patient{dial: dial, patience: o.cfg.Patience, each: s.each, silent: s.silent}
 }
 
 // direct dials the servers' own addresses in turn.
@@ -227,6 +226,10 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) 
 			return fmt.Errorf("before the run of seed %d: %w", seed, err)
 		}
 		before := o.given()
+		dropped, err := o.dropped(ctx)
+		if err != nil {
+			return err
+		}
 		rate := o.cfg.Offered * o.cfg.Capacity(len(o.servers))
 		all := visits(seed, rate, o.cfg.Length, o.cfg.Requests, o.cfg.Think)
 		ends := client.play(ctx, all, o.cfg.Length)
@@ -234,6 +237,11 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) 
 			return err
 		}
 		run := tallyRun(seed, ends, o.cfg.WarmUp, o.cfg.Length, o.given()-before)
+		now, err := o.dropped(ctx)
+		if err != nil {
+			return err
+		}
+		run.Dropped, run.Degraded = now.refused-dropped.refused, now.degraded-dropped.degraded
 		o.result.Runs[p] = append(o.result.Runs[p], run)
 		o.say("%s, seed %d: %.1f sessions/s completed; %d came, %d refused, %d given up, %d failed; %.0f %% of the work in vain",
 			p, seed, run.Rate, run.Came, run.Refused, run.Late, run.Failed, 100*run.InVain)
@@ -242,6 +250,27 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) 
 		}
 	}
 	return o.rest(ctx, client)
+}
+
+// drops is what the dispatcher's kernel has refused.
+type drops struct{ refused, degraded int }
+
+// dropped reads it; of clients that go to the servers themselves it is nothing.
+func (o *overload) dropped(ctx context.Context) (d drops, err error) {
+	if o.lab.front == nil {
+		return d, nil
+	}
+	front, err := o.lab.Lab.Host(FrontHost)
+	if err != nil {
+		return d, err
+	}
+	families, err := scrape(ctx, front, frontMetrics)
+	for name, to := range map[string]*int{"refused": &d.refused, "degraded": &d.degraded} {
+		for _, m := range families["rehome_dispatcher_"+name+"_packets_total"].GetMetric() {
+			*to = int(m.GetCounter().GetValue())
+		}
+	}
+	return d, err
 }
 
 // restLimit bounds how long a cluster takes to serve again after an overload.

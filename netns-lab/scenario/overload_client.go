@@ -46,6 +46,8 @@ type patient struct {
 	// each has a connection for every request, instead of one for the session. A request of a session that has begun is then sent again when
 	// it is refused: after a quarter of the patience, and then half of it.
 	each bool
+	// silent means that who is refused hears nothing: its SYN is dropped, and it gives up before it sends another.
+	silent bool
 }
 
 // play plays all sessions at their times and returns how each ended. What goes on at the end of length is cut off.
@@ -61,17 +63,20 @@ func (p *patient) play(ctx context.Context, all []visit, length time.Duration) [
 			if err == nil {
 				n, err = p.session(ctx, v)
 			}
-			ends[i] = end{fate: fateOf(ctx, n, err), at: time.Since(begin), requests: n, err: err}
+			ends[i] = end{fate: p.fateOf(ctx, n, err), at: time.Since(begin), requests: n, err: err}
 		})
 	}
 	wg.Wait()
 	return ends
 }
 
-// errRefused is a 503.
-var errRefused = errors.New("503 Service Unavailable")
+// errRefused is a 503, errUnconnected that there was no connection in time.
+var (
+	errRefused     = errors.New("503 Service Unavailable")
+	errUnconnected = errors.New("not connected")
+)
 
-func fateOf(ctx context.Context, answered int, err error) fate {
+func (p *patient) fateOf(ctx context.Context, answered int, err error) fate {
 	var timeout interface{ Timeout() bool }
 	switch {
 	case err == nil:
@@ -80,6 +85,8 @@ func fateOf(ctx context.Context, answered int, err error) fate {
 		return visitRefused
 	case ctx.Err() != nil:
 		return visitCut
+	case p.silent && answered == 0 && errors.Is(err, errUnconnected):
+		return visitRefused
 	case errors.Is(err, errRefused), errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.As(err, &timeout) && timeout.Timeout():
 		return visitLate
 	}
@@ -136,7 +143,7 @@ func (l *line) ask(ctx context.Context, deadline time.Time) error {
 		defer cancel()
 		c, err := l.dial(dctx)
 		if err != nil {
-			return err
+			return fmt.Errorf("%w: %w", errUnconnected, err)
 		}
 		l.conn, l.in = c, bufio.NewReader(c)
 		l.stop = context.AfterFunc(ctx, func() { _ = c.Close() })

@@ -131,7 +131,7 @@ func TestFate(t *testing.T) {
 		{context.Background(), 0, errors.New("reset"), visitFailed},
 		{over, 1, errors.New("closed"), visitCut},
 	} {
-		if got := fateOf(tt.ctx, tt.answered, tt.err); got != tt.want {
+		if got := (&patient{}).fateOf(tt.ctx, tt.answered, tt.err); got != tt.want {
 			t.Errorf("%d answered, %v: %v, want %v", tt.answered, tt.err, got, tt.want)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 // OverloadPolicy names what decides who is let in.
 type OverloadPolicy string
 
-// Policies of the scene. All but the last two are the dispatcher's of the same name.
+// Policies of the scene. All but the last three are the dispatcher's of the same name.
 const (
 	OverloadNone      OverloadPolicy = OverloadPolicy(admission.None)
 	OverloadStatic    OverloadPolicy = OverloadPolicy(admission.Static)
@@ -23,6 +23,8 @@ const (
 	// OverloadRequest knows requests and no sessions: each is a connection of its own, and may be refused.
 	OverloadRequest OverloadPolicy = OverloadPolicy(admission.Request)
 	OverloadSA2C    OverloadPolicy = OverloadPolicy(admission.SA2C)
+	// OverloadSilent is sa2c whose refusals nobody is told of: the kernel drops the SYN.
+	OverloadSilent OverloadPolicy = "sa2c-syn"
 	// OverloadBare is a dispatcher without admission control and without reports.
 	OverloadBare OverloadPolicy = "bare"
 	// OverloadDirect is no dispatcher: clients go to the servers in turn.
@@ -31,7 +33,7 @@ const (
 
 // OverloadPolicies are those that the scene compares.
 func OverloadPolicies() []OverloadPolicy {
-	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C}
+	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C, OverloadSilent}
 }
 
 // Times of admission's decisions, in a scene that lasts some seconds.
@@ -47,6 +49,7 @@ const forecastWindow = 8
 type setup struct {
 	direct    bool
 	each      bool // as patient has it
+	silent    bool
 	balance   balance.Kind
 	reports   bool
 	admission dispatcher.AdmissionConfig
@@ -71,17 +74,15 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 		s.admission.Connections = c.Connections
 	case OverloadRequest:
 		s.each = true
+	case OverloadSilent:
+		s.silent = true
+		s.admission.Policy, s.admission.RetryAfter = admission.SA2C, 0
 	case OverloadNone, OverloadStatic, OverloadSA2C:
 	default:
 		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)
 	}
 	return s, nil
 }
-
-// overloadThresholds returns thresholds that suit what the servers say of themselves: equation 1 makes 0.72 of servers that are always busy and have no
-// queue. SA2C's refusals begin there, and are complete when the queue takes less than half of the patience (0.80). As its T2 comes down to
-// T1 in an overload that lasts, a lower T1 leaves that much of the servers' time unused.
-func overloadThresholds() [4]float64 { return [4]float64{0.72, 0.80, 0.86, 0.90} }
 
 // boundFactor is by how much the bound with which most sessions were completed was larger than what keeps a server busy. The dispatcher hears of a connection's
 // end a second later, and counts it until then; with three times as many it comes to collapse as without any bound.

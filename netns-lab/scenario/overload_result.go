@@ -31,7 +31,7 @@ type OverloadRun struct {
 	Seed uint64 `json:"seed"`
 	// Rate is how many sessions were completed per second, after the warm-up.
 	Rate float64 `json:"completedSessionsPerSecond"`
-	// Came is how many sessions came in the whole run. They were Completed, Refused with 503, given up because an answer was Late, had Failed because
+	// Came is how many sessions came in the whole run. They were Completed, Refused (with 503, or by silence), given up because an answer was Late, had Failed because
 	// their connection broke, or went on at the end.
 	Came      int `json:"came"`
 	Completed int `json:"completed"`
@@ -39,6 +39,9 @@ type OverloadRun struct {
 	Late      int `json:"late"`
 	Failed    int `json:"failed"`
 	GoingOn   int `json:"goingOn"`
+	// Dropped are the first packets that the dispatcher's kernel refused, and Degraded those of established sessions.
+	Dropped  int `json:"droppedFirstPackets"`
+	Degraded int `json:"droppedEstablishedPackets"`
 	// Kept is the share of the sessions that were let in, and have ended, that were completed.
 	Kept float64 `json:"kept"`
 	// InVain is the share of the servers' work that went into sessions that were not completed.
@@ -101,6 +104,12 @@ func (r *OverloadResult) judge() {
 		for _, run := range runs {
 			if float64(run.Failed) > maxFailed*float64(run.Came) {
 				bad("%s, seed %d: %d connections of %d broke", p, run.Seed, run.Failed, run.Came)
+			}
+			if run.Degraded > 0 {
+				bad("%s, seed %d: %d packets of established sessions were dropped", p, run.Seed, run.Degraded)
+			}
+			if p == OverloadSilent && run.Refused > 0 && run.Dropped == 0 {
+				bad("%s, seed %d: %d sessions did not come to be, and the kernel has refused none", p, run.Seed, run.Refused)
 			}
 			if run.Completed == 0 {
 				bad("%s, seed %d: no session was completed", p, run.Seed)
