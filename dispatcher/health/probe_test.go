@@ -89,6 +89,7 @@ func web(t *testing.T, secure bool) netip.AddrPort {
 }
 
 func TestProbes(t *testing.T) {
+	const unheard = 300 * time.Millisecond // for those that wait in vain
 	silent := serveTCP(t, func(c net.Conn) { _, _ = c.Read(make([]byte, 1000)); _, _ = c.Read(make([]byte, 1000)) })
 	greeting := serveTCP(t, func(c net.Conn) { fmt.Fprint(c, "220 welcome\r\n"); _, _ = c.Read(make([]byte, 1)) })
 	page, secure, closed := web(t, false), web(t, true), closedPort(t)
@@ -97,26 +98,27 @@ func TestProbes(t *testing.T) {
 		config ProbeConfig
 		at     netip.AddrPort
 		want   string // of the error; empty: well
+		limit  time.Duration
 	}{
-		{"tcp", ProbeConfig{Kind: TCP}, silent, ""},
-		{"tcp, refused", ProbeConfig{Kind: TCP}, closed, "connection refused"},
-		{"tcp, greeting", ProbeConfig{Kind: TCP, Receive: []byte("220")}, greeting, ""},
-		{"tcp, another greeting", ProbeConfig{Kind: TCP, Receive: []byte("+OK")}, greeting, `begins with "220", want "+OK"`},
-		{"tcp, no greeting", ProbeConfig{Kind: TCP, Send: []byte("hi"), Receive: []byte("220")}, silent, "tcp:"},
-		{"http", ProbeConfig{Kind: HTTP, Path: "/healthz"}, page, ""},
-		{"http, body", ProbeConfig{Kind: HTTP, Path: "/healthz", Host: "www.example.org", Body: "www.example.org: all"}, page, ""},
-		{"http, another body", ProbeConfig{Kind: HTTP, Path: "/healthz", Body: "bad"}, page, "does not stand in the answer"},
-		{"http, 503", ProbeConfig{Kind: HTTP, Path: "/ill"}, page, "status 503, want 200 to 399"},
-		{"http, 503 is well", ProbeConfig{Kind: HTTP, Path: "/ill", Status: [2]int{503, 503}}, page, ""},
-		{"http, redirect", ProbeConfig{Kind: HTTP, Path: "/moved"}, page, ""},
-		{"http, slow", ProbeConfig{Kind: HTTP, Path: "/slow"}, page, "deadline"},
-		{"http, silence", ProbeConfig{Kind: HTTP}, silent, "http:"},
-		{"tls", ProbeConfig{Kind: TLS, Host: "www.example.org"}, secure, ""},
-		{"tls, unknown authority", ProbeConfig{Kind: TLS, Host: "example.com", Verify: true}, secure, "certificate"},
-		{"tls, none", ProbeConfig{Kind: TLS}, page, "tls:"},
-		{"tls, silence", ProbeConfig{Kind: TLS}, silent, "tls:"},
+		{"tcp", ProbeConfig{Kind: TCP}, silent, "", patience / 2},
+		{"tcp, refused", ProbeConfig{Kind: TCP}, closed, "connection refused", patience / 2},
+		{"tcp, greeting", ProbeConfig{Kind: TCP, Receive: []byte("220")}, greeting, "", patience / 2},
+		{"tcp, another greeting", ProbeConfig{Kind: TCP, Receive: []byte("+OK")}, greeting, `begins with "220", want "+OK"`, patience / 2},
+		{"tcp, no greeting", ProbeConfig{Kind: TCP, Send: []byte("hi"), Receive: []byte("220")}, silent, "tcp:", unheard},
+		{"http", ProbeConfig{Kind: HTTP, Path: "/healthz"}, page, "", patience / 2},
+		{"http, body", ProbeConfig{Kind: HTTP, Path: "/healthz", Host: "www.example.org", Body: "www.example.org: all"}, page, "", patience / 2},
+		{"http, another body", ProbeConfig{Kind: HTTP, Path: "/healthz", Body: "bad"}, page, "does not stand in the answer", patience / 2},
+		{"http, 503", ProbeConfig{Kind: HTTP, Path: "/ill"}, page, "status 503, want 200 to 399", patience / 2},
+		{"http, 503 is well", ProbeConfig{Kind: HTTP, Path: "/ill", Status: [2]int{503, 503}}, page, "", patience / 2},
+		{"http, redirect", ProbeConfig{Kind: HTTP, Path: "/moved"}, page, "", patience / 2},
+		{"http, slow", ProbeConfig{Kind: HTTP, Path: "/slow"}, page, "deadline", unheard},
+		{"http, silence", ProbeConfig{Kind: HTTP}, silent, "http:", unheard},
+		{"tls", ProbeConfig{Kind: TLS, Host: "www.example.org"}, secure, "", patience / 2},
+		{"tls, unknown authority", ProbeConfig{Kind: TLS, Host: "example.com", Verify: true}, secure, "certificate", patience / 2},
+		{"tls, none", ProbeConfig{Kind: TLS}, page, "tls:", patience / 2},
+		{"tls, silence", ProbeConfig{Kind: TLS}, silent, "tls:", unheard},
 	} {
-		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		ctx, cancel := context.WithTimeout(t.Context(), tt.limit)
 		begin := time.Now()
 		err := newProber(t, tt.config).Probe(ctx, direct(), tt.at)
 		cancel()
