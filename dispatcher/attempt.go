@@ -280,12 +280,13 @@ func (a *attempt) discard() {
 	if err != nil && !errors.Is(err, gate.ErrNoFlow) {
 		c.d.log.Error("cannot send held packets on", "flow", c.flow, "error", err)
 	}
+	// Before Settle: with nftables that lets this host speak again, and the socket may have more to acknowledge than was sent on.
+	if err := tcprepair.Discard(c.fd); err != nil {
+		c.d.log.Error("cannot discard a connection that was handed off", "flow", c.flow, "error", err)
+	}
 	if _, err := c.d.path.Settle(c.flow, a.epoch+1, a.to.host.node); err != nil {
 		// The client has opened a new connection from the same port, or the table is lost: what the server has will time out.
 		a.untracked = fmt.Errorf("the flow has changed its owner meanwhile: %w", err)
-	}
-	if err := tcprepair.Discard(c.fd); err != nil {
-		c.d.log.Error("cannot discard a connection that was handed off", "flow", c.flow, "error", err)
 	}
 }
 

@@ -17,7 +17,7 @@ import (
 func eachFront(b *testing.B, measure func(b *testing.B, f *scenario.Farm, front scenario.Front)) {
 	lab := labName("fbench")
 	f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
-	for _, front := range append(scenario.Peers(), scenario.Rehome(), scenario.RehomeSocketless()) {
+	for _, front := range append(scenario.Peers(), scenario.Rehome(), scenario.RehomeSocketless(), scenario.RehomeNFT()) {
 		b.Run(front.Name(), func(b *testing.B) {
 			startFront(b, f, front)
 			measure(b, f, front)

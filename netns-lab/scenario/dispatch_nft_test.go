@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -35,7 +36,7 @@ import (
 const refuseBPF = "refuse-bpf"
 
 // withoutBPF returns rehome's command in which every bpf(2) is EPERM, as on a machine that allows nobody to use it.
-func withoutBPF(t *testing.T) []string {
+func withoutBPF(t testing.TB) []string {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -95,20 +96,7 @@ func TestWithoutBPF(t *testing.T) {
 	cfg := scenario.BenchConfig{
 		Command: withoutBPF(t), Lab: labName("nobpf"), Root: root, Forward: dispatcher.ForwardNFT, Gate: agent.GateNFT,
 	}
-	for _, s := range []struct {
-		name string
-		mode dispatcher.Mode
-		port uint16
-	}{{demo.FilesService, dispatcher.ModeHTTP, nftFilesPort}, {demo.EchoService, dispatcher.ModeTCP, nftEchoPort}} {
-		p := dispatcher.PoolConfig{Name: s.name, Delivery: dispatcher.DeliveryLinked}
-		for _, host := range nftHosts() {
-			p.Backends = append(p.Backends, dispatcher.BackendConfig{Host: host})
-		}
-		cfg.Pools = append(cfg.Pools, p)
-		cfg.Services = append(cfg.Services, scenario.BenchService{
-			Port: s.port, ServiceConfig: dispatcher.ServiceConfig{Name: s.name, Mode: s.mode, Default: s.name},
-		})
-	}
+	demoServices(&cfg)
 	b, servers := matrixBenchOf(t, cfg, dispatcher.DeliveryLinked, dispatcher.DeliveryFD)
 	for _, host := range nftHosts() {
 		if err := b.StartServer(testContext(t, time.Minute), host); err != nil {
@@ -123,6 +111,24 @@ func TestWithoutBPF(t *testing.T) {
 	t.Run("killed", w.killed)
 	t.Run("moves", w.moves)
 	t.Run("drain", w.drain)
+}
+
+// demoServices adds the demo server's services, which it has linked.
+func demoServices(cfg *scenario.BenchConfig) {
+	for _, s := range []struct {
+		name string
+		mode dispatcher.Mode
+		port uint16
+	}{{demo.FilesService, dispatcher.ModeHTTP, nftFilesPort}, {demo.EchoService, dispatcher.ModeTCP, nftEchoPort}} {
+		p := dispatcher.PoolConfig{Name: s.name, Delivery: dispatcher.DeliveryLinked}
+		for _, host := range nftHosts() {
+			p.Backends = append(p.Backends, dispatcher.BackendConfig{Host: host})
+		}
+		cfg.Pools = append(cfg.Pools, p)
+		cfg.Services = append(cfg.Services, scenario.BenchService{
+			Port: s.port, ServiceConfig: dispatcher.ServiceConfig{Name: s.name, Mode: s.mode, Default: s.name},
+		})
+	}
 }
 
 type withoutBPFRun struct {
@@ -461,4 +467,76 @@ func echoes(t *testing.T, c net.Conn, n int) {
 			return
 		}
 	}
+}
+
+// BenchmarkHandoffLinked compares the two ways for a linked server: what a client waits whose request arrives whole, and one that sends the
+// second half while the handoff is under way.
+func BenchmarkHandoffLinked(b *testing.B) {
+	const samples, late = 200, 100 * time.Millisecond
+	for _, way := range []struct {
+		name    string
+		command []string
+		forward dispatcher.ForwardMode
+		gate    agent.GateMode
+	}{{"bpf", binary(b), dispatcher.ForwardTCX, agent.GateBPF}, {"nft", withoutBPF(b), dispatcher.ForwardNFT, agent.GateNFT}} {
+		b.Run(way.name, func(b *testing.B) {
+			cfg := scenario.BenchConfig{Command: way.command, Lab: labName("hb" + way.name), Forward: way.forward, Gate: way.gate}
+			demoServices(&cfg)
+			stand, err := scenario.StartBench(testContext(b, time.Minute), cfg)
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer stand.Close()
+			for _, host := range nftHosts() {
+				if err := stand.StartServer(testContext(b, time.Minute), host); err != nil {
+					b.Fatal(err)
+				}
+			}
+			client, to := stand.Host(scenario.ClientHost), stand.Target(nftEchoPort, false).String()
+			for _, pieces := range []int{1, 2} {
+				var took []float64
+				slow := 0
+				for range samples {
+					d, err := timedEcho(client, to, pieces)
+					if err != nil {
+						b.Fatal(err)
+					}
+					took = append(took, float64(d.Microseconds()))
+					if d > late {
+						slow++
+					}
+				}
+				slices.Sort(took)
+				of := fmt.Sprintf("-of-%d", pieces)
+				report(b, map[string]float64{
+					"us-median" + of: took[len(took)/2], "us-p99" + of: took[len(took)*99/100], "late" + of: float64(slow),
+				})
+			}
+		})
+	}
+}
+
+// timedEcho sends some pieces on a new connection and waits for all to come back. It does not count the time to connect.
+func timedEcho(client *netnslab.Host, to string, pieces int) (time.Duration, error) {
+	conn, err := client.Dial(context.Background(), "tcp", to)
+	if err != nil {
+		return 0, err
+	}
+	defer conn.Close()
+	if err := conn.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return 0, err
+	}
+	piece := rampBytes(0, 100)
+	begin := time.Now()
+	for range pieces {
+		if _, err := conn.Write(piece); err != nil {
+			return 0, err
+		}
+	}
+	for range pieces {
+		if err := same(conn, piece); err != nil {
+			return 0, err
+		}
+	}
+	return time.Since(begin), nil
 }

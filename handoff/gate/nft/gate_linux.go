@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -87,7 +88,7 @@ func explain(err error) error {
 	case errors.Is(err, unix.EPERM):
 		return fmt.Errorf("%w: %w", ErrPermission, err)
 	case errors.Is(err, unix.EOPNOTSUPP), errors.Is(err, unix.EPROTONOSUPPORT):
-		return fmt.Errorf("%w: needs CONFIG_NF_TABLES_NETDEV and CONFIG_NFT_DUP_NETDEV: %w", ErrUnsupported, err)
+		return fmt.Errorf("%w: needs Linux 5.16 with CONFIG_NF_TABLES_NETDEV, CONFIG_NFT_DUP_NETDEV and CONFIG_NETFILTER_EGRESS: %w", ErrUnsupported, err)
 	}
 	return err
 }
@@ -107,7 +108,7 @@ func (g *Gate) open() error {
 			}
 		}
 	}
-	for _, name := range []string{countHeld, countForwarded} {
+	for _, name := range []string{countHeld, countMuted, countForwarded} {
 		g.conn.AddObj(&nftables.CounterObj{Table: g.rules.table, Name: name})
 	}
 	if err := g.flush(); err != nil {
@@ -117,10 +118,15 @@ func (g *Gate) open() error {
 		return err
 	}
 	for _, name := range g.config.Interfaces {
-		c := g.conn.AddChain(g.rules.hook(name))
-		g.conn.FlushChain(c)
-		for _, r := range g.rules.hookRules() {
-			g.conn.AddRule(&nftables.Rule{Table: g.rules.table, Chain: c, Exprs: r})
+		for _, h := range []struct {
+			chain *nftables.Chain
+			rules [][]expr.Any
+		}{{g.rules.hook(name), g.rules.hookRules()}, {g.rules.egress(name), g.rules.egressRules()}} {
+			c := g.conn.AddChain(h.chain)
+			g.conn.FlushChain(c)
+			for _, r := range h.rules {
+				g.conn.AddRule(&nftables.Rule{Table: g.rules.table, Chain: c, Exprs: r})
+			}
 		}
 	}
 	if err := g.flush(); err != nil {
@@ -158,12 +164,17 @@ func (g *Gate) load() error {
 				return fmt.Errorf("change %s: %w", v.seen.Name, err)
 			}
 		}
-		if elements, err = g.elements(v.held); err != nil {
-			return err
-		}
-		for _, e := range elements {
-			if flow, err := decodeKey(e.Key); err == nil {
-				g.holds.until[flow] = now.Add(e.Expires)
+		for _, held := range []struct {
+			set *nftables.Set
+			d   gate.Direction
+		}{{v.held, gate.Ingress}, {v.muted, gate.Egress}} {
+			if elements, err = g.elements(held.set); err != nil {
+				return err
+			}
+			for _, e := range elements {
+				if flow, err := decodeKey(e.Key); err == nil {
+					g.holds.held[flow] = hold{until: now.Add(e.Expires), directions: g.holds.held[flow].directions | held.d}
+				}
 			}
 		}
 		if elements, err = g.elements(v.strays); err != nil {
@@ -181,7 +192,7 @@ func (g *Gate) load() error {
 	}
 	wanted := make(map[string]bool)
 	for _, name := range g.config.Interfaces {
-		wanted[hookName(name)] = true
+		wanted[hookName(name)], wanted[egressName(name)] = true, true
 	}
 	for _, c := range chains {
 		if c.Table.Name != g.config.Table {

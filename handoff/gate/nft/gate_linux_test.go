@@ -362,12 +362,13 @@ func TestRun(t *testing.T) {
 	}); err != nil {
 		t.Fatal(err)
 	}
-	if n := chains(); n != 2 {
-		t.Errorf("%d chains at interfaces, want 2", n)
+	// Two at each.
+	if n := chains(); n != 4 {
+		t.Errorf("%d chains at interfaces, want 4", n)
 	}
 	f = r.open(t, Config{})
-	if n := chains(); n != 1 {
-		t.Errorf("%d chains at interfaces, want 1", n)
+	if n := chains(); n != 2 {
+		t.Errorf("%d chains at interfaces, want 2", n)
 	}
 	if err := f.Close(); err != nil {
 		t.Fatal(err)

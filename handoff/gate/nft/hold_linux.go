@@ -14,8 +14,11 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
-// Hold drops the packets that come for a flow, for at most ttl; the kernel ends it then, whatever has become of this process. Holding again
-// renews ttl. What this host sends is not stopped: a frozen socket that receives nothing acknowledges nothing.
+// Hold drops the packets that come for a flow (Ingress), or those that this host sends of it (Egress), for at most ttl; the kernel ends it then,
+// whatever has become of this process. Holding again renews ttl and may add a direction.
+//
+// Both is for the time in which this host has the connection frozen. At a server that drops both. At an entry what comes reaches the socket, which
+// keeps it (tcprepair.Watermark.Missed) and can tell nobody: what is not brought to the next owner the client sends again.
 func (g *Gate) Hold(f tcprepair.Flow, d gate.Direction, ttl time.Duration) error {
 	return g.HoldAll(d, ttl, f)
 }
@@ -30,9 +33,6 @@ func (g *Gate) HoldAll(d gate.Direction, ttl time.Duration, flows ...tcprepair.F
 			return &OpError{Op: "hold", Flow: f, Err: errors.New("flow is not valid")}
 		}
 	}
-	if d&gate.Ingress == 0 {
-		return nil
-	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
@@ -41,27 +41,28 @@ func (g *Gate) HoldAll(d gate.Direction, ttl time.Duration, flows ...tcprepair.F
 	for part := range slices.Chunk(flows, maxBatch) {
 		var errs []error
 		for _, f := range part {
-			errs = append(errs, g.hold(f, ttl))
+			errs = append(errs, g.hold(f, d, ttl))
 		}
 		if err := errors.Join(append(errs, g.flush())...); err != nil {
 			return &OpError{Op: "hold", Flow: part[0], Err: err}
 		}
 		deadline := time.Now().Add(ttl)
 		for _, f := range part {
-			g.holds.until[f] = deadline
+			g.holds.held[f] = hold{until: deadline, directions: g.holds.held[f].directions | d}
 		}
 	}
 	return nil
 }
 
-// hold adds an element to the transaction. One that is there keeps its deadline when it is added again (below Linux 6.12): it makes room first.
-func (g *Gate) hold(f tcprepair.Flow, ttl time.Duration) error {
-	set, key := g.rules.of(f.Local.Addr().Is4()).held, encodeKey(f)
-	var err error
-	if g.holds.isHeld(f) {
-		err = g.without(set, key)
+// hold adds elements to the transaction. One that is there keeps its deadline when it is added again (below Linux 6.12): it makes room first.
+func (g *Gate) hold(f tcprepair.Flow, d gate.Direction, ttl time.Duration) error {
+	before := g.holds.held[f].directions
+	e := nftables.SetElement{Key: encodeKey(f), Timeout: ttl}
+	errs := []error{g.unhold(f)}
+	for _, s := range g.rules.holding(f, before|d) {
+		errs = append(errs, g.conn.SetAddElements(s, []nftables.SetElement{e}))
 	}
-	return errors.Join(err, g.conn.SetAddElements(set, []nftables.SetElement{{Key: key, Timeout: ttl}}))
+	return errors.Join(errs...)
 }
 
 // Serve says that this host serves the flow from now on: what a Forward has left is cancelled. The hold goes on for ttl at most, to be ended
@@ -70,13 +71,14 @@ func (g *Gate) Serve(f tcprepair.Flow, ttl time.Duration) error {
 	return g.change("serve", f, func() error {
 		err := g.unstray(f)
 		if g.holds.isHeld(f) {
-			err = errors.Join(err, g.hold(f, ttl))
+			err = errors.Join(err, g.hold(f, 0, ttl))
 		}
 		return err
 	}, func() {
 		delete(g.holds.strays, f)
-		if g.holds.isHeld(f) {
-			g.holds.until[f] = time.Now().Add(ttl)
+		if h, ok := g.holds.held[f]; ok {
+			h.until = time.Now().Add(ttl)
+			g.holds.held[f] = h
 		}
 	})
 }
@@ -95,29 +97,30 @@ func (g *Gate) Yield(f tcprepair.Flow) error { return g.letGo("yield", f, false)
 
 func (g *Gate) letGo(op string, f tcprepair.Flow, serves bool) error {
 	return g.change(op, f, func() error {
-		held := g.holds.isHeld(f)
 		_, stray := g.holds.strays[f]
-		if !held && (!stray || !serves) {
+		if !g.holds.isHeld(f) && (!stray || !serves) {
 			return gate.ErrNoFlow
 		}
-		var err error
-		if held {
-			err = g.unhold(f)
-		}
+		err := g.unhold(f)
 		if serves {
 			err = errors.Join(err, g.unstray(f))
 		}
 		return err
 	}, func() {
-		delete(g.holds.until, f)
+		delete(g.holds.held, f)
 		if serves {
 			delete(g.holds.strays, f)
 		}
 	})
 }
 
+// unhold takes out what holds the flow; nothing if it is not held.
 func (g *Gate) unhold(f tcprepair.Flow) error {
-	return g.without(g.rules.of(f.Local.Addr().Is4()).held, encodeKey(f))
+	var errs []error
+	for _, s := range g.rules.holding(f, g.holds.held[f].directions) {
+		errs = append(errs, g.without(s, encodeKey(f)))
+	}
+	return errors.Join(errs...)
 }
 
 func (g *Gate) unstray(f tcprepair.Flow) error {
@@ -155,16 +158,13 @@ func (g *Gate) Forward(f tcprepair.Flow, to gate.Node, ttl time.Duration) ([][]b
 	return nil, g.change("forward", f, func() error {
 		v := g.rules.of(f.Local.Addr().Is4())
 		g.ensureChain(to)
-		err := g.unstray(f)
-		if g.holds.isHeld(f) {
-			err = errors.Join(err, g.unhold(f))
-		}
+		err := errors.Join(g.unstray(f), g.unhold(f))
 		e := strayElement(f, to)
 		e.Timeout = ttl
 		return errors.Join(err, g.conn.SetAddElements(v.strays, []nftables.SetElement{e}))
 	}, func() {
 		g.chains[to] = true
-		delete(g.holds.until, f)
+		delete(g.holds.held, f)
 		g.holds.strays[f] = stray{to: to, until: time.Now().Add(ttl)}
 	})
 }

@@ -7,6 +7,7 @@ import (
 	"context"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/netip"
@@ -69,7 +70,7 @@ func TestHold(t *testing.T) {
 		other, there := r.connect(t, vip, netip.AddrPort{})
 		flow := flowOf(client)
 		for range 2 { // the second renews it
-			if err := g.Hold(flow, both, long); err != nil {
+			if err := g.Hold(flow, gate.Ingress, long); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -93,6 +94,40 @@ func TestHold(t *testing.T) {
 		exchange(t, client, server, "as before")
 		if err := g.Unhold(flow); !errors.Is(err, gate.ErrNoFlow) {
 			t.Errorf("Unhold of what is not held: %v", err)
+		}
+	}
+}
+
+// At an entry a frozen socket keeps what comes, and the client does not hear of it; at a server it is dropped.
+func TestHoldBoth(t *testing.T) {
+	r := newRig(t)
+	for _, server := range []bool{false, true} {
+		g := r.open(t, Config{Server: server, Table: fmt.Sprintf("rehome-%v", server)})
+		for _, vip := range r.vips {
+			client, here := r.connect(t, vip, netip.AddrPort{})
+			flow := flowOf(client)
+			if err := g.Hold(flow, both, long); err != nil {
+				t.Fatal(err)
+			}
+			write(t, client, "while frozen")
+			if server {
+				silence(t, here)
+			} else {
+				arrives(t, here, "while frozen")
+			}
+			if s := g.Stats(); s.Held == 0 && server || s.Suppressed == 0 && !server {
+				t.Errorf("server %v: %+v", server, s)
+			}
+			if err := g.Unhold(flow); err != nil {
+				t.Fatal(err)
+			}
+			if server {
+				arrives(t, here, "while frozen")
+			}
+			exchange(t, client, here, "as before")
+		}
+		if err := g.Remove(); err != nil {
+			t.Fatal(err)
 		}
 	}
 }
@@ -133,11 +168,43 @@ func TestHoldDeadline(t *testing.T) {
 	if _, err := g.Release(flow); err != nil {
 		t.Errorf("Release of a lapsed hold: %v", err)
 	}
-	// Only what comes can be held: nothing is done about what goes.
-	if err := g.Hold(flow, gate.Egress, long); err != nil {
-		t.Error(err)
-	}
 	exchange(t, client, server, "both ways")
+}
+
+// With Egress nothing that the host sends leaves, not even an acknowledgement; a hold gets a direction by holding again.
+func TestMute(t *testing.T) {
+	r := newRig(t)
+	g := r.open(t, Config{Server: true})
+	r.configure(t, g)
+	for _, vip := range r.vips {
+		client, server := r.connect(t, vip, netip.AddrPort{})
+		other, there := r.connect(t, vip, netip.AddrPort{})
+		flow := flowOf(client)
+		for i, d := range []gate.Direction{gate.Egress, gate.Ingress} {
+			if err := g.Hold(flow, d, long); err != nil {
+				t.Fatal(err)
+			}
+			before := g.Stats()
+			write(t, server, "muted ")
+			silence(t, client)
+			exchange(t, other, there, "another flow")
+			if after := g.Stats(); i == 0 && after.Suppressed <= before.Suppressed {
+				t.Errorf("%+v, then %+v: want packets suppressed", before, after)
+			}
+			write(t, client, "held ")
+			if i == 0 {
+				arrives(t, server, "held ")
+			} else {
+				silence(t, server)
+			}
+		}
+		if err := g.Unhold(flow); err != nil {
+			t.Fatal(err)
+		}
+		arrives(t, client, "muted muted ")
+		arrives(t, server, "held ")
+		exchange(t, client, server, "both ways")
+	}
 }
 
 // A granted flow stays here until Settle, though another owner is recorded.
@@ -216,7 +283,7 @@ func TestGrantTakenBack(t *testing.T) {
 	r.configure(t, g)
 	client, server := r.connect(t, r.vips[0], netip.AddrPort{})
 	flow := flowOf(client)
-	if err := g.Hold(flow, both, long); err != nil {
+	if err := g.Hold(flow, gate.Ingress, long); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := g.Grant(flow, 1, 1); err != nil {

@@ -15,8 +15,8 @@ import (
 func TestHolds(t *testing.T) {
 	h := newHolds()
 	start := time.Unix(1000, 0)
-	h.until[flow4()] = start.Add(time.Second)
-	h.until[flow6()] = start.Add(2 * time.Second)
+	h.held[flow4()] = hold{until: start.Add(time.Second)}
+	h.held[flow6()] = hold{until: start.Add(2 * time.Second)}
 	h.strays[flow6()] = stray{to: 1, until: start.Add(time.Second)}
 	for _, c := range []struct {
 		after  time.Duration
@@ -34,8 +34,8 @@ func TestHolds(t *testing.T) {
 		if diff := cmp.Diff(c.lapsed, got, cmp.Comparer(func(a, b tcprepair.Flow) bool { return a == b })); diff != "" {
 			t.Errorf("after %v: %s", c.after, diff)
 		}
-		if len(h.until) != c.held || len(h.strays) != c.strays {
-			t.Errorf("after %v: %d held, %d strays, want %d and %d", c.after, len(h.until), len(h.strays), c.held, c.strays)
+		if len(h.held) != c.held || len(h.strays) != c.strays {
+			t.Errorf("after %v: %d held, %d strays, want %d and %d", c.after, len(h.held), len(h.strays), c.held, c.strays)
 		}
 	}
 	if h.isHeld(flow4()) {

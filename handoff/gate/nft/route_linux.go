@@ -50,11 +50,8 @@ func (g *Gate) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node) (r gat
 		if r.Epoch != epoch || r.Node != owner {
 			return gate.ErrEpoch
 		}
-		if !g.holds.isHeld(flow) {
-			return nil
-		}
 		return g.unhold(flow)
-	}, func() { delete(g.holds.until, flow) })
+	}, func() { delete(g.holds.held, flow) })
 	return r, err
 }
 
@@ -147,8 +144,8 @@ func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo, keep bool) error {
 			g.without(v.fresh, key),
 			g.conn.SetAddElements(v.seen, []nftables.SetElement{{Key: key, Timeout: g.config.IdleTimeout}}),
 		)
-		if !keep && g.holds.isHeld(flow) {
-			errs = append(errs, g.without(v.held, key))
+		if !keep {
+			errs = append(errs, g.unhold(flow))
 		}
 	}
 	if err := errors.Join(append(errs, g.flush())...); err != nil {
@@ -157,7 +154,7 @@ func (g *Gate) write(flow tcprepair.Flow, r gate.RouteInfo, keep bool) error {
 	if r.Node != 0 {
 		g.chains[r.Node] = true
 		if !keep {
-			delete(g.holds.until, flow)
+			delete(g.holds.held, flow)
 		}
 	}
 	return nil

@@ -12,6 +12,9 @@ import (
 	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // freshTimeout is for how long a SYN counts. Run looks at fresh connections far more often.
@@ -24,8 +27,10 @@ const priority = -300
 const (
 	ethernetDst = 0
 	ethernetSrc = 6
-	tcpPorts    = 0
-	tcpFlags    = 13
+
+	tcpSource      = 0
+	tcpDestination = 2
+	tcpFlags       = 13
 )
 
 const (
@@ -39,11 +44,11 @@ type version struct {
 	src, dst  uint32 // offsets of the addresses
 	length    uint32 // of an address
 	// See doc.go.
-	held, fresh, flows, seen, strays *nftables.Set
+	held, muted, fresh, flows, seen, strays *nftables.Set
 }
 
 func (v *version) sets() []*nftables.Set {
-	return []*nftables.Set{v.held, v.fresh, v.flows, v.seen, v.strays}
+	return []*nftables.Set{v.held, v.muted, v.fresh, v.flows, v.seen, v.strays}
 }
 
 // ruleset are the names of what is in the kernel.
@@ -81,6 +86,7 @@ func newRuleset(c Config) *ruleset {
 	}
 	of := func(v version, suffix string, address nftables.SetDatatype) version {
 		v.held = set(kind{name: "held", expires: true}, suffix, address)
+		v.muted = set(kind{name: "muted", expires: true}, suffix, address)
 		v.fresh = set(kind{name: "fresh", size: maxFresh, timeout: freshTimeout, dynamic: true}, suffix, address)
 		v.flows = set(kind{name: "flows", goes: true}, suffix, address)
 		v.seen = set(kind{name: "seen", size: maxSeen, expires: true, dynamic: true}, suffix, address)
@@ -113,11 +119,37 @@ func (r *ruleset) hook(device string) *nftables.Chain {
 	}
 }
 
+// egressName is the name of the chain of what leaves by an interface, and egress that chain.
+func egressName(device string) string { return "egress-" + device }
+
+func (r *ruleset) egress(device string) *nftables.Chain {
+	c := r.hook(device)
+	c.Name, c.Hooknum = egressName(device), nftables.ChainHookEgress
+	return c
+}
+
 // isHook tells a chain of a former configuration.
-func isHook(name string) bool { return strings.HasPrefix(name, hookName("")) }
+func isHook(name string) bool {
+	return strings.HasPrefix(name, hookName("")) || strings.HasPrefix(name, egressName(""))
+}
 
 func (r *ruleset) node(name string) *nftables.Chain {
 	return &nftables.Chain{Table: r.table, Name: name}
+}
+
+// holding returns the sets that hold packets of some directions. At an entry a flow that is held in both is one that this host has a frozen socket
+// of, which keeps what comes; at a server that may come too fast for the socket to be read.
+func (r *ruleset) holding(f tcprepair.Flow, d gate.Direction) []*nftables.Set {
+	v := r.of(f.Local.Addr().Is4())
+	switch {
+	case d == 0:
+		return nil
+	case d == gate.Ingress:
+		return []*nftables.Set{v.held}
+	case d == gate.Egress, !r.server:
+		return []*nftables.Set{v.muted}
+	}
+	return []*nftables.Set{v.held, v.muted}
 }
 
 // hookRules are the rules of such a chain, in order.
@@ -138,11 +170,23 @@ func (r *ruleset) hookRules() (rules [][]expr.Any) {
 			continue
 		}
 		rules = append(rules,
+			v.rule(v.in(v.muted), verdict(expr.VerdictAccept)),
 			v.rule(syn, v.update(v.fresh, freshTimeout), verdict(expr.VerdictAccept)),
 			v.rule(v.in(v.fresh), verdict(expr.VerdictAccept)),
 			v.rule(v.in(v.flows)),
 			v.rule(v.in(v.strays)),
 		)
+	}
+	return rules
+}
+
+// egressRules are the rules of what leaves. Its destination is the client.
+func (r *ruleset) egressRules() (rules [][]expr.Any) {
+	for i := range r.versions {
+		v := &r.versions[i]
+		rules = append(rules, slices.Concat(v.matchTCP(), v.loadReply(), []expr.Any{
+			&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: v.muted.Name, SetID: v.muted.ID},
+		}, count(countMuted), verdict(expr.VerdictDrop)))
 	}
 	return rules
 }
@@ -173,9 +217,15 @@ func verdict(k expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Ki
 
 // match is true of TCP over this version in frames for this host.
 func (v *version) match() []expr.Any {
-	return []expr.Any{
+	return append([]expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPKTTYPE, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{unix.PACKET_HOST}},
+	}, v.matchTCP()...)
+}
+
+// matchTCP is true of TCP over this version.
+func (v *version) matchTCP() []expr.Any {
+	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyPROTOCOL, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: binaryutil.BigEndian.PutUint16(v.etherType)},
 		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
@@ -183,15 +233,19 @@ func (v *version) match() []expr.Any {
 	}
 }
 
-// load puts the key into the registers from NFT_REG32_00 on.
-func (v *version) load() []expr.Any {
+// load puts the key of a client's packet into the registers from NFT_REG32_00 on, loadReply that of a packet to a client.
+func (v *version) load() []expr.Any { return v.key(v.src, tcpSource, v.dst, tcpDestination) }
+
+func (v *version) loadReply() []expr.Any { return v.key(v.dst, tcpDestination, v.src, tcpSource) }
+
+func (v *version) key(client, clientPort, service, servicePort uint32) []expr.Any {
 	at := uint32(unix.NFT_REG32_00)
 	words := v.length / 4
 	return []expr.Any{
-		&expr.Payload{DestRegister: at, Base: expr.PayloadBaseNetworkHeader, Offset: v.src, Len: v.length},
-		&expr.Payload{DestRegister: at + words, Base: expr.PayloadBaseTransportHeader, Offset: tcpPorts, Len: 2},
-		&expr.Payload{DestRegister: at + words + 1, Base: expr.PayloadBaseNetworkHeader, Offset: v.dst, Len: v.length},
-		&expr.Payload{DestRegister: at + 2*words + 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpPorts + 2, Len: 2},
+		&expr.Payload{DestRegister: at, Base: expr.PayloadBaseNetworkHeader, Offset: client, Len: v.length},
+		&expr.Payload{DestRegister: at + words, Base: expr.PayloadBaseTransportHeader, Offset: clientPort, Len: 2},
+		&expr.Payload{DestRegister: at + words + 1, Base: expr.PayloadBaseNetworkHeader, Offset: service, Len: v.length},
+		&expr.Payload{DestRegister: at + 2*words + 1, Base: expr.PayloadBaseTransportHeader, Offset: servicePort, Len: 2},
 	}
 }
 

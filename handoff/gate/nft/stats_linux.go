@@ -11,6 +11,7 @@ import (
 // The names of the table's counters.
 const (
 	countHeld      = "held"
+	countMuted     = "muted"
 	countForwarded = "forwarded"
 )
 
@@ -18,9 +19,9 @@ const (
 func (g *Gate) Stats() gate.Stats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	s := gate.Stats{Lapsed: g.lapsed, Flows: uint64(g.ledger.elsewhere()), Holds: uint64(len(g.holds.until))}
+	s := gate.Stats{Lapsed: g.lapsed, Flows: uint64(g.ledger.elsewhere()), Holds: uint64(len(g.holds.held))}
 	if !g.closed {
-		s.Held, s.Forwarded = g.count(countHeld), g.count(countForwarded)
+		s.Held, s.Suppressed, s.Forwarded = g.count(countHeld), g.count(countMuted), g.count(countForwarded)
 	}
 	return s
 }
