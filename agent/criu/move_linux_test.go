@@ -91,7 +91,7 @@ func newEchoOf(t *testing.T, program string, megabytes int) *echo {
 	e.pid = cmd.Process.Pid
 	go func() { _ = cmd.Wait() }()
 	t.Cleanup(func() { _ = cmd.Process.Kill() })
-	for deadline := time.Now().Add(10 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
 		conn, err := labtest.Host(t, e.lab, "client").Dial(t.Context(), "tcp4", e.vip+":7")
 		if err == nil {
 			e.conn, e.reader = conn, bufio.NewReader(conn)
@@ -117,7 +117,7 @@ func (e *echo) path(host string) {
 // say sends a line and wants it back.
 func (e *echo) say(line string) {
 	e.t.Helper()
-	_ = e.conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = e.conn.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := fmt.Fprintln(e.conn, line); err != nil {
 		e.t.Fatal(err)
 	}
