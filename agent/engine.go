@@ -77,6 +77,7 @@ type engine struct {
 	// processes leave this host, arrivals come to it. images are the arrivals' stores, for the goroutines that read from peers.
 	processes map[uint64]*processSource
 	arrivals  map[uint64]*processTarget
+	orphans   map[uint64]*orphan // left by a former agent
 	images    sync.Map
 	memories  sync.Map // the same of those whose memory follows
 	// draining is the operator's wish, stopping the end of this agent.
@@ -189,6 +190,7 @@ func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
 func (e *engine) run(ctx context.Context) error {
 	defer close(e.stopped)
 	defer e.flush()
+	e.findOrphans()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
 	stopping := ctx.Done()
