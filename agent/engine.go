@@ -125,7 +125,7 @@ func newEngine(cfg Config, g *gate.Gate, seeder *sockops.Seeder, m *metrics, id 
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
 		idle:     make(map[string]map[string]bool), listening: make(map[string]bool),
-		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget),
+		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget), orphans: make(map[uint64]*orphan),
 		ops: make(map[*operation]struct{}),
 
 		acceptors: make(chan *cookie.Acceptor, 1),
