@@ -223,6 +223,7 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 		switch {
 		case !fromTarget:
 		case s.lazy && !m.Lazy:
+			s.toTarget(&wire.Cancel{Reason: errNotLazy.Error()})
 			s.step(migration.Event{Kind: migration.Refused, Err: errNotLazy})
 		default:
 			s.aheadRoom = m.Ahead

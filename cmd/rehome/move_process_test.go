@@ -48,6 +48,8 @@ func TestProcessMoveRefuses(t *testing.T) {
 		{"--process", "7", "--service", "s"},
 		{"--service", "s", "x"},
 		{"--process", "x"},
+		{"--lazy", "x"},
+		{"--lazy", "--all", "--service", "s"},
 	} {
 		code, _, said := command(append([]string{"migrate"}, args...)...)
 		if code != exitUsage || !strings.Contains(said, "process") && !strings.Contains(said, "--service") {
