@@ -46,8 +46,9 @@ type lazyMove struct {
 	*echo
 	path  string
 	serve func(n int) error
-	// restored is called when everything is there.
+	// restored is called when everything is there, resumed when the tree runs; they may be nil.
 	restored func() error
+	resumed  func()
 	// asked counts requests for memory, early those before the tree ran; bytes what came.
 	asked, early, bytes atomic.Int64
 	chamber             *Chamber
@@ -121,7 +122,12 @@ func (m *lazyMove) run() error {
 					m.echo.path("b")
 					running.Store(true)
 					return nil
-				}, func() { m.t.Logf("resumed after %v", time.Since(begin)) })
+				}, func() {
+					m.t.Logf("resumed after %v", time.Since(begin))
+					if m.resumed != nil {
+						m.resumed()
+					}
+				})
 				if err != nil {
 					return err
 				}
@@ -205,7 +211,7 @@ func TestMemoryDoesNotFollow(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			m := &lazyMove{path: path, echo: newEchoOf(t, lazyServer, 60)}
 			var runs atomic.Bool
-			m.restored = func() error { runs.Store(true); return nil }
+			m.resumed = func() { runs.Store(true) }
 			m.serve = func(n int) error {
 				if runs.Load() && n > 20 {
 					return fail(m)
