@@ -79,6 +79,7 @@ type engine struct {
 	// processes leave this host, arrivals come to it. images are the arrivals' stores, for the goroutines that read from peers.
 	processes map[uint64]*processSource
 	arrivals  map[uint64]*processTarget
+	orphans   map[uint64]*orphan // left by a former agent
 	images    sync.Map
 	memories  sync.Map // the same of those whose memory follows
 	// draining is the operator's wish, stopping the end of this agent.
@@ -129,7 +130,7 @@ func newEngine(cfg Config, g packetGate, seeder *sockops.Seeder, m *metrics, id 
 		lists:    make(map[uint64]*listing),
 		absent:   make(map[string]bool),
 		idle:     make(map[string]map[string]bool), listening: make(map[string]bool),
-		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget),
+		processes: make(map[uint64]*processSource), arrivals: make(map[uint64]*processTarget), orphans: make(map[uint64]*orphan),
 		ops: make(map[*operation]struct{}),
 
 		acceptors: make(chan *cookie.Acceptor, 1),
@@ -207,6 +208,7 @@ func (e *engine) ask(ctx context.Context, f func(e *engine)) bool {
 func (e *engine) run(ctx context.Context) error {
 	defer close(e.stopped)
 	defer e.turn.close(e.flush)
+	e.findOrphans()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
 	e.collector = newCollector()

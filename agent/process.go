@@ -118,6 +118,11 @@ func (e *engine) processesUse(host string) bool {
 			return true
 		}
 	}
+	for _, o := range e.orphans {
+		if o.Entry == host {
+			return true
+		}
+	}
 	return false
 }
 
@@ -156,6 +161,7 @@ func (e *engine) arrivalsLost(in *incoming, err error) {
 }
 
 func (e *engine) tickProcesses(now time.Time) {
+	e.tickOrphans(now)
 	for _, p := range slices.Collect(maps.Values(e.processes)) {
 		p.tick(now)
 	}
@@ -204,6 +210,9 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 			return true
 		}
 	}
+	if m, ok := f.Message.(*wire.Owner); ok && e.orphans[f.ID] != nil && e.orphans[f.ID].Entry == p.name {
+		return e.orphanIs(f.ID, ownerEvent(m).Owner)
+	}
 	s := e.processes[f.ID]
 	if s == nil {
 		return false
@@ -214,6 +223,7 @@ func (e *engine) answerProcess(p *outgoing, f wire.Frame) bool {
 		switch {
 		case !fromTarget:
 		case s.lazy && !m.Lazy:
+			s.toTarget(&wire.Cancel{Reason: errNotLazy.Error()})
 			s.step(migration.Event{Kind: migration.Refused, Err: errNotLazy})
 		default:
 			s.aheadRoom = m.Ahead

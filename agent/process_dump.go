@@ -4,6 +4,7 @@ package agent
 
 import (
 	"errors"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -52,15 +53,34 @@ func (s *processSource) dump() {
 	}
 	tree := s.process.Tree
 	go func() {
-		var err error
-		if !cfg.Lazy {
-			err = cfg.Ahead.Send(tree, sink)
-		}
+		err := s.sendAhead(&cfg, tree)
 		if err == nil {
 			err = criu.Dump(cfg)
 		}
+		if cfg.Tracked != nil {
+			_ = cfg.Tracked.Close()
+		}
 		s.e.post(func(*engine) { s.dumped(err) })
 	}()
+}
+
+// sendAhead sends the running tree's memory ahead: by what the kernel says has changed, if it does, else by contents. It runs beside the engine.
+func (s *processSource) sendAhead(c *criu.DumpConfig, tree []int) error {
+	if c.Lazy {
+		return nil
+	}
+	began := time.Now()
+	if can, err := criu.Probe(c.Path); err == nil && can.DirtyTracking {
+		c.Tracked, err = criu.Track(*c, s.aheadRoom)
+		if err == nil {
+			s.e.log.Debug("sent memory ahead, as changed", "name", s.process.Name, "rounds", c.Tracked.Rounds(), "bytes", c.Tracked.Bytes(), "time", time.Since(began))
+			return nil
+		}
+		s.e.log.Warn("cannot track changes of a process's memory: going by contents", "name", s.process.Name, "error", err)
+	}
+	err := c.Ahead.Send(tree, c.Sink)
+	s.e.log.Debug("sent memory ahead, by contents", "name", s.process.Name, "pages", c.Ahead.Pages(), "time", time.Since(began))
+	return err
 }
 
 // await brings CRIU's question to the engine and waits for the answer. It is called in CRIU's goroutine.

@@ -90,7 +90,7 @@ func (s *processSource) fetch(m *wire.Fetch) {
 
 // keep reports whether the stopped tree is still needed, by a target that has it.
 func (s *processSource) keep() bool {
-	if s.memory == nil || s.memory.complete || s.memory.lost != nil {
+	if s.memory == nil || s.memory.complete || s.memory.lost != nil || s.gone {
 		return false
 	}
 	if p := s.e.peers[s.target]; p == nil || p.link != s.memory.link {

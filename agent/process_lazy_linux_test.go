@@ -5,7 +5,9 @@ package agent_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"os"
 	"os/exec"
 	"strconv"
 	"strings"
@@ -96,6 +98,14 @@ func TestProcessLazyLosesSource(t *testing.T) {
 		t.Errorf("after %v the client heard %v, not of a reset", time.Since(began), err)
 	}
 	s.awaitEmpty("b")
+	// CRIU has let the original go on, without connections: the next agent ends it, as it is the target's.
+	if _, err := os.Stat(fmt.Sprintf("/proc/%d", s.pid)); err != nil {
+		t.Errorf("the original is gone, although nobody has ended it: %v", err)
+	}
+	if err := s.cluster.StartAgent(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	s.awaitEmpty("a")
 }
 
 // TestProcessLazyFails lets a move fail before the commit: the process goes on at the source.

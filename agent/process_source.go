@@ -52,12 +52,14 @@ type processSource struct {
 	// given is set when the tree must not run here any more.
 	given atomic.Bool
 	// lazy is set when the tree's memory is to follow it, which memory is there for.
-	lazy    bool
-	memory  *memoryServer
-	flows   []tcprepair.Flow
-	held    bool
-	renewAt time.Time // when to prolong the hold
-	image   criu.Manifest
+	lazy   bool
+	memory *memoryServer
+	flows  []tcprepair.Flow
+	held   bool
+	// recorded is set while a record says that the target may have the tree.
+	recorded bool
+	renewAt  time.Time // when to prolong the hold
+	image    criu.Manifest
 	// aheadRoom is how many bytes of memory the target takes ahead of the freeze.
 	aheadRoom uint64
 
@@ -169,6 +171,7 @@ func (s *processSource) perform(a migration.Action) {
 		s.freeze()
 	case migration.SendTransfer:
 		s.result.Dump = time.Since(s.frozenAt)
+		s.record()
 		s.toTarget(&wire.ImageEnd{Files: s.image.Files, Bytes: s.image.Bytes, Digest: s.image.Digest})
 	case migration.Thaw:
 		s.giveUp(errors.New("the move was given up"))
@@ -263,6 +266,7 @@ func (s *processSource) finish() {
 	}
 	s.release()
 	s.stopServing()
+	s.forget()
 	delete(s.e.processes, s.id)
 	r := s.result
 	r.Err, r.Total = s.err, time.Since(s.started)

@@ -304,8 +304,13 @@ func (t *processTarget) ended(err error) {
 	case err == nil:
 		// It runs without having been told to.
 		_ = unix.Kill(t.pid, unix.SIGKILL)
+	case t.live && !t.running && errors.Is(err, criu.ErrMayHaveRun):
+		t.lose(err)
 	case t.live && !t.running:
 		t.giveBack(err)
+	case t.live && t.memory != nil:
+		t.allCame(err)
+		return
 	case t.live:
 		t.e.log.Warn("CRIU failed when a process that it has restored ran already", "name", t.offer.Name, "error", err)
 	}
@@ -333,6 +338,15 @@ func (t *processTarget) giveBack(err error) {
 		return
 	}
 	t.gaveBack(t.e.entry.Abort(time.Now(), t.id, t.offer.Token, t.e.cfg.Host))
+}
+
+// lose is for a tree that ended when it may have run already: the source's is older than what clients may have heard.
+func (t *processTarget) lose(err error) {
+	t.e.log.Error("a process is lost: it ended as soon as it ran here", "name", t.offer.Name, "error", err)
+	t.live, t.err, t.over = false, err, true
+	t.e.counters.lost++
+	t.e.nowListening(t.offer.Services, false)
+	t.from.send(t.id, &wire.Committed{Epoch: 2})
 }
 
 // gaveBack takes in who has the tree then.

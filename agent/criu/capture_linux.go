@@ -27,8 +27,10 @@ const (
 // the dump is complete. When this process dies CRIU cannot write any more, and lets the tree go on. (Named pipes would not do: opening one
 // waits for a reader, for ever.)
 type capture struct {
-	dir   *os.File
-	ahead *Ahead // nil if nothing was sent ahead
+	dir *os.File
+	// prefix begins the names of the pieces' files.
+	prefix string
+	ahead  *Ahead // nil if nothing was sent ahead
 	// sink gets the pieces. It may block: CRIU then waits.
 	sink    func(Piece) error
 	readers map[string]*os.File
@@ -43,8 +45,8 @@ type capture struct {
 
 // newCapture prepares the directory, which is to be CRIU's image directory, for a tree of so many processes. The writers are to be CRIU's descriptors
 // from firstPipeFD on.
-func newCapture(dir *os.File, processes int, ahead *Ahead, sink func(Piece) error) (*capture, error) {
-	c := &capture{dir: dir, ahead: ahead, sink: sink, readers: make(map[string]*os.File)}
+func newCapture(dir *os.File, prefix string, processes int, ahead *Ahead, sink func(Piece) error) (*capture, error) {
+	c := &capture{dir: dir, prefix: prefix, ahead: ahead, sink: sink, readers: make(map[string]*os.File)}
 	for i := range processes + sparePipes {
 		name := fmt.Sprintf("pages-%d.img", i+1)
 		r, w, err := os.Pipe()
@@ -82,6 +84,7 @@ func procFD(f *os.File) string { return fmt.Sprintf("/proc/self/fd/%d", f.Fd()) 
 // pass passes one file on, and closes it: who writes to a pipe that nobody takes fails.
 func (c *capture) pass(name string, r *os.File, ahead *Ahead) {
 	sum := newFileDigest()
+	name = c.prefix + name
 	err := copyPieces(name, r, sum, func(p Piece) error { return c.sink(ahead.shorten(p)) })
 	_ = r.Close()
 	c.mu.Lock()

@@ -27,7 +27,7 @@ func TestCapture(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer store.Close()
-	c, err := newCapture(dir, 1, nil, func(p Piece) error {
+	c, err := newCapture(dir, "", 1, nil, func(p Piece) error {
 		mu.Lock()
 		defer mu.Unlock()
 		got[p.File] = append(got[p.File], p.Data...)
@@ -80,7 +80,7 @@ func TestCaptureRefused(t *testing.T) {
 	}
 	defer dir.Close()
 	no := errors.New("no")
-	c, err := newCapture(dir, 1, nil, func(Piece) error { return no })
+	c, err := newCapture(dir, "", 1, nil, func(Piece) error { return no })
 	if err != nil {
 		t.Fatal(err)
 	}

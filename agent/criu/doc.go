@@ -27,6 +27,12 @@
 // source until the dump is complete. Nothing is written to a disk. The target keeps the image in a file system in
 // memory that has no name and goes with its last descriptor.
 //
+// # Memory
+//
+// Memory can go ahead of the freeze: with Track where the kernel says what has changed (Probe), else with Ahead.Send. Or it follows the restored
+// tree: DumpConfig.Lazy leaves it out, RestoreConfig.Fetch asks for it, Pages.Read reads it from the stopped original, Chamber.Give takes it in, and
+// Chamber.Wait waits for all of it.
+//
 // # Namespaces
 //
 // A tree is restored in PID and mount namespaces of its own: its processes keep their numbers, whatever runs on the host, also while
@@ -35,6 +41,5 @@
 //
 // # What it does not do
 //
-// It locks no network (NetworkLock SKIP), carries no files, no cgroups, no terminals, and no connection that is being set up. Pre-dumps and lazy pages
-// are not used.
+// It locks no network (NetworkLock SKIP), carries no files, no cgroups, no terminals, and no connection that is being set up.
 package criu

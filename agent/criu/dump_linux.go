@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"strconv"
 
 	"github.com/checkpoint-restore/go-criu/v7/rpc"
 	"golang.org/x/sys/unix"
@@ -38,6 +39,8 @@ type DumpConfig struct {
 	Lazy bool
 	// Ahead is what was sent ahead of the dump; may be nil.
 	Ahead *Ahead
+	// Tracked is what was sent ahead where the kernel tracks changes; may be nil. Its Sink was this one.
+	Tracked *Tracked
 	// BeforeFreeze is called when CRIU is about to stop the tree; the tree still runs. An error ends the dump.
 	BeforeFreeze func() error
 	// Sink takes the image while it is made, piece by piece, from several goroutines. It may block, and must not keep Data.
@@ -50,12 +53,12 @@ type DumpConfig struct {
 // Dump stops a tree of processes and writes its image. It returns nil when the tree is gone; after any error the tree goes on.
 // A dump cannot be interrupted; it ends early when Sink or a hook returns an error.
 func Dump(c DumpConfig) (err error) {
-	dir, err := newMemory(workBytes)
+	dir, err := c.directory()
 	if err != nil {
 		return &OpError{Op: "dump", Err: err}
 	}
 	defer dir.Close() //nolint:errcheck // nothing in it is needed
-	taken, err := newCapture(dir, c.Processes, c.Ahead, c.Sink)
+	taken, err := newCapture(dir, "", c.Processes, c.Ahead, c.Sink)
 	if err != nil {
 		return &OpError{Op: "dump", Err: err}
 	}
@@ -65,12 +68,19 @@ func Dump(c DumpConfig) (err error) {
 		taken.close()
 		return &OpError{Op: "dump", Err: err}
 	}
-	_, err = w.call(c.request(), hooks{
+	req := c.request(rpc.CriuReqType_DUMP)
+	if c.Tracked != nil && c.Tracked.rounds > 0 {
+		req.Opts.TrackMem, req.Opts.ParentImg = proto.Bool(true), proto.String("../"+strconv.Itoa(c.Tracked.rounds))
+	}
+	_, err = w.call(req, hooks{
 		"pre-dump": c.BeforeFreeze,
 		"post-dump": func() error {
 			m, err := taken.finish()
 			if err != nil {
 				return err
+			}
+			if c.Tracked != nil {
+				m.add(c.Tracked.manifest)
 			}
 			return c.Stopped(m)
 		},
@@ -81,6 +91,14 @@ func Dump(c DumpConfig) (err error) {
 		return &OpError{Op: "dump", Reason: logOf(dir), Err: errors.Join(taken.failure(), err)}
 	}
 	return nil
+}
+
+// directory makes CRIU's image directory, in memory.
+func (c DumpConfig) directory() (*os.File, error) {
+	if c.Tracked != nil {
+		return c.Tracked.open(finalDir)
+	}
+	return newMemory(workBytes)
 }
 
 // start starts CRIU where it sees the tree as the tree sees itself.
@@ -116,7 +134,7 @@ func (c DumpConfig) start(dir *os.File, pipes []*os.File) (*worker, error) {
 	return &worker{socket: ours, ended: ended}, nil
 }
 
-func (c DumpConfig) request() *rpc.CriuReq {
+func (c DumpConfig) request(kind rpc.CriuReqType) *rpc.CriuReq {
 	pid := c.Inside
 	if pid == 0 {
 		pid = c.PID
@@ -125,7 +143,7 @@ func (c DumpConfig) request() *rpc.CriuReq {
 	o.Pid = proto.Int32(int32(pid))
 	o.ShellJob = proto.Bool(c.ShellJob)
 	o.LazyPages = proto.Bool(c.Lazy)
-	return &rpc.CriuReq{Type: rpc.CriuReqType_DUMP.Enum(), Opts: o}
+	return &rpc.CriuReq{Type: kind.Enum(), Opts: o}
 }
 
 // options are those that a dump and its restore have in common. Locking the network is left to packet gates: CRIU's own lock drops

@@ -23,6 +23,9 @@ var (
 	ErrFull = errors.New("no room for the image: raise process.image_bytes, or free memory")
 	// ErrMemory means that memory which was to follow a restored tree cannot be had.
 	ErrMemory = errors.New("the memory of the process cannot be had")
+	// ErrMayHaveRun means that a restored tree ended when nothing kept it from running any more: what it has said cannot be unsaid, so that its
+	// original must not go on.
+	ErrMayHaveRun = errors.New("the restored process may have run before it ended")
 	// ErrNotLazy means that memory cannot follow a tree here.
 	ErrNotLazy = errors.New("memory cannot follow a process here (--lazy): the kernel needs CONFIG_USERFAULTFD=y, and the agent CAP_SYS_PTRACE")
 	// ErrNoProcess means that there is no such process.

@@ -47,15 +47,10 @@ func newFetcher(s *Store) (f *fetcher, err error) {
 			f = nil
 		}
 	}()
-	if err := unix.Mkdirat(int(s.dir.Fd()), lazyDir, 0o700); err != nil {
-		return f, fmt.Errorf("mkdir %s: %w", lazyDir, err)
+	if f.dir, err = makeDir(s.dir, lazyDir); err != nil {
+		return f, err
 	}
-	fd, err := unix.Openat(int(s.dir.Fd()), lazyDir, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return f, fmt.Errorf("open %s: %w", lazyDir, err)
-	}
-	f.dir = os.NewFile(uintptr(fd), lazyDir)
-	if err := unix.Mkfifoat(fd, firstFile, 0o600); err != nil {
+	if err := unix.Mkfifoat(int(f.dir.Fd()), firstFile, 0o600); err != nil {
 		return f, fmt.Errorf("mkfifo %s: %w", firstFile, err)
 	}
 	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)

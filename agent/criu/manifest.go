@@ -54,6 +54,13 @@ func (m *Manifest) end(name string, d *fileDigest) {
 	m.Digest += d.sum.Sum64()
 }
 
+// add takes in what another one has.
+func (m *Manifest) add(o Manifest) {
+	m.Files += o.Files
+	m.Bytes += o.Bytes
+	m.Digest += o.Digest
+}
+
 // check returns an error, which is ErrImage, unless the manifests are the same.
 func (m Manifest) check(want Manifest) error {
 	if m != want {
@@ -63,10 +70,19 @@ func (m Manifest) check(want Manifest) error {
 	return nil
 }
 
+// splitRound splits the name of a file into the directory of its round, which is empty for the final dump, and its name there.
+func splitRound(name string) (round, file string) {
+	if len(name) > 2 && name[0] >= '1' && name[0] <= '0'+maxTrackedRounds && name[1] == '/' {
+		return name[:1], name[2:]
+	}
+	return "", name
+}
+
 // imageSuffix ends the names of an image's files.
 const imageSuffix = ".img"
 
 // validName reports whether an image's file may have this name: it comes from another host, and becomes a path.
 func validName(name string) bool {
+	_, name = splitRound(name)
 	return name != "" && len(name) <= 255 && !strings.HasPrefix(name, ".") && !strings.ContainsAny(name, "/\x00") && strings.HasSuffix(name, imageSuffix)
 }

@@ -117,7 +117,7 @@ func (e *echo) path(host string) {
 // say sends a line and wants it back.
 func (e *echo) say(line string) {
 	e.t.Helper()
-	_ = e.conn.SetDeadline(time.Now().Add(5 * time.Second))
+	_ = e.conn.SetDeadline(time.Now().Add(30 * time.Second))
 	if _, err := fmt.Fprintln(e.conn, line); err != nil {
 		e.t.Fatal(err)
 	}

@@ -129,9 +129,9 @@ func freeID(used []int) int {
 
 // Restore makes the tree of the image in the store. restored is called when everything is there and stands still, and its sockets are
 // still silent: when it returns nil the tree runs, else it is gone. resumed, which may be nil, is called when it runs. Restore returns nil, and the
-// number of the tree's first process on this host, if the tree runs; after any error nothing is left of it.
+// number of the tree's first process on this host, if the tree runs; after any error nothing is left of it. It has not run unless the error is ErrMayHaveRun.
 func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, error) {
-	pid := 0
+	pid, loose := 0, false
 	answered, released := make(chan struct{}), make(chan error, 1)
 	go func() {
 		var err error
@@ -156,6 +156,15 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 			}
 			return h.keep()
 		},
+		"pre-resume": func() error {
+			h.mu.Lock()
+			loose = !h.over
+			h.mu.Unlock()
+			if !loose {
+				<-h.ended // CRIU would let go of it whatever is answered
+			}
+			return nil
+		},
 		"post-resume": func() error {
 			if resumed != nil {
 				resumed()
@@ -171,6 +180,9 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 		h.mu.Lock()
 		err = errors.Join(h.failed, err)
 		h.mu.Unlock()
+		if loose {
+			err = errors.Join(ErrMayHaveRun, err)
+		}
 		err = &OpError{Op: "restore", Reason: logOf(h.store.dir), Err: err}
 		return 0, errors.Join(err, h.end())
 	}

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strconv"
 	"sync"
 	"time"
 
@@ -25,6 +26,9 @@ type Store struct {
 	mapped     []byte
 	manifest   Manifest
 	err        error
+	// reserved is set while there is room made for a file that has not begun; rounds is how many images precede the final one.
+	reserved bool
+	rounds   int
 }
 
 type storedFile struct {
@@ -136,6 +140,9 @@ func (s *Store) append(name string, data []byte) error {
 		return f.file.Close()
 	}
 	f.sum.add(p.Data)
+	if p.File == parentFile {
+		return s.follow(string(p.Data))
+	}
 	if f.file == nil {
 		if s.first = append(s.first, p.Data...); len(s.first) > maxFirst {
 			return fmt.Errorf("%w: %s has more than %d bytes", ErrImage, firstFile, maxFirst)
@@ -153,6 +160,25 @@ func storeError(name string, err error) error {
 		return fmt.Errorf("%w (%w)", ErrFull, err)
 	}
 	return fmt.Errorf("store %s: %w", name, err)
+}
+
+// follow notes that images precede this one, and links each to the one before it, as CRIU looks for it.
+func (s *Store) follow(text string) error {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > maxTrackedRounds || s.rounds != 0 {
+		return fmt.Errorf("%w: %q images before it", ErrImage, text)
+	}
+	s.rounds = n
+	for ; n > 0; n-- {
+		link, to := strconv.Itoa(n+1)+"/parent", "../"+strconv.Itoa(n)
+		if n == s.rounds {
+			link, to = "parent", strconv.Itoa(n)
+		}
+		if err := unix.Symlinkat(to, int(s.dir.Fd()), link); err != nil {
+			return fmt.Errorf("%w: image %d is missing: %w", ErrImage, n, err)
+		}
+	}
+	return nil
 }
 
 // writeAhead keeps memory that was sent ahead.
@@ -230,6 +256,7 @@ func (s *Store) Reserve(bytes uint64) error {
 	if err != nil {
 		return storeError(largestFile, err)
 	}
+	s.reserved = true
 	err = unix.Fallocate(fd, unix.FALLOC_FL_KEEP_SIZE, 0, int64(bytes))
 	if err != nil {
 		err = storeError(largestFile, err)
@@ -247,8 +274,13 @@ func (s *Store) create(name string) (*storedFile, error) {
 	s.names[name] = true
 	f := &storedFile{sum: newFileDigest()}
 	s.open[name] = f
-	if name == firstFile {
+	if name == firstFile || name == parentFile {
 		return f, nil
+	}
+	if round, _ := splitRound(name); round != "" {
+		if err := s.beginRound(round); err != nil {
+			return nil, err
+		}
 	}
 	fd, err := unix.Openat(int(s.dir.Fd()), name, unix.O_WRONLY|unix.O_CREAT|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
@@ -257,6 +289,21 @@ func (s *Store) create(name string) (*storedFile, error) {
 	}
 	f.file = os.NewFile(uintptr(fd), name)
 	return f, nil
+}
+
+// beginRound makes the directory of an image that precedes the final one. Most of the memory comes with it, so that no room need be kept.
+func (s *Store) beginRound(round string) error {
+	if s.reserved {
+		s.reserved = false
+		if err := unix.Unlinkat(int(s.dir.Fd()), largestFile, 0); err != nil {
+			return fmt.Errorf("remove %s: %w", largestFile, err)
+		}
+	}
+	dir, err := makeDir(s.dir, round)
+	if err != nil {
+		return err
+	}
+	return dir.Close()
 }
 
 // Check reports whether the image is all there.

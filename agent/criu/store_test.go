@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -150,6 +151,64 @@ func TestStoreAhead(t *testing.T) {
 		s, _, err := image(t, 1<<20, Piece{File: aheadFile, Data: page('a')}, p)
 		if !errors.Is(err, ErrImage) || !errors.Is(s.Check(Manifest{}), ErrImage) {
 			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestStoreRounds stores images that precede the final one, and wants them linked as CRIU looks for them.
+func TestStoreRounds(t *testing.T) {
+	file := func(name, data string) []Piece {
+		return []Piece{{File: name, Data: []byte(data)}, {File: name}}
+	}
+	s, m, err := image(t, 1<<20, slices.Concat(file("1/pages-1.img", "first"), file("2/pages-1.img", "second"), file("2/inventory.img", "i"),
+		file(parentFile, "2"), file("pages-1.img", "last"))...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Check(m); err != nil {
+		t.Error(err)
+	}
+	for path, want := range map[string]string{
+		"/pages-1.img": "last", "/parent/pages-1.img": "second", "/parent/inventory.img": "i", "/parent/parent/pages-1.img": "first",
+	} {
+		if got, err := os.ReadFile(procFD(s.dir) + path); err != nil || string(got) != want {
+			t.Errorf("%s: %q, want %q: %v", path, got, want, err)
+		}
+	}
+	for name, pieces := range map[string][]Piece{
+		"a round that is missing":   append(file("1/a.img", "x"), file(parentFile, "3")...),
+		"no number":                 append(file("1/a.img", "x"), file(parentFile, "x")...),
+		"no rounds":                 file(parentFile, "0"),
+		"too many":                  file(parentFile, "9"),
+		"a path in a round":         file("1/../a.img", "x"),
+		"a directory of its own":    file("7/a.img", "x"),
+		"the directory of a round":  file("1/", "x"),
+		"a round in a round":        file("1/1/a.img", "x"),
+		"what is only at the end":   file("1/a", "x"),
+		"the number, said twice":    slices.Concat(file("1/a.img", "x"), []Piece{{File: parentFile, Data: []byte("1")}, {File: parentFile, Data: []byte("1")}}),
+		"memory of the other way":   {{File: "1/" + aheadFile, Data: []byte("x")}, {File: "1/" + aheadFile}, {File: "1/" + aheadFile, Data: []byte("x")}},
+		"a link in a round's place": slices.Concat(file("1/a.img", "x"), file(parentFile, "1"), file("parent/b.img", "x")),
+	} {
+		if _, _, err := image(t, 1<<20, pieces...); !errors.Is(err, ErrImage) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// TestStoreRoundsTakeReservation wants the room that is kept for a file of memory to be there for the rounds.
+func TestStoreRoundsTakeReservation(t *testing.T) {
+	labtest.RequireRoot(t)
+	s, err := NewStore(1 << 20)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer s.Close()
+	if err := s.Reserve(900 << 10); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		if err := s.Write(Piece{File: "1/pages-1.img", Data: make([]byte, MaxPiece)}); err != nil {
+			t.Fatal(err)
 		}
 	}
 }

@@ -80,6 +80,8 @@ type labOptions struct {
 	interval    time.Duration
 	report      io.Writer
 	logLevel    string
+	// lazy is for the scenario process.
+	lazy bool
 }
 
 func scenarios() []labScenario {
@@ -180,7 +182,7 @@ func scenarios() []labScenario {
 		about: "redis-server moves as a whole process while clients use it; then CRIU alone moves one",
 		play: func(ctx context.Context, o labOptions) (any, bool, error) {
 			r, err := scenario.Process(ctx, scenario.ProcessConfig{
-				Command: o.command, Moves: o.migrations, Report: o.report, LogLevel: o.logLevel,
+				Command: o.command, Moves: o.migrations, Report: o.report, LogLevel: o.logLevel, Lazy: o.lazy,
 			})
 			if err != nil {
 				return nil, false, err
@@ -226,6 +228,7 @@ func newLabRun() *cobra.Command {
 	f.IntVar(&o.connections, "connections", 10000, "number of connections, where a scenario has many")
 	f.Int64Var(&mib, "size", 1024, "size of the transferred file in MiB")
 	f.DurationVar(&o.interval, "interval", 10*time.Millisecond, "pause between two rounds of moves")
+	f.BoolVar(&o.lazy, "lazy", false, "of the scenario process: also move with memory that follows, for comparison")
 	f.StringVar(&o.logLevel, "log-level", "warn", "the agents' log level")
 	return cmd
 }

@@ -32,6 +32,13 @@ func TestProcessMove(t *testing.T) {
 	if code != 0 || out != want {
 		t.Errorf("exit code %d:\n%s", code, out)
 	}
+	if f.asked.GetLazy() {
+		t.Errorf("asked for %v", f.asked)
+	}
+	code, _, said = command("migrate", "--service", "redis", "--lazy", "--agent", path)
+	if code != 0 || !f.asked.GetLazy() || !f.asked.GetWhole() || f.asked.GetService() != "redis" {
+		t.Errorf("exit code %d: %s; asked for %v", code, said, f.asked)
+	}
 	f.moves = []*api.MoveEvent{processMoved(agent.OutcomeResumed, "criu dump: no"), summary(&api.Summary{Failed: 1})}
 	code, out, said = command("migrate", "--process", "4711", "--to", "web-2", "--agent", path)
 	if code != exitFailed || out != "" || said != "redis-server (process 4711)  stays here: criu dump: no\n" {
@@ -48,6 +55,8 @@ func TestProcessMoveRefuses(t *testing.T) {
 		{"--process", "7", "--service", "s"},
 		{"--service", "s", "x"},
 		{"--process", "x"},
+		{"--lazy", "x"},
+		{"--lazy", "--all", "--service", "s"},
 	} {
 		code, _, said := command(append([]string{"migrate"}, args...)...)
 		if code != exitUsage || !strings.Contains(said, "process") && !strings.Contains(said, "--service") {

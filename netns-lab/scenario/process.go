@@ -30,6 +30,8 @@ type ProcessConfig struct {
 	Clients int
 	// AloneMoves is how often CRIU alone moves the same server, for comparison; as Moves when zero, not at all when negative.
 	AloneMoves int
+	// Lazy lets the server move once more as often, with its memory following, for comparison.
+	Lazy bool
 	// Report gets a line for each thing that is done; may be nil.
 	Report io.Writer
 	// LogLevel is the agents'.
@@ -78,6 +80,8 @@ type ProcessResult struct {
 	// Clients were connected all the time; CLICommands is how many commands redis-cli sent beside them.
 	Clients     int   `json:"clients"`
 	CLICommands int64 `json:"cliCommands"`
+	// Lazy is what clients felt when the same server's memory followed it; nil unless asked for.
+	Lazy *Pauses `json:"lazy,omitempty"`
 	// CRIUAlone is what clients felt when CRIU alone moved the same server, in the same lab.
 	CRIUAlone *Pauses `json:"criuAlone,omitempty"`
 	// CRIUAlonePauseMillis is CRIUAlone's, to be compared with PauseMillis.
@@ -102,6 +106,11 @@ func Process(ctx context.Context, cfg ProcessConfig) (_ *ProcessResult, err erro
 	r, err := s.play(ctx, NewMigrator(bed), cfg.Moves)
 	if err != nil {
 		return nil, s.explain(err)
+	}
+	if cfg.Lazy {
+		if err := s.lazily(ctx, r); err != nil {
+			return nil, err
+		}
 	}
 	if cfg.AloneMoves > 0 {
 		if err := s.compare(ctx, r); err != nil {
@@ -199,6 +208,22 @@ func (r *ProcessResult) judge(moves int, cli error) {
 		bad("the server's data differs after the moves")
 	}
 	r.OK = len(r.Problems) == 0
+}
+
+// lazily lets the memory of another one follow it.
+func (s *processScene) lazily(ctx context.Context, r *ProcessResult) error {
+	m := NewMigrator(s.bed)
+	m.Lazy = true
+	lazy, err := s.play(ctx, m, s.cfg.Moves)
+	if err != nil {
+		return s.explain(err)
+	}
+	r.Lazy = &lazy.Pauses
+	for _, p := range lazy.Problems {
+		r.Problems = append(r.Problems, "with memory that follows: "+p)
+	}
+	r.OK = len(r.Problems) == 0
+	return nil
 }
 
 // compare lets CRIU alone move the same kind of server.

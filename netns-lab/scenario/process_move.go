@@ -30,18 +30,27 @@ type ProcessMover interface {
 type ProcessMoved struct {
 	// Total is the whole move, Freeze the time in which the server stood still, where the mover says so.
 	Total, Freeze time.Duration
-	// ImageBytes is what was carried to the target.
+	// ImageBytes is what was carried to the target, before or after the server ran there.
 	ImageBytes int64
 }
 
 // Migrator moves with `rehome migrate --process`.
-type Migrator struct{ bed *ProcessBed }
+type Migrator struct {
+	bed *ProcessBed
+	// Lazy lets the memory follow.
+	Lazy bool
+}
 
 // NewMigrator returns the mover of the bed's agents.
 func NewMigrator(b *ProcessBed) *Migrator { return &Migrator{bed: b} }
 
 // Name implements ProcessMover.
-func (*Migrator) Name() string { return "rehome" }
+func (r *Migrator) Name() string {
+	if r.Lazy {
+		return "rehome lazy"
+	}
+	return "rehome"
+}
 
 // Address implements ProcessMover.
 func (r *Migrator) Address() netip.AddrPort {
@@ -63,12 +72,16 @@ type processMoved struct {
 	FreezeMicros int64  `json:"freezeMicros"`
 	TotalMicros  int64  `json:"totalMicros"`
 	ImageBytes   int64  `json:"imageBytes"`
+	LazyBytes    int64  `json:"lazyBytes"`
 }
 
 // Move implements ProcessMover.
 func (r *Migrator) Move(ctx context.Context, s *Server, to string) (ProcessMoved, error) {
 	command := r.bed.cfg.Command
 	args := append(command[1:len(command):len(command)], "migrate", "--process", strconv.Itoa(s.PID), "--to", to, "--output", "json")
+	if r.Lazy {
+		args = append(args, "--lazy")
+	}
 	cmd := r.bed.host(s.Host).Command(ctx, command[0], args...)
 	cmd.Env = append(os.Environ(), "REHOME_AGENT="+ControlSocket(r.bed.Lab.Topology().Name, s.Host))
 	var stderr bytes.Buffer
@@ -83,7 +96,7 @@ func (r *Migrator) Move(ctx context.Context, s *Server, to string) (ProcessMoved
 	}
 	s.Host, s.PID = to, m.NewPID
 	return ProcessMoved{
-		Total: time.Duration(m.TotalMicros) * time.Microsecond, Freeze: time.Duration(m.FreezeMicros) * time.Microsecond, ImageBytes: m.ImageBytes,
+		Total: time.Duration(m.TotalMicros) * time.Microsecond, Freeze: time.Duration(m.FreezeMicros) * time.Microsecond, ImageBytes: m.ImageBytes + m.LazyBytes,
 	}, nil
 }
 
