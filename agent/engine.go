@@ -91,7 +91,7 @@ type engine struct {
 	// queued are the links that frames wait in.
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
-	reporter reporter
+	reporter  reporter
 	collector *collector
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
