@@ -50,9 +50,6 @@ type located struct {
 	notBefore time.Time
 }
 
-// fewMoves are so few that giving the processor away for each of them does not hold up the others.
-const fewMoves = 4
-
 // listTime bounds the wait for applications that do not answer.
 const listTime = 2 * time.Second
 
@@ -124,14 +121,11 @@ func (a *application) receive() {
 
 func (a *application) send(id uint64, m wire.Message) { a.sendFD(id, m, -1) }
 
-// sendNow is send for a frame that a client waits for, while nothing else is as urgent.
+// sendNow is send for a frame that a client waits for: it does not wait for what else this turn brings.
 func (a *application) sendNow(id uint64, m wire.Message) {
 	a.send(id, m)
 	if _, ok := a.e.apps[a]; ok {
 		a.link.Flush()
-	}
-	if len(a.e.targets) <= fewMoves {
-		wire.Yield()
 	}
 }
 

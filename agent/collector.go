@@ -29,8 +29,8 @@ type collector struct {
 }
 
 // newCollector takes the process's collector over, unless the operator has set GOGC.
-func newCollector() *collector {
-	c := &collector{}
+func newCollector() collector {
+	c := collector{}
 	if os.Getenv("GOGC") != "" {
 		return c
 	}

@@ -97,7 +97,7 @@ type engine struct {
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
 	reporter  reporter
-	collector *collector
+	collector collector
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.

@@ -92,14 +92,12 @@ func (l *Link) Queue(id uint64, m Message, fd int) error {
 	return l.add(id, m, fd)
 }
 
-// SendNow is SendFD for a frame that a frozen connection waits for, of a caller who then has less urgent things to do: the frame is written before
-// SendNow returns, if that is done without waiting, and its reader on this host goes first.
+// SendNow is SendFD for a frame that a frozen connection waits for: it is written before SendNow returns, if that is done without waiting.
 func (l *Link) SendNow(id uint64, m Message, fd int) error {
 	if err := l.Queue(id, m, fd); err != nil {
 		return err
 	}
 	l.Flush()
-	Yield()
 	return nil
 }
 
