@@ -17,7 +17,7 @@ import (
 func TestGauges(t *testing.T) {
 	cfg := standing(t)
 	s := start(t, cfg)
-	s.table.stats = forward.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10, Pressure: 0.5}
+	s.table.stats = forward.Stats{Flows: 7, Forwarded: 8, Full: 9, NoNode: 10, Refused: 11, Degraded: 12, Pressure: 0.5}
 	var a fakeAgent
 	a.serve(t, "b2", netipAddress(t, cfg.Peers[1]))
 	until(t, "b2 is up", s.backend("b2").up)
@@ -51,7 +51,8 @@ func TestGauges(t *testing.T) {
 		"backend_drained{backend=b1,pool=files} 0", "backend_drained{backend=b2,pool=files} 0", "backend_drained{backend=b2,pool=shop} 1",
 		"backend_up{backend=b1} 0", "backend_up{backend=b2} 1",
 		"backend_weight{backend=b1,pool=files} 1", "backend_weight{backend=b2,pool=files} 1", "backend_weight{backend=b2,pool=shop} 6",
-		"flows_max{} 1.048576e+06", "flows{} 7", "forwarded_packets_total{} 8", "peeking{service=web} 1",
+		"degraded_packets_total{} 12", "flows_max{} 1.048576e+06", "flows{} 7", "forwarded_packets_total{} 8", "peeking{service=web} 1",
+		"refused_packets_total{} 11",
 		"service_active{service=web} 5", "table_full_total{} 9", "table_pressure{} 0.5", "unreachable_packets_total{} 10",
 	}
 	if diff := cmp.Diff(want, got); diff != "" {
