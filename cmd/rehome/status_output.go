@@ -16,9 +16,9 @@ type (
 		Flows *[]flowStatus `json:"flows,omitempty"`
 	}
 	agentStatus struct {
-		Host       string            `json:"host"`
-		Version    string            `json:"version"`
-		Draining   bool              `json:"draining"`
+		Host     string `json:"host"`
+		Version  string `json:"version"`
+		Draining bool   `json:"draining"`
 		// Failure is when the host will fail, in RFC 3339; missing unless that was announced.
 		Failure    string            `json:"failure,omitempty"`
 		Services   []agentService    `json:"services"`
