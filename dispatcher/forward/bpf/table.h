@@ -9,7 +9,7 @@
 #ifndef REHOME_FORWARD_TABLE_H
 #define REHOME_FORWARD_TABLE_H
 
-#include "kernel.h"
+#include "../../../bpf/header.h"
 
 // Keys are as seen by the server: local is the destination of the client's packets. IPv4 uses the first words only.
 struct key {
