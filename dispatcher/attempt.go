@@ -112,6 +112,11 @@ func (c *dispatched) freeze() error {
 		return nil
 	}
 	snap, err := c.take()
+	if errors.Is(err, tcprepair.ErrUnstable) { // what nftables let through to the socket comes too fast
+		if err = c.d.gate.Hold(c.flow, gate.Ingress, ttl); err == nil {
+			snap, err = c.take()
+		}
+	}
 	if err != nil {
 		return err
 	}

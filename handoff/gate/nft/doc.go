@@ -12,10 +12,11 @@
 //	  set seen4, seen6:     the same key, with a timeout      when packets of those were last seen
 //	  map strays4, strays6: the same key : goto node-<n>      connections that have moved on from here, with a timeout
 //	  set held4, held6:     the same key, with a timeout      what comes is dropped
-//	  set muted4, muted6:   the same key, with a timeout      what this host sends is dropped
+//	  set kept4, kept6:     the same key, with a timeout      what comes stays at this host, whatever flows says
+//	  set muted4, muted6:   the same key, with a timeout      what this host sends is dropped, but SYN-ACKs
 //	  chain ingress-<interface>
 //	    its key in @held: drop
-//	    its key in @muted: accept                             (a)
+//	    its key in @kept: accept                              (a)
 //	    a SYN: update @fresh, accept                          (a; at a server: accept)
 //	    its key in @fresh: accept                             (a)
 //	    vmap @flows                                           (a)

@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // maxBatch is how many elements one transaction changes at most: it must fit into the socket's buffer.
@@ -34,7 +35,8 @@ type Gate struct {
 	ledger ledger
 	holds  holds
 	nodes  map[gate.Node]way
-	chains map[gate.Node]bool // chains that exist
+	chains map[gate.Node]bool           // chains that exist
+	mutes  map[tcprepair.Flow]time.Time // flows of other nodes that this host is still mute for
 	lapsed uint64
 	closed bool
 	wire   *wire
@@ -56,7 +58,7 @@ func Open(config Config) (_ *Gate, err error) {
 	config = config.withDefaults()
 	g := &Gate{
 		config: config, rules: newRuleset(config), ledger: newLedger(), holds: newHolds(),
-		nodes: make(map[gate.Node]way), chains: make(map[gate.Node]bool),
+		nodes: make(map[gate.Node]way), mutes: make(map[tcprepair.Flow]time.Time), chains: make(map[gate.Node]bool),
 	}
 	if g.wire, err = openWire(); err != nil {
 		return nil, err
@@ -167,7 +169,7 @@ func (g *Gate) load() error {
 		for _, held := range []struct {
 			set *nftables.Set
 			d   gate.Direction
-		}{{v.held, gate.Ingress}, {v.muted, gate.Egress}} {
+		}{{v.held, gate.Ingress}, {v.kept, keeps}, {v.muted, gate.Egress}} {
 			if elements, err = g.elements(held.set); err != nil {
 				return err
 			}

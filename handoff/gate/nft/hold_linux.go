@@ -38,6 +38,7 @@ func (g *Gate) HoldAll(d gate.Direction, ttl time.Duration, flows ...tcprepair.F
 	if g.closed {
 		return &OpError{Op: "hold", Err: ErrClosed}
 	}
+	d = g.rules.directions(d)
 	for part := range slices.Chunk(flows, maxBatch) {
 		var errs []error
 		for _, f := range part {
@@ -59,6 +60,10 @@ func (g *Gate) hold(f tcprepair.Flow, d gate.Direction, ttl time.Duration) error
 	before := g.holds.held[f].directions
 	e := nftables.SetElement{Key: encodeKey(f), Timeout: ttl}
 	errs := []error{g.unhold(f)}
+	if _, ok := g.mutes[f]; ok {
+		delete(g.mutes, f)
+		errs = append(errs, g.without(g.rules.of(f.Local.Addr().Is4()).muted, e.Key))
+	}
 	for _, s := range g.rules.holding(f, before|d) {
 		errs = append(errs, g.conn.SetAddElements(s, []nftables.SetElement{e}))
 	}

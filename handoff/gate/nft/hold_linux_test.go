@@ -231,11 +231,24 @@ func TestGrant(t *testing.T) {
 		if _, err := g.Settle(flow, 2, 2); !errors.Is(err, gate.ErrEpoch) {
 			t.Errorf("Settle for another node: %v", err)
 		}
+		settled := time.Now()
 		if _, err := g.Settle(flow, 2, 1); err != nil {
 			t.Fatal(err)
 		}
 		arrives(t, there, "granted")
 		exchange(t, client, there, "settled")
+		if len(g.mutes) != 1 {
+			t.Errorf("mute for %d flows, want 1", len(g.mutes))
+		}
+		for _, after := range []time.Duration{0, time.Second} {
+			if err := g.unmute(time.Now().Add(after)); err != nil {
+				t.Fatal(err)
+			}
+			left, err := g.elements(g.rules.of(vip.Addr().Is4()).muted)
+			if want := after == 0; err != nil || (len(left) == 1) != want && time.Since(settled) < muteTime || len(left) != len(g.mutes) {
+				t.Errorf("%v later: %d elements, %d flows, %v", after, len(left), len(g.mutes), err)
+			}
+		}
 	}
 	if s := g.Stats(); s.Forwarded == 0 || s.Flows != 2 {
 		t.Errorf("%+v: want packets forwarded, and two flows", s)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -40,8 +41,9 @@ func (g *Gate) Grant(flow tcprepair.Flow, from uint32, owner gate.Node) (gate.Ro
 	return g.decide("grant", flow, owner, true, func() (gate.RouteInfo, error) { return g.ledger.commit(flow, from, owner) })
 }
 
-// Settle ends the hold of a flow that was granted with the epoch. If that is not what holds now it is gate.ErrEpoch, and the RouteInfo tells
-// what does.
+// Settle ends the hold of a flow that was granted with the epoch, and whose socket is gone. If that is not what holds now it is gate.ErrEpoch, and the
+// RouteInfo tells what does. A packet may have passed the hold and not yet have come to the stack, which would answer it by RST: so the host
+// stays mute for a moment longer.
 func (g *Gate) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node) (r gate.RouteInfo, err error) {
 	err = g.change("settle", flow, func() (err error) {
 		if r, _, err = g.ledger.find(flow); err != nil {
@@ -50,8 +52,17 @@ func (g *Gate) Settle(flow tcprepair.Flow, epoch uint32, owner gate.Node) (r gat
 		if r.Epoch != epoch || r.Node != owner {
 			return gate.ErrEpoch
 		}
-		return g.unhold(flow)
-	}, func() { delete(g.holds.held, flow) })
+		var errs []error
+		for _, s := range g.rules.holding(flow, g.holds.held[flow].directions&^gate.Egress) {
+			errs = append(errs, g.without(s, encodeKey(flow)))
+		}
+		return errors.Join(errs...)
+	}, func() {
+		if g.holds.held[flow].directions&gate.Egress != 0 {
+			g.mutes[flow] = time.Now().Add(muteTime)
+		}
+		delete(g.holds.held, flow)
+	})
 	return r, err
 }
 

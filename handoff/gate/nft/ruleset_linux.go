@@ -44,11 +44,11 @@ type version struct {
 	src, dst  uint32 // offsets of the addresses
 	length    uint32 // of an address
 	// See doc.go.
-	held, muted, fresh, flows, seen, strays *nftables.Set
+	held, kept, muted, fresh, flows, seen, strays *nftables.Set
 }
 
 func (v *version) sets() []*nftables.Set {
-	return []*nftables.Set{v.held, v.muted, v.fresh, v.flows, v.seen, v.strays}
+	return []*nftables.Set{v.held, v.kept, v.muted, v.fresh, v.flows, v.seen, v.strays}
 }
 
 // ruleset are the names of what is in the kernel.
@@ -86,6 +86,7 @@ func newRuleset(c Config) *ruleset {
 	}
 	of := func(v version, suffix string, address nftables.SetDatatype) version {
 		v.held = set(kind{name: "held", expires: true}, suffix, address)
+		v.kept = set(kind{name: "kept", expires: true}, suffix, address)
 		v.muted = set(kind{name: "muted", expires: true}, suffix, address)
 		v.fresh = set(kind{name: "fresh", size: maxFresh, timeout: freshTimeout, dynamic: true}, suffix, address)
 		v.flows = set(kind{name: "flows", goes: true}, suffix, address)
@@ -137,19 +138,30 @@ func (r *ruleset) node(name string) *nftables.Chain {
 	return &nftables.Chain{Table: r.table, Name: name}
 }
 
-// holding returns the sets that hold packets of some directions. At an entry a flow that is held in both is one that this host has a frozen socket
-// of, which keeps what comes; at a server that may come too fast for the socket to be read.
-func (r *ruleset) holding(f tcprepair.Flow, d gate.Direction) []*nftables.Set {
-	v := r.of(f.Local.Addr().Is4())
-	switch {
-	case d == 0:
-		return nil
-	case d == gate.Ingress:
-		return []*nftables.Set{v.held}
-	case d == gate.Egress, !r.server:
-		return []*nftables.Set{v.muted}
+// keeps is one more direction of a hold: what comes stays at this host.
+const keeps gate.Direction = 1 << 7
+
+// directions of a hold are what is asked for; but at an entry a flow that is held in both is one that this host has a frozen socket of, which keeps what
+// comes. At a server that may come too fast for the socket to be read.
+func (r *ruleset) directions(d gate.Direction) gate.Direction {
+	if !r.server && d == gate.Ingress|gate.Egress {
+		return keeps | gate.Egress
 	}
-	return []*nftables.Set{v.held, v.muted}
+	return d
+}
+
+// holding returns the sets that hold packets of some directions.
+func (r *ruleset) holding(f tcprepair.Flow, d gate.Direction) (sets []*nftables.Set) {
+	v := r.of(f.Local.Addr().Is4())
+	for _, h := range []struct {
+		d   gate.Direction
+		set *nftables.Set
+	}{{gate.Ingress, v.held}, {keeps, v.kept}, {gate.Egress, v.muted}} {
+		if d&h.d != 0 {
+			sets = append(sets, h.set)
+		}
+	}
+	return sets
 }
 
 // hookRules are the rules of such a chain, in order.
@@ -170,7 +182,7 @@ func (r *ruleset) hookRules() (rules [][]expr.Any) {
 			continue
 		}
 		rules = append(rules,
-			v.rule(v.in(v.muted), verdict(expr.VerdictAccept)),
+			v.rule(v.in(v.kept), verdict(expr.VerdictAccept)),
 			v.rule(syn, v.update(v.fresh, freshTimeout), verdict(expr.VerdictAccept)),
 			v.rule(v.in(v.fresh), verdict(expr.VerdictAccept)),
 			v.rule(v.in(v.flows)),
@@ -184,7 +196,12 @@ func (r *ruleset) hookRules() (rules [][]expr.Any) {
 func (r *ruleset) egressRules() (rules [][]expr.Any) {
 	for i := range r.versions {
 		v := &r.versions[i]
-		rules = append(rules, slices.Concat(v.matchTCP(), v.loadReply(), []expr.Any{
+		rules = append(rules, slices.Concat(v.matchTCP(), []expr.Any{
+			// A frozen socket sends none: this is the client's next connection.
+			&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlags, Len: 1},
+			&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN}, Xor: []byte{0}},
+			&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{0}},
+		}, v.loadReply(), []expr.Any{
 			&expr.Lookup{SourceRegister: unix.NFT_REG32_00, SetName: v.muted.Name, SetID: v.muted.ID},
 		}, count(countMuted), verdict(expr.VerdictDrop)))
 	}

@@ -17,12 +17,16 @@ const (
 	sweepInterval = 5 * time.Second
 	// idleInterval is how often those are that no packet was seen of for Config.IdleTimeout.
 	idleInterval = time.Minute
+	// muteTime is how long after Settle this host stays mute, and muteInterval how often what is over of that is looked for.
+	muteTime     = 50 * time.Millisecond
+	muteInterval = 20 * time.Millisecond
 )
 
 // Run removes what is over, until ctx is done.
 func (g *Gate) Run(ctx context.Context) error {
-	tick := time.NewTicker(sweepInterval)
+	tick, quick := time.NewTicker(sweepInterval), time.NewTicker(muteInterval)
 	defer tick.Stop()
+	defer quick.Stop()
 	var looked time.Time
 	for ctx.Err() == nil {
 		now := time.Now()
@@ -33,12 +37,52 @@ func (g *Gate) Run(ctx context.Context) error {
 		if now.Sub(looked) >= idleInterval {
 			looked = now
 		}
-		select {
-		case <-ctx.Done():
-		case <-tick.C:
+		if err := g.await(ctx, tick.C, quick.C); err != nil {
+			return &OpError{Op: "run", Err: err}
 		}
 	}
 	return nil
+}
+
+// await lets this host speak again until it is time to look at the rest.
+func (g *Gate) await(ctx context.Context, tick, quick <-chan time.Time) error {
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick:
+			return nil
+		case now := <-quick:
+			if err := g.unmute(now); err != nil {
+				return err
+			}
+		}
+	}
+}
+
+func (g *Gate) unmute(now time.Time) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.closed {
+		return ErrClosed
+	}
+	n := 0
+	for f, until := range g.mutes {
+		if now.Before(until) {
+			continue
+		}
+		if err := g.without(g.rules.of(f.Local.Addr().Is4()).muted, encodeKey(f)); err != nil {
+			return err
+		}
+		delete(g.mutes, f)
+		if n++; n == maxBatch {
+			break // the rest is for the next time
+		}
+	}
+	if n == 0 {
+		return nil
+	}
+	return g.flush()
 }
 
 // tend does what only time demands.
