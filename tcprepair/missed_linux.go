@@ -51,20 +51,37 @@ func (w Watermark) missed(sock socket) ([][]byte, error) {
 	if end == w.next || w.closed {
 		return nil, nil
 	}
+	// Something may come at any moment. What was read belongs together if the queue ends where it did; even a FIN moves its end.
+	for range takeAttempts {
+		data, closed, err := w.tail(sock, end)
+		now, e := sock.get(unix.IPPROTO_TCP, unix.TCP_QUEUE_SEQ)
+		switch {
+		case e != nil:
+			return nil, fmt.Errorf("read TCP_QUEUE_SEQ: %w", e)
+		case now != end:
+			end = now
+		case err != nil:
+			return nil, err
+		default:
+			return w.packets(data, closed), nil
+		}
+	}
+	return nil, fmt.Errorf("%w: more has come each of %d times that the receive queue was read", ErrUnstable, takeAttempts)
+}
+
+// tail reads what lies between the watermark and end, and whether the peer's FIN follows.
+func (w Watermark) tail(sock socket, end uint32) (data []byte, closed bool, err error) {
 	var info tcpInfo
 	if _, err := sock.info(&info); err != nil {
-		return nil, fmt.Errorf("read TCP_INFO: %w", err)
+		return nil, false, fmt.Errorf("read TCP_INFO: %w", err)
 	}
-	closed := info.state.PeerClosed()
+	closed = info.state.PeerClosed()
 	size := int(end - w.next)
 	if closed {
 		size--
 	}
-	data, err := receivedTail(sock, size)
-	if err != nil {
-		return nil, err
-	}
-	return w.packets(data, closed), nil
+	data, err = receivedTail(sock, size)
+	return data, closed, err
 }
 
 // receivedTail returns the last n bytes of the receive queue.

@@ -4,7 +4,9 @@ package tcprepair
 
 import (
 	"bytes"
+	"errors"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -91,5 +93,81 @@ func TestMissed(t *testing.T) {
 			}
 			r.Close()
 		})
+	}
+}
+
+// TestMissedUnheld looks for late packets while they come: what it returns is the stream behind the watermark, or ErrUnstable.
+func TestMissedUnheld(t *testing.T) {
+	const size, piece = 40 << 10, 200
+	w := newWire(t)
+	p := w.connect(t, v4, nil)
+	var snap *Snapshot
+	var err error
+	w.a.do(func() {
+		if err = Freeze(p.server); err == nil {
+			snap, err = Take(p.server, Limits{})
+		}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := socket(p.client).set(unix.IPPROTO_TCP, unix.TCP_NODELAY, 1); err != nil {
+		t.Fatal(err)
+	}
+	written := make(chan error, 1)
+	go func() {
+		b := ramp(0, size)
+		for len(b) > 0 {
+			n, err := socket(p.client).send(b[:min(len(b), piece)])
+			if err == nil {
+				b = b[n:]
+				time.Sleep(100 * time.Microsecond) // spread over many looks
+			} else if !errors.Is(err, unix.EAGAIN) {
+				written <- err
+				return
+			}
+		}
+		written <- unix.Shutdown(p.client, unix.SHUT_WR)
+	}()
+	mark := snap.Watermark()
+	whole, parts := 0, 0
+	look := func() (got []byte, fin bool) {
+		packets, err := mark.Missed(p.server)
+		if err != nil {
+			if !errors.Is(err, ErrUnstable) {
+				t.Fatal(err)
+			}
+			return nil, false
+		}
+		for _, b := range packets {
+			tcp := b[int(b[0]&0xf)*4:]
+			got = append(got, tcp[int(tcp[12]>>4)*4:]...)
+			fin = tcp[13]&tcpFIN != 0
+		}
+		if !bytes.Equal(got, ramp(0, len(got))) {
+			t.Fatalf("%d late bytes are not the stream's", len(got))
+		}
+		if whole++; len(got) > 0 && len(got) < size {
+			parts++
+		}
+		return got, fin
+	}
+	for over := false; !over; {
+		look()
+		select {
+		case err := <-written:
+			if err != nil {
+				t.Fatal(err)
+			}
+			over = true
+		default:
+		}
+	}
+	waitState(t, p.server, CloseWait)
+	if got, fin := look(); len(got) != size || !fin {
+		t.Errorf("at the end %d bytes, FIN %v; want all of %d, and the FIN", len(got), fin, size)
+	}
+	if parts == 0 {
+		t.Errorf("%d looks, none of them while data came: this proves nothing", whole)
 	}
 }
