@@ -3,10 +3,15 @@
 package tcprepair
 
 import (
+	"bytes"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"runtime"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -94,9 +99,46 @@ func (h *host) setUp(addrs []string) error {
 			if err := netlink.AddrAdd(l, addr); err != nil {
 				return fmt.Errorf("add %s: %w", a, err)
 			}
+			if err := h.awaitPath(addr.IP); err != nil {
+				return fmt.Errorf("%s: %w", a, err)
+			}
 		}
 	}
 	return nil
+}
+
+// awaitPath waits until what is sent from ip to the host's network comes out of the device: a little after it is up the kernel still
+// drops packets, IPv6 above all, and the first SYN would be repeated after a second.
+func (h *host) awaitPath(ip net.IP) error {
+	if four := ip.To4(); four != nil {
+		ip = four
+	}
+	to := slices.Clone(ip)
+	to[len(to)-1] ^= 0x40
+	conn, err := net.DialUDP("udp", &net.UDPAddr{IP: ip}, &net.UDPAddr{IP: to, Port: 9})
+	if err != nil {
+		return err
+	}
+	defer conn.Close() //nolint:errcheck // nothing is read
+	buf := make([]byte, 2048)
+	for range 1000 {
+		if _, err := conn.Write([]byte{0}); err != nil {
+			return err
+		}
+		if err := h.tun.SetReadDeadline(time.Now().Add(5 * time.Millisecond)); err != nil {
+			return err
+		}
+		for {
+			n, err := h.tun.Read(buf)
+			if err != nil {
+				break
+			}
+			if bytes.Contains(buf[:n], to) {
+				return h.tun.SetReadDeadline(time.Time{})
+			}
+		}
+	}
+	return errors.New("nothing comes out of the device")
 }
 
 // sysctl sets net.* in the host's namespace.
