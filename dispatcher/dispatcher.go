@@ -117,7 +117,9 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 	}
 	d.path, d.gate = path, path.holds
 	defer func() { err = errors.Join(err, d.path.Close()) }()
-	if pin := d.cfg.PinPath(); pin != "" {
+	if path.nft.Gate != nil {
+		d.names = path.nft.Names()
+	} else if pin := d.cfg.PinPath(); pin != "" {
 		names, failed := forward.OpenNames(filepath.Join(pin, "forward"))
 		if failed != nil {
 			return failed

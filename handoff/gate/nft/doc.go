@@ -14,6 +14,7 @@
 //	  set held4, held6:     the same key, with a timeout      what comes is dropped
 //	  set kept4, kept6:     the same key, with a timeout      what comes stays at this host, whatever flows says
 //	  set muted4, muted6:   the same key, with a timeout      what this host sends is dropped, but SYN-ACKs
+//	  set names:            node                              which host that is, as a comment
 //	  chain ingress-<interface>
 //	    its key in @held: drop
 //	    its key in @kept: accept                              (a)

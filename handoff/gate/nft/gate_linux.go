@@ -110,6 +110,9 @@ func (g *Gate) open() error {
 			}
 		}
 	}
+	if err := g.conn.AddSet(g.rules.names, nil); err != nil {
+		return err
+	}
 	for _, name := range []string{countHeld, countMuted, countForwarded} {
 		g.conn.AddObj(&nftables.CounterObj{Table: g.rules.table, Name: name})
 	}

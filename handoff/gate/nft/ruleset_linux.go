@@ -57,6 +57,7 @@ type ruleset struct {
 	server   bool
 	idle     time.Duration
 	versions [2]version // IPv4, IPv6
+	names    *nftables.Set
 }
 
 // kind is what differs between sets of one version.
@@ -94,7 +95,8 @@ func newRuleset(c Config) *ruleset {
 		v.strays = set(kind{name: "strays", expires: true, goes: true}, suffix, address)
 		return v
 	}
-	return &ruleset{table: t, server: c.Server, idle: c.IdleTimeout, versions: [2]version{
+	names := &nftables.Set{Table: t, Name: "names", KeyType: nftables.TypeMark, KeyByteOrder: binaryutil.BigEndian}
+	return &ruleset{table: t, server: c.Server, idle: c.IdleTimeout, names: names, versions: [2]version{
 		of(version{etherType: unix.ETH_P_IP, src: 12, dst: 16, length: 4}, "4", nftables.TypeIPAddr),
 		of(version{etherType: unix.ETH_P_IPV6, src: 8, dst: 24, length: 16}, "6", nftables.TypeIP6Addr),
 	}}
