@@ -31,13 +31,23 @@ func TestCensus(t *testing.T) {
 	}{
 		{"two connections", nil, list{1: established, 2: established}, nil, nil},
 		{"as before", nil, list{1: established, 2: tcprepair.CloseWait}, nil, nil},
-		{"one has ended", nil, list{1: established}, []int{2}, nil},
+		{"one is missing", nil, list{1: established}, nil, nil},
+		{"it was overlooked", nil, list{1: established, 2: tcprepair.CloseWait}, nil, nil},
+		{"it is missing again", nil, list{1: established}, nil, nil},
+		{"and has ended", nil, list{1: established}, []int{2}, nil},
 		{"the host closed the other one first", nil, list{1: timeWait}, nil, []int{1}},
 		{"that is told once", nil, list{1: timeWait}, nil, nil},
 		{"also when it is gone", nil, list{}, nil, nil},
-		{"short ones", []int{3, 4}, list{4: timeWait, 5: timeWait}, []int{3}, []int{4, 5}},
+		{"short ones", []int{3, 4}, list{4: timeWait, 5: timeWait}, nil, []int{4, 5}},
+		{"one of them was seen by nobody", nil, list{4: timeWait, 5: timeWait}, []int{3}, nil},
 		{"a port that is used again", nil, list{4: established, 5: timeWait}, nil, nil},
+		{"is missing", nil, list{}, nil, nil},
 		{"and ends", nil, list{}, []int{4}, nil},
+		{"one that comes while the list is made", []int{3}, list{}, nil, nil},
+		{"is on the next", nil, list{3: established}, nil, nil},
+		{"one that is missing", nil, list{}, nil, nil},
+		{"and whose port is used again", []int{3}, list{}, nil, nil},
+		{"ends later", nil, list{}, []int{3}, nil},
 		{"nothing", nil, list{}, nil, nil},
 	} {
 		for _, f := range step.met {
@@ -69,6 +79,8 @@ func TestPoll(t *testing.T) {
 	lists := [][]socketState{
 		{{testFlow(1), tcprepair.Established}, {testFlow(2), tcprepair.Established}},
 		{{testFlow(2), tcprepair.Established}},
+		{{testFlow(2), tcprepair.Established}},
+		{},
 		{},
 	}
 	p := newPoll([]netip.AddrPort{testFlow(1).Local}, func() ([]socketState, error) {
@@ -102,8 +114,8 @@ func TestPoll(t *testing.T) {
 	if _, err := p.Read(nil); !errors.Is(err, os.ErrClosed) {
 		t.Errorf("when closed: %v", err)
 	}
-	lists = [][]socketState{{{testFlow(1), tcprepair.Established}}, {}}
-	for range 2 {
+	lists = [][]socketState{{{testFlow(1), tcprepair.Established}}, {}, {}}
+	for range 3 {
 		if got, err := p.look(); err != nil || len(got) != 0 {
 			t.Errorf("of no service: %v, %v", got, err)
 		}
