@@ -16,6 +16,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/labtest"
 )
@@ -318,6 +320,47 @@ func TestDownWorksWithoutState(t *testing.T) {
 		t.Fatal(err)
 	}
 	assertGone(t, topo.Name)
+}
+
+// TestRemains: somebody removed the namespaces, and nobody the record.
+func TestRemains(t *testing.T) {
+	labtest.RequireRoot(t)
+	topo := netnslab.Standard(1)
+	topo.Name = labtest.Prefix() + "remains"
+	lab, err := netnslab.Build(t.Context(), topo)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if names, err := netnslab.Remains(); err != nil || contains(names, topo.Name) {
+		t.Errorf("a lab that stands is among what is left of others: %v, %v", names, err)
+	}
+	if err := lab.Release(); err != nil {
+		t.Fatal(err)
+	}
+	names, err := filepath.Glob("/run/netns/rh-" + topo.Name + "-*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range names {
+		if err := errors.Join(unix.Unmount(n, unix.MNT_DETACH), os.Remove(n)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if names, err := netnslab.List(); err != nil || contains(names, topo.Name) {
+		t.Errorf("it stands without a namespace: %v, %v", names, err)
+	}
+	if names, err := netnslab.Remains(); err != nil || !contains(names, topo.Name) {
+		t.Errorf("it is not among the remains: %v, %v", names, err)
+	}
+	if _, err := netnslab.Reopen(topo.Name); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("reopened: %v", err)
+	}
+	if err := netnslab.Down(topo.Name); err != nil {
+		t.Error(err)
+	}
+	if names, err := netnslab.Remains(); err != nil || contains(names, topo.Name) {
+		t.Errorf("its record is still there: %v, %v", names, err)
+	}
 }
 
 func TestLargeTransferIsExact(t *testing.T) {

@@ -128,13 +128,32 @@ func withStateLock(f func() error) error {
 
 // List returns the names of the standing labs, in order.
 func List() ([]string, error) {
+	return labs(func(namespaces int) bool { return namespaces > 0 })
+}
+
+// Remains returns the names of labs of which a record is left, and no namespace: the machine was restarted, or the namespaces were removed by
+// other means. Down removes what is left of them.
+func Remains() ([]string, error) {
+	return labs(func(namespaces int) bool { return namespaces == 0 })
+}
+
+// labs returns the names of recorded labs whose number of namespaces is as wanted, in order.
+func labs(wanted func(namespaces int) bool) ([]string, error) {
 	entries, err := os.ReadDir(stateDir)
 	if err != nil && !errors.Is(err, os.ErrNotExist) {
 		return nil, fmt.Errorf("list labs: %w", err)
 	}
 	var names []string
 	for _, e := range entries {
-		if name, ok := strings.CutSuffix(e.Name(), ".json"); ok && validLabName(name) == nil {
+		name, ok := strings.CutSuffix(e.Name(), ".json")
+		if !ok || validLabName(name) != nil {
+			continue
+		}
+		standing, err := labNamespaces(name)
+		if err != nil {
+			return nil, err
+		}
+		if wanted(len(standing)) {
 			names = append(names, name)
 		}
 	}

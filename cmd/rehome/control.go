@@ -99,6 +99,7 @@ type outputFormat string
 func (o *outputFormat) register(cmd *cobra.Command) {
 	*o = "table"
 	cmd.Flags().Var(o, "output", "table or json")
+	complete(cmd, "output", cobra.FixedCompletions([]cobra.Completion{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
 }
 
 // String implements pflag.Value.

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -58,6 +59,13 @@ func newLabList() *cobra.Command {
 			fmt.Fprintln(out, "standing labs:")
 			for _, l := range labs {
 				fmt.Fprintln(out, "  "+l)
+			}
+			remains, err := netnslab.Remains()
+			if err != nil {
+				return &exitError{exitFailed, err}
+			}
+			for _, l := range remains {
+				fmt.Fprintf(out, "  %-16s not whole: \"rehome lab down --lab %s\" removes what is left\n", l, l)
 			}
 			return nil
 		},
@@ -192,6 +200,14 @@ func scenarios() []labScenario {
 	}}
 }
 
+func scenarioNames() []cobra.Completion {
+	var names []cobra.Completion
+	for _, s := range scenarios() {
+		names = append(names, cobra.CompletionWithDesc(s.name, s.about))
+	}
+	return names
+}
+
 func newLabRun() *cobra.Command {
 	var output outputFormat
 	var o labOptions
@@ -200,7 +216,7 @@ func newLabRun() *cobra.Command {
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
 		Args:      cobra.ExactArgs(1),
-		ValidArgs: []string{"live-migration", "churn", "faults", "drain", "dispatch", "media", "process", "overload", "shed"},
+		ValidArgs: scenarioNames(),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {
@@ -262,6 +278,9 @@ func newLabUp() *cobra.Command {
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
+			if most := netnslab.MaxHosts - 2; servers < 1 || servers > most {
+				return fmt.Errorf("lab up: --servers %d: want 1 to %d", servers, most)
+			}
 			topo := netnslab.Standard(servers)
 			topo.Name = name
 			cfg := scenario.ClusterConfig{Topology: topo, Command: []string{self}, Root: root}
@@ -279,9 +298,9 @@ func newLabUp() *cobra.Command {
 			}
 			flag := ""
 			if name != standingLab {
-				flag = "--lab " + name + " "
+				flag = " --lab " + name
 			}
-			fmt.Fprintf(out, "try: rehome lab exec %sa rehome status --flows\n     rehome lab exec %sclient curl -s http://%v/\n     rehome lab down %s\n",
+			fmt.Fprintf(out, "try: rehome lab exec%s a rehome status --flows\n     rehome lab exec%s client curl -s http://%v/\n     rehome lab down%s\n",
 				flag, flag, topo.VIP4(), flag)
 			if err := c.Release(); err != nil {
 				return &exitError{exitFailed, err}
@@ -304,16 +323,17 @@ func newLabExec() *cobra.Command {
 		Short: "Run a command on a host of a standing lab",
 		Example: `  rehome lab exec client curl -s http://10.77.0.100/README.md
   rehome lab exec a rehome status --flows`,
-		Args: cobra.MinimumNArgs(2),
+		Args:              cobra.MinimumNArgs(2),
+		ValidArgsFunction: completeLabHost(&name),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			lab, err := netnslab.Reopen(name)
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return labError(name, err)
 			}
 			defer lab.Release() //nolint:errcheck // nothing was changed
 			host, err := lab.Host(args[0])
 			if err != nil {
-				return &exitError{exitFailed, err}
+				return &exitError{exitUsage, fmt.Errorf("lab %s has no host %q: it has %s", name, args[0], strings.Join(labHosts(lab), ", "))}
 			}
 			args = args[1:]
 			if args[0] == "--" && len(args) > 1 {
@@ -348,13 +368,14 @@ func newLabRestart() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "restart-agent HOST", Short: "Stop the agent of a host of a standing lab, and start it again", Args: cobra.ExactArgs(1),
+		ValidArgsFunction: completeLabHost(&name),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			self, err := os.Executable()
 			if err != nil {
 				return &exitError{exitFailed, err}
 			}
 			if err := scenario.RestartAgent(cmd.Context(), name, []string{self}, args[0]); err != nil {
-				return &exitError{exitFailed, err}
+				return labError(name, err)
 			}
 			fmt.Fprintf(cmd.OutOrStdout(), "agent of %s restarted\n", args[0])
 			return nil
@@ -364,13 +385,32 @@ func newLabRestart() *cobra.Command {
 	return cmd
 }
 
+// labError says what to do about a lab that is not there, or not whole.
+func labError(name string, err error) error {
+	switch {
+	case errors.Is(err, netnslab.ErrNotFound):
+		err = fmt.Errorf("no lab %q stands: \"rehome lab list\" shows those that do, \"rehome lab up --lab %s\" builds it (%w)", name, name, err)
+	case errors.Is(err, os.ErrNotExist):
+		err = fmt.Errorf("lab %q is not whole: \"rehome lab down --lab %s\" removes what is left (%w)", name, name, err)
+	}
+	return &exitError{exitFailed, err}
+}
+
+func labHosts(lab *netnslab.Lab) []string {
+	names := []string{netnslab.SwitchName}
+	for _, h := range lab.Hosts() {
+		names = append(names, h.Name())
+	}
+	return names
+}
+
 func newLabDown() *cobra.Command {
 	var name string
 	cmd := &cobra.Command{
 		Use: "down", Short: "Remove a standing lab", Args: cobra.NoArgs,
 		RunE: func(*cobra.Command, []string) error {
 			if err := scenario.TakeDown(name); err != nil {
-				return &exitError{exitFailed, err}
+				return labError(name, err)
 			}
 			return nil
 		},

@@ -84,8 +84,9 @@ reached.`,
 		SilenceErrors: true,
 		Version:       peer.Version(),
 	}
-	root.AddCommand(newAgent(), newDispatcher(), newGateway(), newMigrate(), newDrain(), newUndrain(), newAnnounce(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
-	root.AddCommand(newAgent(), newReport(), newDispatcher(), newMigrate(), newDrain(), newUndrain(), newAbort(), newReload(), newStatus(), newCheck(), newLab(), newVersion())
+	root.AddCommand(newAgent(), newReport(), newDispatcher(), newGateway(), newMigrate(), newDrain(), newUndrain(), newAnnounce(), newAbort(), newReload(),
+		newStatus(), newCheck(), newLab(), newVersion())
+	completeFlags(root)
 	return root
 }
 

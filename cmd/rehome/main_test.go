@@ -136,6 +136,7 @@ func TestExitCodes(t *testing.T) {
 		{"bad output", []string{"status", "--output", "xml"}, exitUsage, "", "want table or json"},
 		{"migrate what", []string{"migrate"}, exitUsage, "", "give one of FLOW, --all, --process PID and --service NAME"},
 		{"migrate both", []string{"migrate", "x", "--all"}, exitUsage, "", "give one of FLOW, --all, --process PID and --service NAME"},
+		{"migrate no flow", []string{"migrate", "foo", "--agent", nowhere}, exitUsage, "", "foo"},
 		{"no agent", []string{"status", "--agent", nowhere}, exitNoAgent, "", "is it running"},
 		{"TCP without certificate", []string{"status", "--agent", "127.0.0.1:1"}, exitUsage, "", "certificate"},
 		{"bad configuration", []string{"check", "--config", bad}, exitUsage, "", "field hots not found"},

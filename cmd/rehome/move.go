@@ -14,6 +14,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // mover is what migrate and drain have in common.
@@ -34,6 +35,7 @@ func (m *mover) register(cmd *cobra.Command) {
 	f.IntVar(&m.concurrency, "concurrency", 0, "moves in flight at a time (default: the agent's setting)")
 	f.DurationVar(&m.timeout, "timeout", 0, "time for everything; what has not moved then stays (default: none)")
 	f.BoolVarP(&m.verbose, "verbose", "v", false, "a line for each connection")
+	complete(cmd, "to", m.completePeer)
 }
 
 func newMigrate() *cobra.Command {
@@ -56,7 +58,8 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
   rehome migrate --all --to web-2 --service files
   rehome migrate --process 4711 --to web-2
   rehome migrate --service redis --to web-2`,
-		Args: cobra.MaximumNArgs(1),
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: m.completeFlow,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			req := &api.MoveRequest{Process: pid, Lazy: lazy, Whole: m.service != "" && !all && len(args) == 0 && pid == 0}
 			given := 0
@@ -76,6 +79,9 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
 				return errors.New("migrate: --lazy goes with --process, or with --service without --all")
 			}
 			if len(args) == 1 {
+				if _, err := tcprepair.ParseFlow(args[0]); err != nil {
+					return fmt.Errorf("migrate: %w", err)
+				}
 				req.Flow = args[0]
 				m.verbose = true
 			}
@@ -87,6 +93,7 @@ What cannot be moved goes on where it was; the reason is printed and the exit co
 	cmd.Flags().Int32Var(&pid, "process", 0, "a process of this host, by its number")
 	cmd.Flags().BoolVar(&lazy, "lazy", false, "of a process: its memory follows when it runs at the target")
 	cmd.Flags().StringVar(&m.service, "service", "", "the process that listens for this service; with --all: only connections of this service")
+	complete(cmd, "service", m.completeService)
 	return cmd
 }
 
@@ -129,9 +136,10 @@ func newUndrain() *cobra.Command {
 func newAbort() *cobra.Command {
 	c := &control{}
 	cmd := &cobra.Command{
-		Use:   "abort [FLOW]",
-		Short: "Give up moves in flight; their connections go on here",
-		Args:  cobra.MaximumNArgs(1),
+		Use:               "abort [FLOW]",
+		Short:             "Give up moves in flight; their connections go on here",
+		Args:              cobra.MaximumNArgs(1),
+		ValidArgsFunction: c.completeMigration,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			client, err := c.dial()
 			if err != nil {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -36,7 +37,7 @@ func newStatus() *cobra.Command {
 			}
 			var list []*api.Flow
 			if flows {
-				if list, err = receiveFlows(cmd, client, service); err != nil {
+				if list, err = receiveFlows(cmd.Context(), client, service); err != nil {
 					return c.callError(err)
 				}
 			}
@@ -50,11 +51,12 @@ func newStatus() *cobra.Command {
 	output.register(cmd)
 	cmd.Flags().BoolVar(&flows, "flows", false, "list every connection of this host's applications")
 	cmd.Flags().StringVar(&service, "service", "", "with --flows: only this service")
+	complete(cmd, "service", c.completeService)
 	return cmd
 }
 
-func receiveFlows(cmd *cobra.Command, client *api.Client, service string) ([]*api.Flow, error) {
-	stream, err := client.Flows(cmd.Context(), &api.FlowsRequest{Service: service})
+func receiveFlows(ctx context.Context, client *api.Client, service string) ([]*api.Flow, error) {
+	stream, err := client.Flows(ctx, &api.FlowsRequest{Service: service})
 	if err != nil {
 		return nil, err
 	}

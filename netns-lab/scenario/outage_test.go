@@ -121,17 +121,8 @@ func TestPythonServer(t *testing.T) {
 			_ = cmd.Wait() // it was killed
 		})
 	}
-	registered := func(host string) bool {
-		st, err := s.Status(ctx, host)
-		return err == nil && slices.ContainsFunc(st.GetServices(), func(v *api.Service) bool { return v.GetApplications() > 0 })
-	}
 	for _, name := range s.Servers() {
-		for !registered(name) {
-			if ctx.Err() != nil {
-				t.Fatalf("%s does not register", name)
-			}
-			time.Sleep(10 * time.Millisecond)
-		}
+		s.awaitApplications(ctx, t, name)
 	}
 	var conn net.Conn
 	for conn == nil { // until one of them listens
@@ -167,6 +158,21 @@ func TestPythonServer(t *testing.T) {
 		if err != nil || len(moved) != 1 || moved[0].GetOutcome() != agent.OutcomeMoved {
 			t.Fatalf("from %s: %v %v", from, moved, err)
 		}
+	}
+}
+
+// awaitApplications waits until an application has registered with the host's agent.
+func (s *standing) awaitApplications(ctx context.Context, t *testing.T, host string) {
+	t.Helper()
+	for {
+		st, err := s.Status(ctx, host)
+		if err == nil && slices.ContainsFunc(st.GetServices(), func(v *api.Service) bool { return v.GetApplications() > 0 }) {
+			return
+		}
+		if ctx.Err() != nil {
+			t.Fatalf("%s does not register", host)
+		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
