@@ -289,6 +289,7 @@ func ignoreCanceled(err error) error {
 // closeLinks ends every connection after the engine has.
 func (e *engine) closeLinks() {
 	<-e.stopped
+	defer e.untaken.end(time.Second)
 	if e.inject != nil {
 		if err := e.inject.Close(); err != nil {
 			e.log.Warn("closing the injector", "error", err)

@@ -61,6 +61,7 @@ type engine struct {
 	targets  map[uint64]*target
 	takers   map[uint64]*taker
 	answered answers
+	untaken  untaken
 	taking   map[tcprepair.Flow]*target
 	peers    map[string]*outgoing
 	incoming map[*incoming]struct{}
