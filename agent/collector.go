@@ -3,69 +3,78 @@
 package agent
 
 import (
+	"context"
 	"os"
 	"runtime/debug"
 	runtimemetrics "runtime/metrics"
+	"time"
 )
 
 const (
 	// collectAfter is how much an agent may allocate, in bytes, before its memory is collected. Go's own rule, as much again as is in use but
 	// 4 MiB at least, has an agent of a few MiB collect every few dozen moves; a connection that is frozen just then waits about 2 ms longer.
 	collectAfter = 64 << 20
-	// standardPercent and largestPercent bound the collector's target (GOGC).
+	// smallestHeap is how large a heap becomes before its first collection with the standard target, in bytes; any other target scales it.
+	smallestHeap = 4 << 20
+	// standardPercent and largestPercent bound the collector's target (GOGC). With the largest, smallestHeap is collectAfter.
 	standardPercent = 100
-	largestPercent  = 6400
+	largestPercent  = standardPercent * collectAfter / smallestHeap
+	// followTime is how often the target follows what is in use.
+	followTime = 20 * time.Millisecond
 )
 
-// liveMetric is the heap that the last collection found in use, in bytes.
-const liveMetric = "/gc/heap/live:bytes"
-
-// collector keeps the heap's room for growth at collectAfter at least, in the place of the 4 MiB that Go gives to a small heap. A large heap, while
-// connections with full queues move, is collected as ever. The zero value leaves the process alone. One goroutine uses it.
-type collector struct {
-	percent int // what it has set
-	before  int // what there was
-	sample  [1]runtimemetrics.Sample
+// scannedMetrics are what the last collection has looked at, in bytes: the target is a percentage of their sum.
+func scannedMetrics() []runtimemetrics.Sample {
+	return []runtimemetrics.Sample{{Name: "/gc/heap/live:bytes"}, {Name: "/gc/scan/stack:bytes"}, {Name: "/gc/scan/globals:bytes"}}
 }
 
-// newCollector takes the process's collector over, unless the operator has set GOGC.
-func newCollector() collector {
-	c := collector{}
+// CollectRarely gives this process's heap room to grow by 64 MiB between two collections, in the place of the 4 MiB that Go gives to a
+// small heap, until ctx ends. A large heap, while connections with full queues move, is collected as ever. An operator who has set GOGC
+// decides instead. It is for the command whose process the agent is: Agent leaves such settings to it.
+func CollectRarely(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
-		return c
+		return
 	}
-	c.sample[0].Name = liveMetric
-	c.percent = growth(0)
-	c.before = debug.SetGCPercent(c.percent)
-	return c
+	c := collector{percent: largestPercent, scanned: scannedMetrics()}
+	before := debug.SetGCPercent(c.percent)
+	defer debug.SetGCPercent(before)
+	t := time.NewTicker(followTime)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			c.follow()
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
-// tick follows the heap. Setting the target stops the process for a moment, so a small difference is left alone.
-func (c *collector) tick() {
-	if c.percent == 0 {
-		return
+// collector knows the target that it has set. One goroutine uses it.
+type collector struct {
+	percent int
+	scanned []runtimemetrics.Sample
+}
+
+// follow adapts the target to what is in use. Setting it stops the process for a moment, so a small difference is left alone.
+func (c *collector) follow() {
+	runtimemetrics.Read(c.scanned)
+	var inUse uint64
+	for _, s := range c.scanned {
+		if s.Value.Kind() == runtimemetrics.KindUint64 {
+			inUse += s.Value.Uint64()
+		}
 	}
-	runtimemetrics.Read(c.sample[:])
-	if c.sample[0].Value.Kind() != runtimemetrics.KindUint64 {
-		return
-	}
-	if want := growth(c.sample[0].Value.Uint64()); want > 2*c.percent || 2*want < c.percent {
+	if want := growth(inUse); 4*want > 5*c.percent || 5*want < 4*c.percent {
 		debug.SetGCPercent(want)
 		c.percent = want
 	}
 }
 
-// close gives the collector back as it was.
-func (c *collector) close() {
-	if c.percent != 0 {
-		debug.SetGCPercent(c.before)
-	}
-}
-
 // growth returns the target, in percent of what is in use, that lets a heap grow by collectAfter, or to twice its size if that is more.
-func growth(live uint64) int {
-	if live == 0 {
+func growth(inUse uint64) int {
+	if inUse == 0 {
 		return largestPercent
 	}
-	return int(min(max(100*collectAfter/live, standardPercent), largestPercent))
+	return int(min(max(100*collectAfter/inUse, standardPercent), largestPercent))
 }

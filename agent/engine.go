@@ -97,8 +97,7 @@ type engine struct {
 	// queued are the links that frames wait in.
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
-	reporter  reporter
-	collector collector
+	reporter reporter
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
@@ -212,8 +211,6 @@ func (e *engine) run(ctx context.Context) error {
 	e.findOrphans()
 	tick := time.NewTicker(tickInterval)
 	defer tick.Stop()
-	e.collector = newCollector()
-	defer e.collector.close()
 	stopping := ctx.Done()
 	var limit <-chan time.Time
 	e.turn.open()
@@ -309,7 +306,6 @@ func (e *engine) tick(now time.Time) {
 		in.settle(now)
 	}
 	e.entry.Sweep(now)
-	e.collector.tick()
 }
 
 // newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.

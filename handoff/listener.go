@@ -10,9 +10,18 @@ import (
 	"net"
 	"slices"
 	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
+)
+
+// What Serve waits when a connection cannot be accepted, as net/http does: the pause doubles.
+const (
+	shortestPause = 5 * time.Millisecond
+	longestPause  = time.Second
 )
 
 // Listener is a net.Listener whose connections can move to another host, and arrive from one.
@@ -104,14 +113,26 @@ func (l *Listener) Accept() (net.Conn, error) {
 }
 
 // AcceptConn is Accept without the need to convert its result.
-func (l *Listener) AcceptConn() (*Conn, error) {
+func (l *Listener) AcceptConn() (*Conn, error) { return l.acceptAfter(time.Time{}) }
+
+// acceptAfter is AcceptConn, but takes no new connection before notBefore. Those that arrive from another host do not wait.
+func (l *Listener) acceptAfter(notBefore time.Time) (*Conn, error) {
+	accepted := l.accepted
+	var pause <-chan time.Time
+	if wait := time.Until(notBefore); wait > 0 {
+		t := time.NewTimer(wait)
+		defer t.Stop()
+		accepted, pause = nil, t.C
+	}
 	for {
 		if c := l.takeArrived(); c != nil {
 			return c, nil
 		}
 		select {
-		case a := <-l.accepted:
+		case a := <-accepted:
 			return a.conn, a.err
+		case <-pause:
+			accepted = l.accepted
 		case <-l.ready:
 		case <-l.done:
 			return nil, &net.OpError{Op: "accept", Net: l.Addr().Network(), Addr: l.Addr(), Err: net.ErrClosed}
@@ -120,18 +141,38 @@ func (l *Listener) AcceptConn() (*Conn, error) {
 }
 
 // Serve calls handle with every connection, each in a goroutine of its own, and closes the connection when handle returns. It ends with Accept's
-// error, once the listener is closed; what handle is busy with then goes on.
+// error, once the listener is closed; what handle is busy with then goes on. While the machine has no descriptor or memory for a new
+// connection, Serve tries again, after 5 ms at first and 1 s at most.
 func (l *Listener) Serve(handle func(*Conn)) error {
+	var pause time.Duration
+	var notBefore time.Time
 	for {
-		c, err := l.AcceptConn()
+		c, err := l.acceptAfter(notBefore)
+		if passes(err) {
+			pause = min(max(2*pause, shortestPause), longestPause)
+			notBefore = time.Now().Add(pause)
+			l.cfg.Logger.Warn("cannot accept a connection", "again in", pause, "error", err)
+			continue
+		}
 		if err != nil {
 			return err
+		}
+		if !time.Now().Before(notBefore) {
+			pause = 0
 		}
 		go func() {
 			defer c.Close() //nolint:errcheck // after a move there is nothing to close
 			handle(c)
 		}()
 	}
+}
+
+// passes reports whether accept may succeed a little later: the machine is short of something, or the connection itself failed (accept(2)).
+func passes(err error) bool {
+	return slices.ContainsFunc([]error{
+		unix.EMFILE, unix.ENFILE, unix.ENOBUFS, unix.ENOMEM, unix.EPERM, unix.ECONNABORTED, unix.EPROTO,
+		unix.ENETDOWN, unix.ENETUNREACH, unix.EHOSTDOWN, unix.EHOSTUNREACH,
+	}, func(e error) bool { return errors.Is(err, e) })
 }
 
 // acceptLoop takes new connections out of the kernel, one ahead of Accept.

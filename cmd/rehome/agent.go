@@ -63,6 +63,7 @@ one ended.`,
 			if program, err := os.Executable(); err == nil {
 				a.SetReportCommand([]string{program, reportCommand})
 			}
+			go agent.CollectRarely(cmd.Context())
 			defer onHangup(cmd.Context(), func() {
 				if err := a.ReloadFile(); errors.Is(err, agent.ErrStopped) {
 					log.Warn("too late to reload", "error", err)
