@@ -29,6 +29,9 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 		go func() {
 			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil || d.isGateway(host) })
 			if err != nil {
+				if ctx.Err() == nil {
+					d.count.strangers.Inc()
+				}
 				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
 				return
 			}
@@ -63,12 +66,14 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 	for {
 		f, _, err := link.Receive()
 		if err != nil {
+			d.refused(err)
 			return err
 		}
 		if now := d.backend(name); now != nil {
 			b = now
 		}
 		answer, err := d.answer(b, f)
+		d.refused(err)
 		if err == nil && answer != nil {
 			err = link.Queue(f.ID, answer, -1)
 		}
@@ -78,6 +83,16 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 		if !link.More() {
 			link.Flush()
 			d.flush()
+		}
+	}
+}
+
+// refused counts what an agent has said if err says that no agent says so.
+func (d *Dispatcher) refused(err error) {
+	for _, spoiled := range []error{wire.ErrMalformed, wire.ErrUnknownKind, wire.ErrTooLarge, wire.ErrCritical} {
+		if errors.Is(err, spoiled) {
+			d.count.misfits.Inc()
+			return
 		}
 	}
 }
