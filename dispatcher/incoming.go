@@ -62,7 +62,8 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 		return fmt.Errorf("%s is no peer any more", name)
 	}
 	// What an agent says of itself holds for as long as it is there to say otherwise.
-	defer func() { b.draining.Store(false) }()
+	b.hearken(link)
+	defer func() { b.wishes(link, false) }()
 	for {
 		f, _, err := link.Receive()
 		if err != nil {
@@ -72,7 +73,7 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 		if now := d.backend(name); now != nil {
 			b = now
 		}
-		answer, err := d.answer(b, f)
+		answer, err := d.answer(b, link, f)
 		d.refused(err)
 		if err == nil && answer != nil {
 			err = link.Queue(f.ID, answer, -1)
@@ -98,12 +99,12 @@ func (d *Dispatcher) refused(err error) {
 }
 
 // answer carries out a request, and returns what to say to it, if anything.
-func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
+func (d *Dispatcher) answer(b *backend, link *wire.Link, f wire.Frame) (wire.Message, error) {
 	switch m := f.Message.(type) {
 	case *wire.Ping:
 		return &wire.Pong{}, nil
 	case *wire.Presence:
-		b.draining.Store(m.Draining)
+		b.wishes(link, m.Draining)
 		return nil, nil
 	case *wire.Ended:
 		d.flowEnded(b, m)
