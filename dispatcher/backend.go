@@ -41,8 +41,9 @@ type backend struct {
 
 	// active counts its connections, as far as this process knows.
 	active atomic.Int64
-	// draining is the agent's own wish.
+	// draining is the agent's own wish, as it was said on voice, the newest of the connections that it has made. Guarded by mu for changes.
 	draining atomic.Bool
+	voice    *wire.Link
 	heard    atomic.Int64 // time of its last frame, in nanoseconds since 1970
 	suspect  atomic.Bool  // it did not answer in time, and has not been heard of since
 
@@ -70,6 +71,31 @@ func (b *backend) up() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.link != nil && !b.suspect.Load()
+}
+
+// hearken takes a connection of the agent's for the one whose word counts. What was said on one before holds until the agent says something
+// else on this one, which it does at once.
+func (b *backend) hearken(link *wire.Link) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.voice = link
+}
+
+// wishes takes in what the agent says of itself on a connection. One that has been replaced may end, or be read to its end, late.
+func (b *backend) wishes(link *wire.Link, draining bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.voice == link {
+		b.draining.Store(draining)
+	}
+}
+
+// succeed goes on with what the agent has said to a backend whose place b takes.
+func (b *backend) succeed(was *backend) {
+	was.mu.Lock()
+	defer was.mu.Unlock()
+	b.voice = was.voice
+	b.draining.Store(was.draining.Load())
 }
 
 // cookiesID is the id of Cookies and its answer; attempts have others.

@@ -29,6 +29,7 @@ type counters struct {
 	sessions, unplaced     prometheus.Counter
 	announced, unannounced prometheus.Counter
 	followed, held, unheld prometheus.Counter
+	strangers, misfits     prometheus.Counter
 	findings               *prometheus.CounterVec
 }
 
@@ -66,6 +67,9 @@ func newCounters() *counters {
 	c.held = counter("media_held_total", "Datagrams that waited here while their session moved.")
 	c.unheld = counter("media_dropped_total", "Datagrams that were dropped because too many waited.")
 	c.registry.MustRegister(c.followed, c.held, c.unheld)
+	c.strangers = counter("rejected_peers_total", "Connections to the agents' port that were neither a configured peer's nor a gateway's.")
+	c.misfits = counter("agent_messages_refused_total", "Messages of agents that no agent sends a dispatcher; each ends its connection.")
+	c.registry.MustRegister(c.strangers, c.misfits)
 	c.findings = vector("signalling_findings_total", "Oddities in signalling, by reason.", "reason")
 	c.registry.MustRegister(c.sessions, c.unplaced, c.announced, c.unannounced, c.findings)
 	c.registry.MustRegister(c.relayed, c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)

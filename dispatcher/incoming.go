@@ -29,6 +29,9 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 		go func() {
 			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil || d.isGateway(host) })
 			if err != nil {
+				if ctx.Err() == nil {
+					d.count.strangers.Inc()
+				}
 				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
 				return
 			}
@@ -59,16 +62,19 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 		return fmt.Errorf("%s is no peer any more", name)
 	}
 	// What an agent says of itself holds for as long as it is there to say otherwise.
-	defer func() { b.draining.Store(false) }()
+	b.hearken(link)
+	defer func() { b.wishes(link, false) }()
 	for {
 		f, _, err := link.Receive()
 		if err != nil {
+			d.refused(err)
 			return err
 		}
 		if now := d.backend(name); now != nil {
 			b = now
 		}
-		answer, err := d.answer(b, f)
+		answer, err := d.answer(b, link, f)
+		d.refused(err)
 		if err == nil && answer != nil {
 			err = link.Queue(f.ID, answer, -1)
 		}
@@ -82,13 +88,23 @@ func (d *Dispatcher) serveAgent(name string, link *wire.Link) error {
 	}
 }
 
+// refused counts what an agent has said if err says that no agent says so.
+func (d *Dispatcher) refused(err error) {
+	for _, spoiled := range []error{wire.ErrMalformed, wire.ErrUnknownKind, wire.ErrTooLarge, wire.ErrCritical} {
+		if errors.Is(err, spoiled) {
+			d.count.misfits.Inc()
+			return
+		}
+	}
+}
+
 // answer carries out a request, and returns what to say to it, if anything.
-func (d *Dispatcher) answer(b *backend, f wire.Frame) (wire.Message, error) {
+func (d *Dispatcher) answer(b *backend, link *wire.Link, f wire.Frame) (wire.Message, error) {
 	switch m := f.Message.(type) {
 	case *wire.Ping:
 		return &wire.Pong{}, nil
 	case *wire.Presence:
-		b.draining.Store(m.Draining)
+		b.wishes(link, m.Draining)
 		return nil, nil
 	case *wire.Ended:
 		d.flowEnded(b, m)

@@ -62,7 +62,7 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 			b = newBackend(c.Name, c.Address, gate.Node(c.ID), d.self, d.flush, d.log)
 			b.socketless, b.management = d.socketless, d.management
 			if was != nil {
-				b.draining.Store(was.draining.Load())
+				b.succeed(was)
 			}
 		}
 		p.peers[c.Name], p.backends[c.Name] = c, b
