@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher/availability"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
@@ -70,6 +71,11 @@ func (b *backend) up() bool {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.link != nil && !b.suspect.Load()
+}
+
+// leaving reports whether its host wants no new connections: it is being drained, or has announced its failure.
+func (b *backend) leaving() bool {
+	return b.draining.Load() || b.management != nil && b.management.of(b.node).state == availability.Draining
 }
 
 // cookiesID is the id of Cookies and its answer; attempts have others.
@@ -243,7 +249,7 @@ func (b *backend) answer(f wire.Frame) error {
 	case *wire.Committed:
 		ev.Kind = migration.Committed
 	case *wire.Refuse:
-		if f.ID&shedBit != 0 && b.management != nil && b.management.shedder != nil {
+		if f.ID&shedBit != 0 && b.management != nil {
 			b.management.shedder.refused(f.ID)
 			return nil
 		}

@@ -76,7 +76,9 @@ type Server struct {
 	Load float64
 	// Takes means that it can be given sessions: it is up, not drained, and its load is known.
 	Takes bool
-	// Sessions are those that it has. Only for servers above ShedConfig.Low are they looked at.
+	// Fails is when it will fail, as it has announced (SARA 27): its sessions leave before. Zero: it has not.
+	Fails time.Time
+	// Sessions are those that it has. Only for servers above ShedConfig.Low, or with Fails, are they looked at.
 	Sessions []Session
 }
 
