@@ -78,6 +78,15 @@ func (b *backend) leaving() bool {
 	return b.draining.Load() || b.management != nil && b.management.of(b.node).state == availability.Draining
 }
 
+// gone reports whether its host's reports say that it is out, whether or not its agent can be asked.
+func (b *backend) gone() bool {
+	if b.management == nil {
+		return false
+	}
+	s := b.management.of(b.node).state
+	return s == availability.Down || s == availability.ApplicationDown
+}
+
 // cookiesID is the id of Cookies and its answer; attempts have others.
 const cookiesID = 0
 

@@ -103,6 +103,9 @@ func (m *member) message() *api.Backend {
 	if m.condition != nil {
 		r.Health, r.HealthError = m.condition.words()
 	}
+	if r.State == stateUp && m.host.gone() {
+		r.State = stateDown
+	}
 	if r.State == stateUp && (r.Drained || r.Draining) {
 		r.State = stateDrained
 	}

@@ -83,21 +83,22 @@ func (s *shedding) shed(now time.Time) {
 	s.d.flush()
 }
 
-// servers are those whose load is known, or that will fail. look means that one of them may have to give sessions away. The load is the measured one: package load knows itself what its moves
+// servers are all backends. look means that one of them may have to give sessions away. The load is the measured one: package load knows itself what its moves
 // will make of it, and the forecast of a load that falls because of them lies below what it comes to.
 func (s *shedding) servers() (servers []load.Server, look bool) {
 	low := s.shedder.Config().Low
 	for _, b := range s.d.live.Load().backends {
 		v := s.m.of(b.node)
 		fails := s.fails(b)
-		if !v.known && fails.IsZero() {
-			continue
+		measured := v.measured
+		if !v.known {
+			measured = load.UnknownLoad
 		}
 		servers = append(servers, load.Server{
-			Host: uint32(b.node), Load: v.measured, Fails: fails,
-			Takes: v.known && v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
+			Host: uint32(b.node), Load: measured, Fails: fails,
+			Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
 		})
-		look = look || !fails.IsZero() || s.d.cfg.Shedding.Enabled && v.measured > low
+		look = look || !fails.IsZero() || s.d.cfg.Shedding.Enabled && measured > low
 	}
 	return servers, look
 }

@@ -92,6 +92,7 @@ func TestEvacuationStays(t *testing.T) {
 		want    int
 	}{
 		{"one that has just come leaves", []Server{{Host: 1, Fails: fails, Sessions: []Session{just}}, {Host: 2, Load: 0.99, Takes: true}}, 1},
+		{"to where no load is known", []Server{{Host: 1, Load: UnknownLoad, Fails: fails, Sessions: sessions(1, 3)}, {Host: 2, Load: UnknownLoad, Takes: true}}, 3},
 		{"fixed", []Server{{Host: 1, Fails: fails, Sessions: []Session{{ID: 1, Weight: 1, Fixed: true}}}, {Host: 2, Takes: true}}, 0},
 		{"nobody serves the same", []Server{{Host: 1, Fails: fails, Sessions: []Session{{ID: 1, Weight: 1, To: []uint32{3}}}}, {Host: 2, Takes: true}}, 0},
 		{"all fail", []Server{{Host: 1, Fails: fails, Sessions: sessions(1, 3)}, {Host: 2, Fails: fails, Takes: true}}, 0},

@@ -93,7 +93,7 @@ func (s *Shedder) expect(servers []Server) []float64 {
 	}
 	expected := make([]float64, len(servers))
 	for i := range servers {
-		expected[i] = max(servers[i].Load+change[servers[i].Host], 0)
+		expected[i] = max(max(servers[i].Load, 0)+change[servers[i].Host], 0)
 	}
 	return expected
 }
@@ -184,7 +184,7 @@ func (s *Shedder) target(from int, hosts []uint32, share float64, servers []Serv
 	for i := range servers {
 		switch {
 		case len(hosts) > 0 && !slices.Contains(hosts, servers[i].Host):
-		case i == from || !servers[i].Takes || s.Sheds(servers[i].Host) || expected[i]+share > s.cfg.Low:
+		case i == from || !servers[i].Takes || servers[i].Load < 0 || s.Sheds(servers[i].Host) || expected[i]+share > s.cfg.Low:
 		case best < 0 || expected[i] < expected[best]:
 			best = i
 		}

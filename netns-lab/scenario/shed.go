@@ -279,7 +279,12 @@ func (s *shed) drained(ctx context.Context, servers []string) (bool, error) {
 
 // until waits for a condition, for as long as the server may take to cool down.
 func (s *shed) until(ctx context.Context, holds func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Limit)
+	return holdsWithin(ctx, s.cfg.Limit, holds)
+}
+
+// holdsWithin waits for a condition.
+func holdsWithin(ctx context.Context, limit time.Duration, holds func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		if ok, err := holds(); err != nil || ok {
