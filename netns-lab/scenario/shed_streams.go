@@ -56,11 +56,11 @@ func (m *Media) serveStreams(ctx context.Context, server string, capacity int) (
 			return err
 		}
 		for _, v := range st.GetServices() {
-			if v.GetName() == streamer.Service && v.GetApplications() > 0 {
+			if v.GetName() == string(streamer.RTSP) && v.GetApplications() > 0 {
 				return nil
 			}
 		}
-		return fmt.Errorf("%s has not registered at %s yet", streamer.Service, server)
+		return fmt.Errorf("%s has not registered at %s yet", string(streamer.RTSP), server)
 	}
 	return &mediaServer{s}, m.await(ctx, m.agents[server], registered)
 }

@@ -16,13 +16,12 @@ import (
 	"github.com/rehome-net/rehome/handoff"
 )
 
-// Service is the name under which servers register.
-const Service = "rtsp"
-
 // Config says what to serve. Only Address has no default.
 type Config struct {
-	// Address is where RTSP is listened for.
+	// Address is where connections are listened for.
 	Address netip.AddrPort
+	// Signalling is what they speak, and the name under which the server registers; RTSP when empty.
+	Signalling Signalling
 	// Agent is the path of the agent's socket, as in handoff.Config.
 	Agent string
 	// FirstPort is the first of Ports for RTP and RTCP; 8000 and 1000 when zero. FirstPort must be even.
@@ -38,6 +37,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.Signalling == "" {
+		c.Signalling = RTSP
+	}
 	if c.FirstPort == 0 {
 		c.FirstPort = 8000
 	}
@@ -65,7 +67,7 @@ func (c *Config) validate() error {
 	case c.Capacity < 0:
 		return fmt.Errorf("streamer: capacity %d: want 0 or more", c.Capacity)
 	}
-	return nil
+	return c.Signalling.validate()
 }
 
 // Total is what a server has served to the end.
@@ -90,6 +92,7 @@ type Server struct {
 	next    uint16
 	total   Total
 	refuses bool
+	ending  bool
 }
 
 // Listen starts a server; ctx bounds the start only.
@@ -101,7 +104,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg}
 	var err error
 	s.listener, err = handoff.Listen(ctx, "tcp", cfg.Address.String(), handoff.Config{
-		Service: Service, Agent: cfg.Agent, Export: s.export, Import: s.arrive, Logger: cfg.Logger,
+		Service: string(cfg.Signalling), Agent: cfg.Agent, Export: s.export, Import: s.arrive, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -141,6 +144,20 @@ func (s *Server) Refuse(on bool) {
 	s.refuses = on
 }
 
+// HangUp has the server ask its callers to end their calls: their next INFO is answered with 480.
+func (s *Server) HangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending = true
+}
+
+// ends reports whether HangUp was called.
+func (s *Server) ends() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
+}
+
 // errRefuses is what it says then.
 var errRefuses = errors.New("this server takes no sessions at present")
 
@@ -178,7 +195,10 @@ func (s *Server) accept() {
 // session makes a session of a connection.
 func (s *Server) session(c *handoff.Conn) (*session, error) {
 	local, remote := c.Flow().Local.Addr(), c.Flow().Remote.Addr()
-	ses := &session{line: c, local: local, remote: remote, port: s.port, dial: s.cfg.Dial, log: s.cfg.Logger}
+	ses := &session{
+		line: c, local: local, remote: remote, port: s.port, dial: s.cfg.Dial, log: s.cfg.Logger,
+		calls: s.cfg.Signalling == SIP, signalPort: c.Flow().Local.Port(), ending: s.ends,
+	}
 	if c.State().Data == nil {
 		return ses, nil
 	}
