@@ -27,12 +27,16 @@ import (
 type mediaServer struct{ *streamer.Server }
 
 // serveStreams starts one.
-func (m *Media) serveStreams(ctx context.Context, server string, capacity int) (*mediaServer, error) {
+func (m *Media) serveStreams(ctx context.Context, server string, speaks streamer.Signalling, capacity int) (*mediaServer, error) {
 	h := m.host(server)
+	port := uint16(RTSPPort)
+	if speaks == streamer.SIP {
+		port = SIPPort
+	}
 	var s *streamer.Server
 	err := h.Do(func() (err error) {
 		s, err = streamer.Listen(ctx, streamer.Config{
-			Address: netip.AddrPortFrom(m.VIP(), RTSPPort), Agent: AgentSocket(m.Lab.Topology().Name, server), FirstPort: rtpPorts, Capacity: capacity,
+			Address: netip.AddrPortFrom(m.VIP(), port), Signalling: speaks, Agent: AgentSocket(m.Lab.Topology().Name, server), FirstPort: rtpPorts, Capacity: capacity,
 			Logger: slog.New(slog.DiscardHandler),
 			Dial: func(ctx context.Context, local, remote netip.AddrPort) (c *net.UDPConn, err error) {
 				err = h.Do(func() (err error) {
@@ -56,11 +60,11 @@ func (m *Media) serveStreams(ctx context.Context, server string, capacity int) (
 			return err
 		}
 		for _, v := range st.GetServices() {
-			if v.GetName() == string(streamer.RTSP) && v.GetApplications() > 0 {
+			if v.GetName() == string(speaks) && v.GetApplications() > 0 {
 				return nil
 			}
 		}
-		return fmt.Errorf("%s has not registered at %s yet", string(streamer.RTSP), server)
+		return fmt.Errorf("%s has not registered at %s yet", speaks, server)
 	}
 	return &mediaServer{s}, m.await(ctx, m.agents[server], registered)
 }
