@@ -29,6 +29,8 @@ type vital struct {
 	state availability.State
 	// failsAt is, of a host that is draining, when it will fail, as it said at first.
 	failsAt time.Time
+	// silent means that it is down, and has not said so.
+	silent bool
 	// load is eq. 8's value of SARA, and measured what the last report said, known while reports come; report numbers the report.
 	load, measured float64
 	known          bool
@@ -110,7 +112,7 @@ const abandonAfter = 250 * time.Millisecond
 func (m *management) changed(e availability.Event) {
 	m.mu.Lock()
 	v := m.vitals[e.Host]
-	v.state, v.failsAt = e.To, e.FailsAt
+	v.state, v.failsAt, v.silent = e.To, e.FailsAt, e.Silent()
 	m.vitals[e.Host] = v
 	m.mu.Unlock()
 	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
@@ -276,12 +278,12 @@ func (m *management) admit(s *service) bool {
 	return !admission.ShareOf(m.decision.Load().New).Refuses(rand.Uint32())
 }
 
-// judge adds to what a policy sees of a backend what its reports say.
-func (m *management) judge(host *backend, b *balance.Backend) {
+// judge adds to what a policy sees of a backend what its reports say. With mercy a host that is merely silent is not down.
+func (m *management) judge(host *backend, b *balance.Backend, mercy bool) {
 	v := m.of(host.node)
 	switch v.state {
 	case availability.Down, availability.ApplicationDown:
-		b.Down = true
+		b.Down = b.Down || !mercy || !v.silent
 	case availability.Draining:
 		b.Drained = true
 	case availability.Unknown, availability.Up: // its agent's link counts

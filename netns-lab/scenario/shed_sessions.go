@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -78,6 +79,9 @@ func ShedSessions(ctx context.Context, cfg ShedConfig) (_ *ShedSessionsResult, e
 		return nil, err
 	}
 	s.judge()
+	if !s.result.OK {
+		s.say("%s", s.lab.complaints())
+	}
 	return &s.result, ctx.Err()
 }
 
@@ -269,8 +273,12 @@ func (s *shedSessions) migrate(ctx context.Context, from, to string) error {
 func (s *shedSessions) count(streams streamTally) {
 	r := &s.result
 	rtp, rtcp := 0, 0
+	came := make(map[netip.AddrPort]int)
 	for _, server := range s.servers {
 		t := server.Total()
+		for client, n := range t.From {
+			came[client] += n
+		}
 		rtp += t.RTP
 		rtcp += t.RTCP
 		r.OutOfOrder += t.Late
@@ -282,6 +290,11 @@ func (s *shedSessions) count(streams streamTally) {
 	r.LongestMillis = float64(streams.longest.Microseconds()) / 1000
 	s.say("clients heard %d packets of media and missed %d; servers have %d of %d of RTP, %d of %d of RTCP; %d waited",
 		streams.heard, streams.missing, rtp, streams.sentRTP, rtcp, streams.sentRTCP, r.MediaPacketsHeld)
+	for client, n := range streams.sent {
+		if came[client] < n {
+			r.Problems = append(r.Problems, fmt.Sprintf("%v has sent %d packets, of which %d arrived", client, n, came[client]))
+		}
+	}
 	if streams.unread > 0 {
 		r.Problems = append(r.Problems, fmt.Sprintf("%d packets were not counted: the machine is too busy", streams.unread))
 	}

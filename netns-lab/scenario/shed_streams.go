@@ -83,8 +83,9 @@ type streamTally struct {
 	heard, missing, late, restarts int
 	// longest is the longest time between two packets of one stream.
 	longest time.Duration
-	// sentRTP and sentRTCP are the client's own.
+	// sentRTP and sentRTCP are the client's own; sent has RTP by where it came from.
 	sentRTP, sentRTCP int
+	sent              map[netip.AddrPort]int
 	// unread counts packets that the capture could not keep up with.
 	unread int
 }
@@ -128,6 +129,7 @@ func tallyStreams(file io.Reader, vip netip.Addr) (t streamTally, err error) {
 	parser := gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &eth, &ip, &udp)
 	parser.IgnoreUnsupported = true
 	streams := make(map[mediaFlow]*rtpStream)
+	t.sent = make(map[netip.AddrPort]int)
 	for {
 		frame, info, err := r.ReadPacketData()
 		if errors.Is(err, io.EOF) {
@@ -150,6 +152,7 @@ func tallyStreams(file io.Reader, vip netip.Addr) (t streamTally, err error) {
 			t.sentRTCP++
 		case dst == vip && malformed == nil:
 			t.sentRTP++
+			t.sent[netip.AddrPortFrom(src, uint16(udp.SrcPort))]++
 		case src == vip && udp.SrcPort%2 == 0 && malformed == nil:
 			f := mediaFlow{Client: netip.AddrPortFrom(dst, uint16(udp.DstPort)), Server: netip.AddrPortFrom(src, uint16(udp.SrcPort))}
 			s := streams[f]

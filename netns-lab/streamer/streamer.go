@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -75,6 +76,8 @@ type Total struct {
 	// Sessions have ended here. RTP and RTCP are the datagrams of theirs that came from clients, wherever; Missing the packets of RTP that never
 	// came, as the sequence numbers tell, and Late those that came out of order.
 	Sessions, RTP, RTCP, Missing, Late int
+	// From has RTP by where it came from.
+	From map[netip.AddrPort]int
 	// Imported counts the sessions that have come from another host.
 	Imported int
 }
@@ -134,7 +137,9 @@ func (s *Server) Live() int {
 func (s *Server) Total() Total {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.total
+	t := s.total
+	t.From = maps.Clone(t.From)
+	return t
 }
 
 // Refuse has the server refuse sessions that come from other hosts, after it has opened their sockets, or take them again.
@@ -289,6 +294,10 @@ func (s *Server) add(ses *session, imported, moved bool) {
 	r := &ses.rec.Received
 	s.total.Sessions++
 	s.total.RTP += r.RTP
+	if s.total.From == nil {
+		s.total.From = make(map[netip.AddrPort]int)
+	}
+	s.total.From[ses.rec.Client] += r.RTP
 	s.total.RTCP += r.RTCP
 	s.total.Missing += r.Missing
 	s.total.Late += r.Late
