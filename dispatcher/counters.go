@@ -27,6 +27,7 @@ type counters struct {
 
 	shed, unshed           prometheus.Counter
 	evacuated              prometheus.Counter
+	strangers              prometheus.Counter
 	sessions, unplaced     prometheus.Counter
 	announced, unannounced prometheus.Counter
 	followed, held, unheld prometheus.Counter
@@ -59,7 +60,8 @@ func newCounters() *counters {
 	c.shed = counter("shed_total", "Connections that were ordered away from servers that are too loaded.")
 	c.evacuated = counter("evacuated_total", "Connections that were ordered away from servers that have announced their failure.")
 	c.unshed = counter("shed_refused_total", "Of both: connections that did not move.")
-	c.registry.MustRegister(c.shed, c.evacuated, c.unshed)
+	c.strangers = counter("peers_refused_total", "Connections to the agents' port of who is neither a backend nor a gateway, or cannot prove it.")
+	c.registry.MustRegister(c.shed, c.evacuated, c.unshed, c.strangers)
 	c.sessions = counter("sessions_total", "Sessions opened.")
 	c.unplaced = counter("sessions_refused_total", "First packets of sessions that no server took, or the session table.")
 	c.announced = counter("announced_flows_total", "Flows that signalling has announced and that were installed.")

@@ -92,7 +92,7 @@ func New(cfg Config, log *slog.Logger) *Dispatcher {
 		cfg: cfg, log: log, count: newCounters(), patience: meetTime, orders: make(chan order), stopped: make(chan struct{}),
 	}
 	d.checks = newChecks(d)
-	d.count.registry.MustRegister(newGauges(d))
+	d.count.registry.MustRegister(newGauges(d), newTrust(d))
 	return d
 }
 

@@ -29,6 +29,7 @@ func (d *Dispatcher) servePeers(ctx context.Context, ln net.Listener) error {
 		go func() {
 			name, link, err := d.self.Accept(ctx, conn, func(host string) bool { return d.backend(host) != nil || d.isGateway(host) })
 			if err != nil {
+				d.count.strangers.Inc()
 				d.log.Warn("refused a connection to the agents' port", "from", conn.RemoteAddr(), "error", err)
 				return
 			}
