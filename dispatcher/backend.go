@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher/availability"
 	"github.com/rehome-net/rehome/handoff/gate"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
@@ -96,6 +97,20 @@ func (b *backend) succeed(was *backend) {
 	defer was.mu.Unlock()
 	b.voice = was.voice
 	b.draining.Store(was.draining.Load())
+}
+
+// leaving reports whether its host wants no new connections: it is being drained, or has announced its failure.
+func (b *backend) leaving() bool {
+	return b.draining.Load() || b.management != nil && b.management.of(b.node).state == availability.Draining
+}
+
+// gone reports whether its host's reports say that it is out, whether or not its agent can be asked.
+func (b *backend) gone() bool {
+	if b.management == nil {
+		return false
+	}
+	s := b.management.of(b.node).state
+	return s == availability.Down || s == availability.ApplicationDown
 }
 
 // cookiesID is the id of Cookies and its answer; attempts have others.
@@ -269,7 +284,7 @@ func (b *backend) answer(f wire.Frame) error {
 	case *wire.Committed:
 		ev.Kind = migration.Committed
 	case *wire.Refuse:
-		if f.ID&shedBit != 0 && b.management != nil && b.management.shedder != nil {
+		if f.ID&shedBit != 0 && b.management != nil {
 			b.management.shedder.refused(f.ID)
 			return nil
 		}

@@ -124,12 +124,17 @@ type SheddingConfig struct {
 	// Above and Below are the loads at which it begins, and ends (0.85, 0.65).
 	Above float64 `yaml:"above,omitempty"`
 	Below float64 `yaml:"below,omitempty"`
-	// PerSecond is how many connections move in a second at most (200), and Stay how long each stays where it has come to (30 s).
+	// PerSecond is how many connections move in a second at most (200), also those that leave a server which has announced its failure, with or
+	// without Enabled. Stay is how long each stays where it has come to (30 s).
 	PerSecond int           `yaml:"per_second,omitempty"`
 	Stay      time.Duration `yaml:"stay,omitempty"`
 }
 
+// shedder is the configuration of package load. Without Enabled no server is hot: no load exceeds 1.
 func (c SheddingConfig) shedder() load.ShedConfig {
+	if !c.Enabled {
+		return load.ShedConfig{High: 1, Rate: c.PerSecond}
+	}
 	return load.ShedConfig{High: c.Above, Low: c.Below, Rate: c.PerSecond, Stay: c.Stay}
 }
 
@@ -192,11 +197,9 @@ func (c *Config) validateManagement() error {
 		bad("admission.policy", fmt.Errorf("missing: want %s, %s, %s, %s or %s",
 			admission.SA2C, admission.None, admission.Static, admission.Request, admission.LeastConnections503))
 	}
-	if c.Shedding.Enabled {
-		bad("shedding", c.Shedding.validate())
-		if !c.Reports.on() {
-			bad("shedding", errors.New("it goes by the backends' loads: give reports.keys"))
-		}
+	bad("shedding", c.Shedding.validate())
+	if c.Shedding.Enabled && !c.Reports.on() {
+		bad("shedding", errors.New("it goes by the backends' loads: give reports.keys"))
 	}
 	for _, p := range c.Pools {
 		if p.Balance == balance.Shell && !c.Reports.on() {

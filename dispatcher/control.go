@@ -97,11 +97,14 @@ func (m *member) message() *api.Backend {
 	m.mu.Unlock()
 	r := &api.Backend{
 		Name: m.name, Host: m.host.name, Address: m.host.addr, Node: uint32(m.host.node), State: m.host.state(),
-		Weight: uint32(weight), ConfiguredWeight: uint32(m.configured), Drained: drained, Draining: m.host.draining.Load(),
+		Weight: uint32(weight), ConfiguredWeight: uint32(m.configured), Drained: drained, Draining: m.host.leaving(),
 		Active: m.host.active.Load(),
 	}
 	if m.condition != nil {
 		r.Health, r.HealthError = m.condition.words()
+	}
+	if r.State == stateUp && m.host.gone() {
+		r.State = stateDown
 	}
 	if r.State == stateUp && (r.Drained || r.Draining) {
 		r.State = stateDrained

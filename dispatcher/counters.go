@@ -26,6 +26,7 @@ type counters struct {
 	relayed  prometheus.Counter
 
 	shed, unshed           prometheus.Counter
+	evacuated              prometheus.Counter
 	sessions, unplaced     prometheus.Counter
 	announced, unannounced prometheus.Counter
 	followed, held, unheld prometheus.Counter
@@ -57,8 +58,9 @@ func newCounters() *counters {
 		}, []string{"delivery"}),
 	}
 	c.shed = counter("shed_total", "Connections that were ordered away from servers that are too loaded.")
-	c.unshed = counter("shed_refused_total", "Of those: connections that did not move.")
-	c.registry.MustRegister(c.shed, c.unshed)
+	c.evacuated = counter("evacuated_total", "Connections that were ordered away from servers that have announced their failure.")
+	c.unshed = counter("shed_refused_total", "Of both: connections that did not move.")
+	c.registry.MustRegister(c.shed, c.evacuated, c.unshed)
 	c.sessions = counter("sessions_total", "Sessions opened.")
 	c.unplaced = counter("sessions_refused_total", "First packets of sessions that no server took, or the session table.")
 	c.announced = counter("announced_flows_total", "Flows that signalling has announced and that were installed.")

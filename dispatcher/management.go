@@ -27,6 +27,10 @@ import (
 // vital is what a backend's reports say of it. The zero value: nothing.
 type vital struct {
 	state availability.State
+	// failsAt is, of a host that is draining, when it will fail, as it said at first.
+	failsAt time.Time
+	// silent means that it is down, and has not said so.
+	silent bool
 	// load is eq. 8's value of SARA, and measured what the last report said, known while reports come; report numbers the report.
 	load, measured float64
 	known          bool
@@ -69,12 +73,8 @@ func newManagement(d *Dispatcher) (_ *management, err error) {
 	if err != nil {
 		return nil, fmt.Errorf("reports: %w", err)
 	}
-	if d.cfg.Shedding.Enabled {
-		if m.shedder, err = newShedding(d, m); err != nil {
-			return nil, err
-		}
-	}
-	return m, nil
+	m.shedder, err = newShedding(d, m)
+	return m, err
 }
 
 // watch has the hosts of a plan watched.
@@ -100,9 +100,7 @@ func (m *management) run(ctx context.Context) error {
 	if m.policy != nil {
 		m.d.roster.spawn(ctx, m.decide)
 	}
-	if m.shedder != nil {
-		m.d.roster.spawn(ctx, m.shedder.run)
-	}
+	m.d.roster.spawn(ctx, m.shedder.run)
 	return m.monitor.Run(ctx)
 }
 
@@ -114,7 +112,7 @@ const abandonAfter = 250 * time.Millisecond
 func (m *management) changed(e availability.Event) {
 	m.mu.Lock()
 	v := m.vitals[e.Host]
-	v.state = e.To
+	v.state, v.failsAt, v.silent = e.To, e.FailsAt, e.Silent()
 	m.vitals[e.Host] = v
 	m.mu.Unlock()
 	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
@@ -173,6 +171,18 @@ func (m *management) of(n gate.Node) vital {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.vitals[uint32(n)]
+}
+
+// fails is when a host will fail, as it has announced; zero when it has not, or has already.
+func (m *management) fails(n gate.Node) time.Time {
+	v := m.of(n)
+	if v.state != availability.Draining {
+		return time.Time{}
+	}
+	if h, ok := m.monitor.Host(uint32(n)); ok && h.Status.State == availability.Draining {
+		return h.Status.FailsAt // it may have changed its mind about when
+	}
+	return v.failsAt
 }
 
 // tablePressure is the share of the flow table from which on new flows find no room (package forward).
@@ -268,12 +278,12 @@ func (m *management) admit(s *service) bool {
 	return !admission.ShareOf(m.decision.Load().New).Refuses(rand.Uint32())
 }
 
-// judge adds to what a policy sees of a backend what its reports say.
-func (m *management) judge(host *backend, b *balance.Backend) {
+// judge adds to what a policy sees of a backend what its reports say. With mercy a host that is merely silent is not down.
+func (m *management) judge(host *backend, b *balance.Backend, mercy bool) {
 	v := m.of(host.node)
 	switch v.state {
 	case availability.Down, availability.ApplicationDown:
-		b.Down = true
+		b.Down = b.Down || !mercy || !v.silent
 	case availability.Draining:
 		b.Drained = true
 	case availability.Unknown, availability.Up: // its agent's link counts

@@ -106,13 +106,21 @@ func (p *pool) inherit(old *pool) {
 	}
 }
 
-// member returns the backend that gets a connection, or nil; tried are those that have failed to take it.
+// member returns the backend that gets a connection, or nil; tried are those that have failed to take it. When nobody else is left, a host whose
+// heartbeats are missing is better than none, as long as its agent is there: on a busy machine it may be late, and a client need not suffer for that.
 func (p *pool) member(now time.Time, v balance.Visit, tried []*member) *member {
+	if m := p.memberOf(now, v, tried, false); m != nil {
+		return m
+	}
+	return p.memberOf(now, v, tried, true)
+}
+
+func (p *pool) memberOf(now time.Time, v balance.Visit, tried []*member, mercy bool) *member {
 	buffer, _ := p.scratch.Get().(*[]balance.Backend)
 	defer p.scratch.Put(buffer)
 	candidates := (*buffer)[:0]
 	for _, m := range p.members {
-		candidates = append(candidates, m.view(tried))
+		candidates = append(candidates, m.viewed(tried, mercy))
 	}
 	*buffer = candidates
 	var i int
@@ -127,7 +135,10 @@ func (p *pool) member(now time.Time, v balance.Visit, tried []*member) *member {
 	return p.members[i]
 }
 
-func (m *member) view(tried []*member) balance.Backend {
+// view is what a policy sees of the backend. viewed with mercy leaves out that it is silent.
+func (m *member) view(tried []*member) balance.Backend { return m.viewed(tried, false) }
+
+func (m *member) viewed(tried []*member, mercy bool) balance.Backend {
 	m.mu.Lock()
 	b := balance.Backend{Name: m.name, Weight: m.weight, Since: m.since, Drained: m.drained}
 	m.mu.Unlock()
@@ -135,7 +146,7 @@ func (m *member) view(tried []*member) balance.Backend {
 	b.Drained = b.Drained || m.host.draining.Load()
 	b.Down = !m.host.up() || m.condition.ill()
 	if g := m.host.management; g != nil {
-		g.judge(m.host, &b)
+		g.judge(m.host, &b, mercy)
 	}
 	b.Tried = slices.Contains(tried, m)
 	return b

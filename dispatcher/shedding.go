@@ -24,8 +24,9 @@ const (
 	shedFlows = 4096
 )
 
-// shedding moves live connections away from hot servers (M-TCP 8): those of linked servers, which can move at any moment. Of a session it moves the
-// signalling connection, which the session's media follow (companions.go).
+// shedding moves live connections away from servers that have announced their failure (SARA 27), and from hot ones if the configuration says so
+// (M-TCP 8): those of linked servers, which can move at any moment. Of a session it moves the signalling connection, which the session's media
+// follow (companions.go).
 type shedding struct {
 	d       *Dispatcher
 	m       *management
@@ -69,10 +70,10 @@ func (s *shedding) learn() {
 
 // shed orders away what the policy says.
 func (s *shedding) shed(now time.Time) {
-	servers, hot := s.servers()
-	if hot {
+	servers, look := s.servers()
+	if look {
 		if err := s.fill(now, servers); err != nil {
-			s.d.log.Warn("cannot see what a hot server has", "error", err)
+			s.d.log.Warn("cannot see what a hot or failing server has", "error", err)
 			return
 		}
 	}
@@ -82,21 +83,33 @@ func (s *shedding) shed(now time.Time) {
 	s.d.flush()
 }
 
-// servers are those whose load is known. hot means that one of them may have to shed. The load is the measured one: package load knows itself what its moves
+// servers are all backends. look means that one of them may have to give sessions away. The load is the measured one: package load knows itself what its moves
 // will make of it, and the forecast of a load that falls because of them lies below what it comes to.
-func (s *shedding) servers() (servers []load.Server, hot bool) {
+func (s *shedding) servers() (servers []load.Server, look bool) {
 	low := s.shedder.Config().Low
 	for _, b := range s.d.live.Load().backends {
 		v := s.m.of(b.node)
+		fails := s.fails(b)
+		measured := v.measured
 		if !v.known {
-			continue
+			measured = load.UnknownLoad
 		}
 		servers = append(servers, load.Server{
-			Host: uint32(b.node), Load: v.measured, Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
+			Host: uint32(b.node), Load: measured, Fails: fails,
+			Takes: v.state.TakesSessions() && b.up() && !b.draining.Load() && !s.drained(b),
 		})
-		hot = hot || v.measured > low
+		look = look || !fails.IsZero() || s.d.cfg.Shedding.Enabled && measured > low
 	}
-	return servers, hot
+	return servers, look
+}
+
+// fails is when a backend will fail, as it has announced; zero when it has not. One that is being drained announces that as well, and moves its
+// connections away itself.
+func (s *shedding) fails(b *backend) time.Time {
+	if b.draining.Load() {
+		return time.Time{}
+	}
+	return s.m.fails(b.node)
 }
 
 // drained reports whether an operator keeps connections away from a backend in any pool, or its check does.
@@ -226,7 +239,11 @@ func (s *shedding) order(m load.Move) {
 		s.shedder.Failed(m.Session)
 		return
 	}
-	s.d.count.shed.Inc()
+	if s.fails(from).IsZero() {
+		s.d.count.shed.Inc()
+	} else {
+		s.d.count.evacuated.Inc()
+	}
 	from.send(m.Session|shedBit, &wire.Relocate{Flow: f, To: to.name})
 }
 

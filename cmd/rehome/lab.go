@@ -186,6 +186,16 @@ func scenarios() []labScenario {
 			return r, r.OK, nil
 		},
 	}, {
+		name:  "announce",
+		about: "servers announce when they will fail: their connections leave before that, and stay when it is called off",
+		play: func(ctx context.Context, o labOptions) (any, bool, error) {
+			r, err := scenario.Announce(ctx, scenario.AnnounceConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
+			if err != nil {
+				return nil, false, err
+			}
+			return r, r.OK, nil
+		},
+	}, {
 		name:  "process",
 		about: "redis-server moves as a whole process while clients use it; then CRIU alone moves one",
 		play: func(ctx context.Context, o labOptions) (any, bool, error) {

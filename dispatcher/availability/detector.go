@@ -105,7 +105,7 @@ func (d *Detector) Tick(now time.Time) []Event {
 		case h.State == Draining && !now.Before(h.FailsAt):
 			events = d.enter(events, id, Down, h.FailsAt, "the announced time has come")
 		case !now.Before(h.deadline):
-			events = d.enter(events, id, Down, h.deadline, "silence")
+			events = d.enter(events, id, Down, h.deadline, silence)
 		}
 	}
 	slices.SortFunc(events, func(a, b Event) int { return cmp.Or(a.At.Compare(b.At), cmp.Compare(a.Host, b.Host)) })

@@ -39,6 +39,12 @@ func (s State) TakesSessions() bool { return s == Up }
 // Serves reports whether sessions that a host has are served in this state.
 func (s State) Serves() bool { return s == Up || s == Draining }
 
+// silence is the cause of a host's being Down that has only not been heard of.
+const silence = "silence"
+
+// Silent reports whether a host is Down because nothing was heard of it, and not because it has said so. It may be merely late.
+func (e Event) Silent() bool { return e.To == Down && e.Cause == silence }
+
 // Event is a change of a host's state.
 type Event struct {
 	Host     uint32

@@ -23,6 +23,12 @@
 // is the server that is expected to be the least loaded, and never one that the session would lift above Low. At most Rate sessions a
 // second are moved, all servers together, heavy ones first, and none that came within the last Stay: it would go round in circles.
 //
+// # Announced failures
+//
+// A server that has announced its failure (Server.Fails, SARA 27) gives all its sessions away, at Rate, or faster where they would not all be gone
+// 2 s before the announced time. They go to the least loaded servers, above Low if need be. When the announcement is taken back, who has not left
+// stays.
+//
 // A session is moved as a whole, with all its flows; what it consists of is the caller's business.
 //
 // What the package does not do: it has no clock and no socket, and moves nothing itself.

@@ -68,15 +68,20 @@ func (c ShedConfig) validate() error {
 	return nil
 }
 
+// UnknownLoad is that of a server whose reports are missing.
+const UnknownLoad = -1
+
 // Server is what a Shedder sees of a server.
 type Server struct {
 	// Host is the one of heartbeats and load vectors.
 	Host uint32
-	// Load is its l, 0 to 1.
+	// Load is its l, 0 to 1; UnknownLoad when it is not known.
 	Load float64
-	// Takes means that it can be given sessions: it is up, not drained, and its load is known.
+	// Takes means that it can be given sessions: it is up, and not drained. Without a known load it gets those of servers that fail only.
 	Takes bool
-	// Sessions are those that it has. Only for servers above ShedConfig.Low are they looked at.
+	// Fails is when it will fail, as it has announced (SARA 27): its sessions leave before. Zero: it has not.
+	Fails time.Time
+	// Sessions are those that it has. Only for servers above ShedConfig.Low, or with Fails, are they looked at.
 	Sessions []Session
 }
 

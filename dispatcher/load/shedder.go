@@ -17,6 +17,8 @@ type Shedder struct {
 	// tokens are the sessions that may be moved now; they grow to one second's worth.
 	tokens float64
 	filled time.Time
+	// passed is the time between the last two calls of Plan.
+	passed time.Duration
 }
 
 type moved struct {
@@ -60,7 +62,12 @@ func (s *Shedder) Plan(now time.Time, servers []Server) []Move {
 	s.observe(now, servers, expected)
 	var moves []Move
 	for i := range servers {
-		if s.Sheds(servers[i].Host) {
+		if !servers[i].Fails.IsZero() {
+			moves = s.evacuate(now, moves, i, servers, expected)
+		}
+	}
+	for i := range servers {
+		if servers[i].Fails.IsZero() && s.Sheds(servers[i].Host) {
 			moves = s.relieve(now, moves, i, servers, expected)
 		}
 	}
@@ -69,7 +76,9 @@ func (s *Shedder) Plan(now time.Time, servers []Server) []Move {
 
 // refill lets moves be made again as time passes.
 func (s *Shedder) refill(now time.Time) {
+	s.passed = 0
 	if passed := now.Sub(s.filled); !s.filled.IsZero() && passed > 0 {
+		s.passed = passed
 		s.tokens = min(s.tokens+passed.Seconds()*float64(s.cfg.Rate), float64(s.cfg.Rate))
 	}
 	s.filled = now
@@ -84,7 +93,7 @@ func (s *Shedder) expect(servers []Server) []float64 {
 	}
 	expected := make([]float64, len(servers))
 	for i := range servers {
-		expected[i] = max(servers[i].Load+change[servers[i].Host], 0)
+		expected[i] = max(max(servers[i].Load, 0)+change[servers[i].Host], 0)
 	}
 	return expected
 }
@@ -133,7 +142,7 @@ func (s *Shedder) relieve(now time.Time, moves []Move, from int, servers []Serve
 	}
 	// A session's share of the load that is reported, of which what has been moved already is a part.
 	share := func(c *Session) float64 { return server.Load * c.Weight / total }
-	for _, c := range s.candidates(now, server) {
+	for _, c := range s.candidates(now, server, s.cfg.Stay) {
 		if expected[from] <= s.cfg.Low || s.tokens < 1 {
 			break
 		}
@@ -151,8 +160,8 @@ func (s *Shedder) relieve(now time.Time, moves []Move, from int, servers []Serve
 	return moves
 }
 
-// candidates returns the sessions that may be moved, heavy ones first.
-func (s *Shedder) candidates(now time.Time, server *Server) []*Session {
+// candidates returns the sessions that may be moved, and have been there for so long, heavy ones first.
+func (s *Shedder) candidates(now time.Time, server *Server, stay time.Duration) []*Session {
 	pending := make(map[uint64]bool, len(s.moved))
 	for _, m := range s.moved {
 		pending[m.Session] = true
@@ -160,7 +169,7 @@ func (s *Shedder) candidates(now time.Time, server *Server) []*Session {
 	var list []*Session
 	for i := range server.Sessions {
 		c := &server.Sessions[i]
-		if c.Fixed || pending[c.ID] || !(c.Weight > 0) || now.Sub(c.Since) < s.cfg.Stay {
+		if c.Fixed || pending[c.ID] || !(c.Weight > 0) || now.Sub(c.Since) < stay {
 			continue
 		}
 		list = append(list, c)
@@ -175,7 +184,7 @@ func (s *Shedder) target(from int, hosts []uint32, share float64, servers []Serv
 	for i := range servers {
 		switch {
 		case len(hosts) > 0 && !slices.Contains(hosts, servers[i].Host):
-		case i == from || !servers[i].Takes || s.Sheds(servers[i].Host) || expected[i]+share > s.cfg.Low:
+		case i == from || !servers[i].Takes || servers[i].Load < 0 || s.Sheds(servers[i].Host) || expected[i]+share > s.cfg.Low:
 		case best < 0 || expected[i] < expected[best]:
 			best = i
 		}

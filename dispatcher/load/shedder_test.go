@@ -144,6 +144,7 @@ func TestWhatStays(t *testing.T) {
 			{Host: 3, Load: 0.5, Takes: true},
 			{Host: 4, Load: 0.3, Takes: true},
 		}, []uint64{2}},
+		{"where no load is known", []Server{{Host: 1, Load: 0.9, Takes: true, Sessions: sessions(1, 100)}, {Host: 2, Load: UnknownLoad, Takes: true}}, nil},
 		{"nobody else", []Server{{Host: 1, Load: 0.9, Takes: true, Sessions: sessions(1, 100)}}, nil},
 	} {
 		var got []uint64

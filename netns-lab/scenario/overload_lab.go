@@ -41,6 +41,8 @@ type managedConfig struct {
 	// Service is the linked one that all servers have, and Port its port.
 	Service string
 	Port    uint16
+	// Calm has heartbeats come at calmInterval.
+	Calm bool
 }
 
 // managedLab is a lab of which the servers' agents report to the front, where a dispatcher hears them. The servers are started by somebody else.
@@ -94,6 +96,9 @@ func (m *managedLab) agentFor(topo netnslab.Topology) func(*agent.Config) {
 	return func(c *agent.Config) {
 		c.Services = []agent.ServiceConfig{service}
 		report(c)
+		if m.cfg.Calm {
+			c.Report.Interval = calmInterval
+		}
 	}
 }
 
@@ -148,7 +153,11 @@ func (m *managedLab) reports() (dispatcher.ReportsConfig, error) {
 	if err != nil {
 		return dispatcher.ReportsConfig{}, err
 	}
-	return reportsHeard(front, m.keyFile()), nil
+	c := reportsHeard(front, m.keyFile())
+	if m.cfg.Calm {
+		c.Interval = calmInterval
+	}
+	return c, nil
 }
 
 // reportsHeard returns how a dispatcher on the host front hears reports. All hosts of a lab share the machine's processors, memory and disks: what
@@ -207,15 +216,28 @@ func (m *managedLab) serves(ctx context.Context) error {
 
 // frontGauge reads a metric of the dispatcher that is told for each backend.
 func (m *managedLab) frontGauge(ctx context.Context, metric string) (map[string]float64, error) {
+	families, err := m.frontMetrics(ctx)
+	return perBackend(families[metric]), err
+}
+
+// frontCounter reads one that is told once.
+func (m *managedLab) frontCounter(ctx context.Context, metric string) (float64, error) {
+	families, err := m.frontMetrics(ctx)
+	if err != nil {
+		return 0, err
+	}
+	for _, v := range families[metric].GetMetric() {
+		return v.GetCounter().GetValue(), nil
+	}
+	return 0, fmt.Errorf("the dispatcher has no metric %s", metric)
+}
+
+func (m *managedLab) frontMetrics(ctx context.Context) (map[string]*dto.MetricFamily, error) {
 	front, err := m.Lab.Host(FrontHost)
 	if err != nil {
 		return nil, err
 	}
-	families, err := scrape(ctx, front, frontMetrics)
-	if err != nil {
-		return nil, err
-	}
-	return perBackend(families[metric]), nil
+	return scrape(ctx, front, frontMetrics)
 }
 
 // perBackend returns the values of a metric that is told for each backend.

@@ -12,6 +12,7 @@ import (
 	"github.com/rehome-net/rehome/agent/api"
 	"github.com/rehome-net/rehome/dispatcher"
 	"github.com/rehome-net/rehome/netns-lab/demo"
+	"github.com/rehome-net/rehome/netns-lab/streamer"
 )
 
 // ShedConfig describes the scene "shed": a server that is too loaded gives live connections away. Its zero value is the demo's, but for Command.
@@ -26,8 +27,10 @@ type ShedConfig struct {
 	Limit time.Duration
 	// Watch is how long the clients go on afterwards, to see that nothing moves any more; 2 s when zero.
 	Watch time.Duration
-	// Sessions are how many sessions of RTSP a server can bear in the second act, 40 when zero; negative leaves it out.
+	// Sessions are how many sessions a server can bear in the second act, 40 when zero; negative leaves it out.
 	Sessions int
+	// Signalling is what they speak: RTSP when empty, or SIP over TCP.
+	Signalling streamer.Signalling
 	// Report gets progress; may be nil.
 	Report io.Writer
 	// LogLevel is that of rehome's processes.
@@ -38,6 +41,7 @@ func (c ShedConfig) withDefaults() ShedConfig {
 	setDefault(&c.Lab, "shed")
 	setDefault(&c.Capacity, 400)
 	setDefault(&c.Sessions, 40)
+	setDefault(&c.Signalling, streamer.RTSP)
 	setDefault(&c.Limit, 5*time.Second)
 	setDefault(&c.Watch, 2*time.Second)
 	if c.Report == nil {
@@ -147,7 +151,7 @@ func (s *shed) play(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.until(ctx, func() (bool, error) { return s.drained(ctx, servers[1:]) }); err != nil {
+	if err := holdsWithin(ctx, startTimeout, func() (bool, error) { return s.drained(ctx, servers[1:]) }); err != nil {
 		return fmt.Errorf("the dispatcher does not see that the others are drained: %w", err)
 	}
 	s.result.Connections = int(hotLoad * float64(s.cfg.Capacity))
@@ -156,7 +160,7 @@ func (s *shed) play(ctx context.Context) error {
 		return err
 	}
 	defer clients.close()
-	if err := s.until(ctx, func() (bool, error) {
+	if err := holdsWithin(ctx, startTimeout, func() (bool, error) {
 		n, err := s.connections(ctx, hot)
 		return n == s.result.Connections, err
 	}); err != nil {
@@ -279,7 +283,12 @@ func (s *shed) drained(ctx context.Context, servers []string) (bool, error) {
 
 // until waits for a condition, for as long as the server may take to cool down.
 func (s *shed) until(ctx context.Context, holds func() (bool, error)) error {
-	ctx, cancel := context.WithTimeout(ctx, s.cfg.Limit)
+	return holdsWithin(ctx, s.cfg.Limit, holds)
+}
+
+// holdsWithin waits for a condition.
+func holdsWithin(ctx context.Context, limit time.Duration, holds func() (bool, error)) error {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
 		if ok, err := holds(); err != nil || ok {

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/google/gopacket/pcapgo"
@@ -79,8 +80,8 @@ func TestTallyStreams(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := streamTally{heard: 12, missing: 2, late: 2, restarts: 4, longest: 80 * time.Millisecond, sentRTP: 3, sentRTCP: 3}
-	if diff := cmp.Diff(want, got, cmp.AllowUnexported(streamTally{})); diff != "" {
+	want := streamTally{heard: 12, missing: 2, late: 2, restarts: 4, longest: 80 * time.Millisecond, sentRTP: 3, sentRTCP: 3, sent: map[netip.AddrPort]int{netip.MustParseAddrPort(client + "40000"): 3}}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(streamTally{}), cmpopts.EquateComparable(netip.AddrPort{})); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

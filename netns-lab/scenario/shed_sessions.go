@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -22,7 +23,7 @@ import (
 type ShedSessionsResult struct {
 	OK       bool     `json:"ok"`
 	Problems []string `json:"problems,omitempty"`
-	// Sessions are those of Clients programs: gortsplib's client and ffmpeg, which play and record in turns.
+	// Sessions are those of Clients programs: gortsplib's client and ffmpeg, which play and record in turns; or sipp, which calls.
 	Sessions int            `json:"sessions"`
 	Clients  map[string]int `json:"clients"`
 	// LoadBefore and LoadAfter are the hot server's, SecondsToCool how long it took to come below 0.7.
@@ -49,7 +50,7 @@ type ShedSessionsResult struct {
 	ClientErrors int `json:"clientErrors"`
 }
 
-// ShedSessions plays the second act of Shed: the sessions are RTSP's, with media both ways, at one server that is nearly full. The dispatcher
+// ShedSessions plays the second act of Shed: the sessions are RTSP's, or calls of SIP over TCP, with media both ways, at one server that is nearly full. The dispatcher
 // moves whole sessions; then an operator drains the server, and the rest follow.
 func ShedSessions(ctx context.Context, cfg ShedConfig) (_ *ShedSessionsResult, err error) {
 	cfg = cfg.withDefaults()
@@ -78,6 +79,9 @@ func ShedSessions(ctx context.Context, cfg ShedConfig) (_ *ShedSessionsResult, e
 		return nil, err
 	}
 	s.judge()
+	if !s.result.OK {
+		s.say("%s", s.lab.complaints())
+	}
 	return &s.result, ctx.Err()
 }
 
@@ -105,10 +109,11 @@ func (s *shedSessions) report(topo netnslab.Topology) func(*agent.Config) {
 	}
 }
 
-// adjust makes the dispatcher's configuration that of linked servers of RTSP, which shed.
+// adjust makes the dispatcher's configuration that of linked servers, which shed.
 func (s *shedSessions) adjust(c *dispatcher.Config) {
-	c.Services = slices.DeleteFunc(c.Services, func(v dispatcher.ServiceConfig) bool { return v.Mode != dispatcher.ModeRTSP })
-	c.Pools = slices.DeleteFunc(c.Pools, func(p dispatcher.PoolConfig) bool { return p.Name != string(dispatcher.ModeRTSP) })
+	name := string(s.cfg.Signalling)
+	c.Services = slices.DeleteFunc(c.Services, func(v dispatcher.ServiceConfig) bool { return v.Name != name })
+	c.Pools = slices.DeleteFunc(c.Pools, func(p dispatcher.PoolConfig) bool { return p.Name != name })
 	c.Pools[0].Delivery = dispatcher.DeliveryLinked
 	// All clients are one host's.
 	c.Services[0].Sticky = dispatcher.StickyNone
@@ -127,7 +132,7 @@ func (s *shedSessions) play(ctx context.Context) error {
 			return err
 		}
 	}
-	if err := s.until(ctx, func() (bool, error) { return s.drained(ctx, others) }); err != nil {
+	if err := holdsWithin(ctx, startTimeout, func() (bool, error) { return s.drained(ctx, others) }); err != nil {
 		return fmt.Errorf("the dispatcher does not see that the others are drained: %w", err)
 	}
 	capture, err := s.lab.captureStreams()
@@ -135,22 +140,25 @@ func (s *shedSessions) play(ctx context.Context) error {
 		return err
 	}
 	s.result.Sessions = int(hotLoad * float64(s.cfg.Sessions))
-	viewers, err := s.lab.startViewers(ctx, s.result.Sessions)
+	viewers, err := s.lab.startViewers(ctx, s.result.Sessions, s.cfg.Signalling)
 	s.result.Clients = viewers.kinds()
 	if err == nil {
-		if err = s.until(ctx, func() (bool, error) { return s.live(hot) == s.result.Sessions, nil }); err != nil {
+		if err = holdsWithin(ctx, startTimeout, func() (bool, error) { return s.live(hot) == s.result.Sessions, nil }); err != nil {
 			err = fmt.Errorf("%s has %d sessions of %d: %w", hot, s.live(hot), s.result.Sessions, err)
 		}
 	}
 	if err == nil {
 		err = s.cool(ctx, hot, others)
 	}
+	for _, server := range s.servers {
+		server.HangUp()
+	}
 	s.result.ClientErrors = viewers.stop(ctx)
 	for _, text := range viewers.complaints {
 		s.say("%s", text)
 	}
 	if err == nil {
-		err = s.until(ctx, func() (bool, error) { return s.live(s.lab.Servers()...) == 0, nil })
+		err = holdsWithin(ctx, startTimeout, func() (bool, error) { return s.live(s.lab.Servers()...) == 0, nil })
 	}
 	streams, failed := capture.close()
 	if err = errors.Join(err, failed); err != nil {
@@ -164,7 +172,7 @@ func (s *shedSessions) play(ctx context.Context) error {
 func (s *shedSessions) start(ctx context.Context) error {
 	s.servers = make(map[string]*mediaServer)
 	for _, name := range s.lab.Servers() {
-		server, err := s.lab.serveStreams(ctx, name, s.cfg.Sessions)
+		server, err := s.lab.serveStreams(ctx, name, s.cfg.Signalling, s.cfg.Sessions)
 		if err != nil {
 			return err
 		}
@@ -173,7 +181,7 @@ func (s *shedSessions) start(ctx context.Context) error {
 	if err := s.lab.StartDispatcher(ctx); err != nil {
 		return err
 	}
-	if err := s.until(ctx, func() (bool, error) {
+	if err := holdsWithin(ctx, startTimeout, func() (bool, error) {
 		families, err := scrape(ctx, s.lab.host(FrontHost), frontMetrics)
 		up := perBackend(families["rehome_dispatcher_backend_up"])
 		return len(up) == len(s.lab.Servers()) && !slices.ContainsFunc(s.lab.Servers(), func(name string) bool { return up[name] != 1 }), err
@@ -212,7 +220,7 @@ func (s *shedSessions) cool(ctx context.Context, hot string, others []string) er
 	if _, _, err := s.lab.MoveAll(ctx, hot, &api.MoveRequest{Drain: true}); err != nil {
 		return err
 	}
-	if err := s.until(ctx, func() (bool, error) { return s.live(hot) == 0, nil }); err != nil {
+	if err := holdsWithin(ctx, startTimeout, func() (bool, error) { return s.live(hot) == 0, nil }); err != nil {
 		s.result.Problems = append(s.result.Problems, fmt.Sprintf("%s has %d sessions after it was drained", hot, s.live(hot)))
 	}
 	s.result.SessionsDrained = left - s.live(hot)
@@ -265,8 +273,12 @@ func (s *shedSessions) migrate(ctx context.Context, from, to string) error {
 func (s *shedSessions) count(streams streamTally) {
 	r := &s.result
 	rtp, rtcp := 0, 0
+	came := make(map[netip.AddrPort]int)
 	for _, server := range s.servers {
 		t := server.Total()
+		for client, n := range t.From {
+			came[client] += n
+		}
 		rtp += t.RTP
 		rtcp += t.RTCP
 		r.OutOfOrder += t.Late
@@ -278,6 +290,11 @@ func (s *shedSessions) count(streams streamTally) {
 	r.LongestMillis = float64(streams.longest.Microseconds()) / 1000
 	s.say("clients heard %d packets of media and missed %d; servers have %d of %d of RTP, %d of %d of RTCP; %d waited",
 		streams.heard, streams.missing, rtp, streams.sentRTP, rtcp, streams.sentRTCP, r.MediaPacketsHeld)
+	for client, n := range streams.sent {
+		if came[client] < n {
+			r.Problems = append(r.Problems, fmt.Sprintf("%v has sent %d packets, of which %d arrived", client, n, came[client]))
+		}
+	}
 	if streams.unread > 0 {
 		r.Problems = append(r.Problems, fmt.Sprintf("%d packets were not counted: the machine is too busy", streams.unread))
 	}

@@ -27,12 +27,16 @@ import (
 type mediaServer struct{ *streamer.Server }
 
 // serveStreams starts one.
-func (m *Media) serveStreams(ctx context.Context, server string, capacity int) (*mediaServer, error) {
+func (m *Media) serveStreams(ctx context.Context, server string, speaks streamer.Signalling, capacity int) (*mediaServer, error) {
 	h := m.host(server)
+	port := uint16(RTSPPort)
+	if speaks == streamer.SIP {
+		port = SIPPort
+	}
 	var s *streamer.Server
 	err := h.Do(func() (err error) {
 		s, err = streamer.Listen(ctx, streamer.Config{
-			Address: netip.AddrPortFrom(m.VIP(), RTSPPort), Agent: AgentSocket(m.Lab.Topology().Name, server), FirstPort: rtpPorts, Capacity: capacity,
+			Address: netip.AddrPortFrom(m.VIP(), port), Signalling: speaks, Agent: AgentSocket(m.Lab.Topology().Name, server), FirstPort: rtpPorts, Capacity: capacity,
 			Logger: slog.New(slog.DiscardHandler),
 			Dial: func(ctx context.Context, local, remote netip.AddrPort) (c *net.UDPConn, err error) {
 				err = h.Do(func() (err error) {
@@ -56,11 +60,11 @@ func (m *Media) serveStreams(ctx context.Context, server string, capacity int) (
 			return err
 		}
 		for _, v := range st.GetServices() {
-			if v.GetName() == streamer.Service && v.GetApplications() > 0 {
+			if v.GetName() == string(speaks) && v.GetApplications() > 0 {
 				return nil
 			}
 		}
-		return fmt.Errorf("%s has not registered at %s yet", streamer.Service, server)
+		return fmt.Errorf("%s has not registered at %s yet", speaks, server)
 	}
 	return &mediaServer{s}, m.await(ctx, m.agents[server], registered)
 }
@@ -79,8 +83,9 @@ type streamTally struct {
 	heard, missing, late, restarts int
 	// longest is the longest time between two packets of one stream.
 	longest time.Duration
-	// sentRTP and sentRTCP are the client's own.
+	// sentRTP and sentRTCP are the client's own; sent has RTP by where it came from.
 	sentRTP, sentRTCP int
+	sent              map[netip.AddrPort]int
 	// unread counts packets that the capture could not keep up with.
 	unread int
 }
@@ -124,6 +129,7 @@ func tallyStreams(file io.Reader, vip netip.Addr) (t streamTally, err error) {
 	parser := gopacket.NewDecodingLayerParser(layers.LayerTypeEthernet, &eth, &ip, &udp)
 	parser.IgnoreUnsupported = true
 	streams := make(map[mediaFlow]*rtpStream)
+	t.sent = make(map[netip.AddrPort]int)
 	for {
 		frame, info, err := r.ReadPacketData()
 		if errors.Is(err, io.EOF) {
@@ -146,6 +152,7 @@ func tallyStreams(file io.Reader, vip netip.Addr) (t streamTally, err error) {
 			t.sentRTCP++
 		case dst == vip && malformed == nil:
 			t.sentRTP++
+			t.sent[netip.AddrPortFrom(src, uint16(udp.SrcPort))]++
 		case src == vip && udp.SrcPort%2 == 0 && malformed == nil:
 			f := mediaFlow{Client: netip.AddrPortFrom(dst, uint16(udp.DstPort)), Server: netip.AddrPortFrom(src, uint16(udp.SrcPort))}
 			s := streams[f]

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/rehome-net/rehome/netns-lab/scenario"
+	"github.com/rehome-net/rehome/netns-lab/streamer"
 )
 
 // TestShed cools a small server down. Time is allowed generously: the machine may be busy.
@@ -40,4 +41,21 @@ func TestShedSessions(t *testing.T) {
 	if !r.OK || r.Sessions != 19 || r.SessionsMoved < 6 || r.SessionsMoved > 9 || r.MediaPacketsLost != 0 || r.ClientErrors != 0 || r.Clients["ffmpeg"] != 4 {
 		t.Errorf("%+v", r)
 	}
+}
+
+// TestShedCalls does the same to calls of SIP over TCP, whose callers are sipp, with one connection for all calls or one for each.
+func TestShedCalls(t *testing.T) {
+	needPrograms(t, scenario.MediaPrograms()...)
+	lab := labName("sc")
+	r, err := scenario.ShedSessions(testContext(t, time.Minute), scenario.ShedConfig{
+		Command: binary(t), Lab: lab, Sessions: 20, Signalling: streamer.SIP, Limit: 15 * time.Second, LogLevel: "warn", Report: log{t},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab+"m")
+	if !r.OK || r.Sessions != 19 || r.SessionsMoved < 6 || r.SessionsMoved > 9 || r.MediaPacketsLost != 0 || r.ClientErrors != 0 || r.Clients["sipp"] != 19 {
+		t.Errorf("%+v", r)
+	}
+	t.Logf("%+v", r)
 }

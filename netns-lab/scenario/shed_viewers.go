@@ -21,6 +21,7 @@ import (
 	"github.com/pion/rtp"
 
 	netnslab "github.com/rehome-net/rehome/netns-lab"
+	"github.com/rehome-net/rehome/netns-lab/streamer"
 )
 
 // recordInterval is the time between two packets that gortsplib's clients send: short, so that some come in the few milliseconds of a move.
@@ -43,15 +44,18 @@ type viewers struct {
 }
 
 // startViewers starts n clients, one after the other; each has media when the next one begins. Those that were started are there also with an error.
-func (m *Media) startViewers(ctx context.Context, n int) (*viewers, error) {
+func (m *Media) startViewers(ctx context.Context, n int, speaks streamer.Signalling) (*viewers, error) {
 	v := &viewers{}
 	for i := range n {
 		var one viewer
 		var err error
 		name := fmt.Sprintf("viewer%d", i)
-		if i < ffmpegs {
+		switch {
+		case speaks == streamer.SIP:
+			one, err = m.startCaller(ctx, i)
+		case i < ffmpegs:
 			one, err = m.startFFmpeg(ctx, name, i%2 == 1)
-		} else {
+		default:
 			one, err = m.startGortsplib(ctx, name, i%2 == 1)
 		}
 		if err != nil {

@@ -1,9 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 
-// Package streamer is an RTSP server written with package handoff, for the laboratory: whole sessions move, signalling and media together.
+// Package streamer is a server of RTSP, or the called side of SIP over TCP, written with package handoff, for the laboratory: whole sessions move,
+// signalling and media together.
 //
-// A session is an RTSP connection with one medium over UDP, G.711 at 50 packets a second: played by the client (PLAY), or recorded by the server
-// (RECORD), with RTCP both ways. The connection moves by live migration; its State has the session's name, ports, SSRC, sequence number and
+// A session is a connection with one medium over UDP, G.711 at 50 packets a second: played by the client (PLAY), or recorded by the server
+// (RECORD), or both ways (a call), with RTCP. The connection moves by live migration; its State has the session's name, ports, SSRC, sequence number and
 // timestamp, and what has been received. The sockets of the media do not move: the target opens others with the same addresses.
 //
 //	source                                     target
@@ -16,5 +17,5 @@
 //
 // Sockets are connected, and share their port (SO_REUSEADDR): sessions of several servers may have the same port, and come together by moving.
 //
-// It is no server for the world: one medium, no authentication, no interleaving.
+// It is no server for the world: one medium, no authentication, no interleaving, and one call of SIP at a time on a connection.
 package streamer

@@ -29,7 +29,9 @@ type record struct {
 	// Last means that the connection ends with the reply.
 	Last bool `json:"last,omitempty"`
 
+	// Session is the server's name for it, and Call, with SIP, the caller's.
 	Session string         `json:"session,omitempty"`
+	Call    string         `json:"call,omitempty"`
 	Mode    mode           `json:"mode,omitempty"`
 	Client  netip.AddrPort `json:"client"` // of RTP; RTCP has the next port
 	Server  netip.AddrPort `json:"server"`

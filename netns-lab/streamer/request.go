@@ -14,19 +14,10 @@ import (
 	"github.com/bluenviron/gortsplib/v4/pkg/headers"
 )
 
-// maxRequest bounds a request, in bytes, and a reply.
-const maxRequest = 64 << 10
-
-// errIncomplete means that a request has not come as a whole.
-var errIncomplete = errors.New("the request is not complete")
-
 // nextRequest takes a request off the bytes that have come.
 func nextRequest(input []byte) (_ *base.Request, rest []byte, err error) {
-	for len(input) > 0 && (input[0] == '\r' || input[0] == '\n') {
-		input = input[1:]
-	}
-	if len(input) > maxRequest {
-		return nil, nil, fmt.Errorf("a request exceeds %d bytes", maxRequest)
+	if input, err = trim(input); err != nil {
+		return nil, nil, err
 	}
 	if !bytes.Contains(input, []byte("\r\n\r\n")) {
 		return nil, input, errIncomplete

@@ -31,8 +31,12 @@ type session struct {
 	line          line
 	local, remote netip.Addr
 	port          func() uint16 // returns an even port for RTP
-	dial          Dialer
-	log           *slog.Logger
+	// calls means that the connection speaks SIP, at signalPort. ending reports whether calls are to end.
+	calls      bool
+	signalPort uint16
+	ending     func() bool
+	dial       Dialer
+	log        *slog.Logger
 
 	mu  sync.Mutex
 	rec record
@@ -79,18 +83,14 @@ func (s *session) run() error {
 func (s *session) request() (bool, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	r, rest, err := nextRequest(s.rec.Input)
+	reply, rest, err := s.converse(s.rec.Input)
 	if errors.Is(err, errIncomplete) {
 		return false, nil
 	}
 	if err != nil {
 		return false, err
 	}
-	s.rec.Input = rest
-	w := s.answer(r)
-	if s.rec.Reply, err = w.Marshal(); err != nil {
-		return false, err
-	}
+	s.rec.Reply, s.rec.Input = reply, rest
 	s.rec.Base = s.line.BytesWritten()
 	return true, nil
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -16,13 +17,12 @@ import (
 	"github.com/rehome-net/rehome/handoff"
 )
 
-// Service is the name under which servers register.
-const Service = "rtsp"
-
 // Config says what to serve. Only Address has no default.
 type Config struct {
-	// Address is where RTSP is listened for.
+	// Address is where connections are listened for.
 	Address netip.AddrPort
+	// Signalling is what they speak, and the name under which the server registers; RTSP when empty.
+	Signalling Signalling
 	// Agent is the path of the agent's socket, as in handoff.Config.
 	Agent string
 	// FirstPort is the first of Ports for RTP and RTCP; 8000 and 1000 when zero. FirstPort must be even.
@@ -38,6 +38,9 @@ type Config struct {
 }
 
 func (c Config) withDefaults() Config {
+	if c.Signalling == "" {
+		c.Signalling = RTSP
+	}
 	if c.FirstPort == 0 {
 		c.FirstPort = 8000
 	}
@@ -65,7 +68,7 @@ func (c *Config) validate() error {
 	case c.Capacity < 0:
 		return fmt.Errorf("streamer: capacity %d: want 0 or more", c.Capacity)
 	}
-	return nil
+	return c.Signalling.validate()
 }
 
 // Total is what a server has served to the end.
@@ -73,6 +76,8 @@ type Total struct {
 	// Sessions have ended here. RTP and RTCP are the datagrams of theirs that came from clients, wherever; Missing the packets of RTP that never
 	// came, as the sequence numbers tell, and Late those that came out of order.
 	Sessions, RTP, RTCP, Missing, Late int
+	// From has RTP by where it came from.
+	From map[netip.AddrPort]int
 	// Imported counts the sessions that have come from another host.
 	Imported int
 }
@@ -90,6 +95,7 @@ type Server struct {
 	next    uint16
 	total   Total
 	refuses bool
+	ending  bool
 }
 
 // Listen starts a server; ctx bounds the start only.
@@ -101,7 +107,7 @@ func Listen(ctx context.Context, cfg Config) (*Server, error) {
 	s := &Server{cfg: cfg}
 	var err error
 	s.listener, err = handoff.Listen(ctx, "tcp", cfg.Address.String(), handoff.Config{
-		Service: Service, Agent: cfg.Agent, Export: s.export, Import: s.arrive, Logger: cfg.Logger,
+		Service: string(cfg.Signalling), Agent: cfg.Agent, Export: s.export, Import: s.arrive, Logger: cfg.Logger,
 	})
 	if err != nil {
 		return nil, err
@@ -131,7 +137,9 @@ func (s *Server) Live() int {
 func (s *Server) Total() Total {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.total
+	t := s.total
+	t.From = maps.Clone(t.From)
+	return t
 }
 
 // Refuse has the server refuse sessions that come from other hosts, after it has opened their sockets, or take them again.
@@ -139,6 +147,20 @@ func (s *Server) Refuse(on bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.refuses = on
+}
+
+// HangUp has the server ask its callers to end their calls: their next INFO is answered with 480.
+func (s *Server) HangUp() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.ending = true
+}
+
+// ends reports whether HangUp was called.
+func (s *Server) ends() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
 }
 
 // errRefuses is what it says then.
@@ -178,7 +200,10 @@ func (s *Server) accept() {
 // session makes a session of a connection.
 func (s *Server) session(c *handoff.Conn) (*session, error) {
 	local, remote := c.Flow().Local.Addr(), c.Flow().Remote.Addr()
-	ses := &session{line: c, local: local, remote: remote, port: s.port, dial: s.cfg.Dial, log: s.cfg.Logger}
+	ses := &session{
+		line: c, local: local, remote: remote, port: s.port, dial: s.cfg.Dial, log: s.cfg.Logger,
+		calls: s.cfg.Signalling == SIP, signalPort: c.Flow().Local.Port(), ending: s.ends,
+	}
 	if c.State().Data == nil {
 		return ses, nil
 	}
@@ -269,6 +294,10 @@ func (s *Server) add(ses *session, imported, moved bool) {
 	r := &ses.rec.Received
 	s.total.Sessions++
 	s.total.RTP += r.RTP
+	if s.total.From == nil {
+		s.total.From = make(map[netip.AddrPort]int)
+	}
+	s.total.From[ses.rec.Client] += r.RTP
 	s.total.RTCP += r.RTCP
 	s.total.Missing += r.Missing
 	s.total.Late += r.Late
