@@ -30,6 +30,7 @@ type counters struct {
 	announced, unannounced prometheus.Counter
 	followed, held, unheld prometheus.Counter
 	findings               *prometheus.CounterVec
+	decisions              *prometheus.CounterVec
 }
 
 func newCounters() *counters {
@@ -67,6 +68,8 @@ func newCounters() *counters {
 	c.unheld = counter("media_dropped_total", "Datagrams that were dropped because too many waited.")
 	c.registry.MustRegister(c.followed, c.held, c.unheld)
 	c.findings = vector("signalling_findings_total", "Oddities in signalling, by reason.", "reason")
+	c.decisions = vector("admission_decisions_total", "Decisions of admission, by what they amount to: accepting, thinning, closed, degrading, full.", "state")
+	c.registry.MustRegister(c.decisions)
 	c.registry.MustRegister(c.sessions, c.unplaced, c.announced, c.unannounced, c.findings)
 	c.registry.MustRegister(c.relayed, c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)
 	return c
