@@ -24,6 +24,8 @@ type OverloadResult struct {
 	// Seeds are those of the sessions; Runs has one for each, of each policy.
 	Seeds []uint64                         `json:"seeds"`
 	Runs  map[OverloadPolicy][]OverloadRun `json:"runs"`
+	// Surges are the runs of the policy udp in which the load was above T3 for a while, one for each seed.
+	Surges []OverloadSurge `json:"surges,omitempty"`
 }
 
 // OverloadRun is one run.
@@ -46,6 +48,8 @@ type OverloadRun struct {
 	Kept float64 `json:"kept"`
 	// InVain is the share of the servers' work that went into sessions that were not completed.
 	InVain float64 `json:"inVain"`
+	// Datagrams are those of sessions of datagrams.
+	Datagrams *OverloadDatagrams `json:"datagrams,omitempty"`
 }
 
 func newOverloadResult(cfg OverloadConfig, servers int) OverloadResult {
