@@ -118,6 +118,7 @@ type overload struct {
 	upstreams  []*upstream
 	names      []*program
 	neighbours []*handoff.Listener
+	dialNames  dialer
 	run        int // the number of the last one of datagrams
 	result     OverloadResult
 }
@@ -248,7 +249,7 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 		if setup.datagrams {
 			return o.runs(ctx, p, o.querier(o.cfg.Patience, o.cfg.Patience)) // nobody asks again
 		}
-		return o.runs(ctx, p, o.client(o.lab.dial("tcp", o.lab.target()), setup))
+		return o.runs(ctx, p, o.client(o.lab.dial(o.lab.target()), setup))
 	})
 }
 
@@ -276,7 +277,10 @@ func (o *overload) behind(ctx context.Context, setup setup, do func() error) err
 
 // querier returns a client of the servers of names.
 func (o *overload) querier(patience, resend time.Duration) *querier {
-	return &querier{dial: o.lab.dial("udp", netip.AddrPortFrom(o.lab.target().Addr(), DNSPort)), patience: patience, resend: resend}
+	if o.dialNames == nil {
+		o.dialNames = o.lab.dialNames()
+	}
+	return &querier{dial: o.dialNames, patience: patience, resend: resend}
 }
 
 func (o *overload) client(dial dialer, s setup) *patient {
@@ -292,7 +296,7 @@ func (o *overload) direct() dialer {
 		if err != nil {
 			return nil, err
 		}
-		return o.lab.dial("tcp", netip.AddrPortFrom(h.Addr4(), FilesPort))(ctx)
+		return o.lab.dial(netip.AddrPortFrom(h.Addr4(), FilesPort))(ctx)
 	}
 }
 
@@ -333,8 +337,8 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, client player) er
 	return o.rest(ctx, client)
 }
 
-// drops is what the dispatcher's kernel has refused.
-type drops struct{ refused, degraded int }
+// drops is what the dispatcher's kernel has refused, and the sessions that no server was found for.
+type drops struct{ refused, degraded, unplaced int }
 
 // dropped reads it; of clients that go to the servers themselves it is nothing.
 func (o *overload) dropped(ctx context.Context) (d drops, err error) {
@@ -346,8 +350,8 @@ func (o *overload) dropped(ctx context.Context) (d drops, err error) {
 		return d, err
 	}
 	families, err := scrape(ctx, front, frontMetrics)
-	for name, to := range map[string]*int{"refused": &d.refused, "degraded": &d.degraded} {
-		for _, m := range families["rehome_dispatcher_"+name+"_packets_total"].GetMetric() {
+	for name, to := range map[string]*int{"refused_packets": &d.refused, "degraded_packets": &d.degraded, "sessions_refused": &d.unplaced} {
+		for _, m := range families["rehome_dispatcher_"+name+"_total"].GetMetric() {
 			*to = int(m.GetCounter().GetValue())
 		}
 	}

@@ -13,6 +13,8 @@ type OverloadDatagrams struct {
 	// Sent are those of the clients, Arrived those that have come to the servers.
 	Sent    int `json:"sent"`
 	Arrived int `json:"arrived"`
+	// Unplaced are first datagrams that the kernel let in, and that no server was found for.
+	Unplaced int `json:"unplaced"`
 	// Missing are neither there nor among those that the dispatcher's kernel says it has dropped.
 	Missing int `json:"missing"`
 	// Sessions are those of which a server has seen something.
@@ -24,6 +26,9 @@ const maxMissing = 0.01
 
 // problem says what is wrong, if anything.
 func (d *OverloadDatagrams) problem() string {
+	if d.Unplaced > 0 {
+		return fmt.Sprintf("the dispatcher found no server for %d first datagrams", d.Unplaced)
+	}
 	if n := max(d.Missing, -d.Missing); float64(n) > maxMissing*float64(d.Sent) {
 		return fmt.Sprintf("of %d datagrams %d arrived, and the kernel's counters do not tell of %d", d.Sent, d.Arrived, d.Missing)
 	}
@@ -61,7 +66,8 @@ func (o *overload) beginCount(ctx context.Context, client player) (counting, err
 			if d, err = o.datagrams(int(queries.sent.Load())); err != nil {
 				return nil, 0, 0, err
 			}
-			d.Missing = d.Sent - d.Arrived - dropped - degraded
+			d.Unplaced = now.unplaced - before.unplaced
+			d.Missing = d.Sent - d.Arrived - dropped - degraded - d.Unplaced
 			if d.Missing <= 0 || time.Now().After(deadline) {
 				return d, dropped, degraded, nil
 			}

@@ -145,7 +145,8 @@ func TestQuerier(t *testing.T) {
 		{"answered", func(question) bool { return false }, end{fate: visitCompleted, requests: 3}, []string{"t0.q0", "t0.q1", "t0.q2"}},
 		{"refused", func(question) bool { return true }, end{fate: visitRefused}, []string{"t0.q0"}},
 		{
-			"degraded", func(q question) bool { return q.number == 1 && q.try < 2 }, end{fate: visitCompleted, requests: 3, resent: 2},
+			"degraded", func(q question) bool { return q.number == 1 && q.try < 2 },
+			end{fate: visitCompleted, requests: 3, resent: 2},
 			[]string{"t0.q0", "t0.q1", "t1.q1", "t2.q1", "t0.q2"},
 		},
 		{"given up", func(q question) bool { return q.number == 2 }, end{fate: visitLate, requests: 2}, []string{"t0.q0", "t0.q1", "t0.q2", "t1.q2", "t2.q2", "t3.q2"}},

@@ -208,6 +208,10 @@ func TestJudge(t *testing.T) {
 			counted(r)
 			r.Datagrams.Missing = 41
 		})}, "do not tell of 41"},
+		{"no server", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) {
+			counted(r)
+			r.Datagrams.Unplaced = 1
+		})}, "found no server for 1"},
 		{"others are absent", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) {
 			counted(r)
 			r.Datagrams.Sessions = 580

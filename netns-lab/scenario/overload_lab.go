@@ -141,14 +141,14 @@ func (m *managedLab) target() netip.AddrPort {
 	return netip.AddrPortFrom(m.Lab.Topology().VIP4(), m.cfg.Port)
 }
 
-// dial returns a dialer from the client to an address, by "tcp" or "udp".
-func (m *managedLab) dial(network string, to netip.AddrPort) dialer {
+// dial returns a dialer from the client to an address.
+func (m *managedLab) dial(to netip.AddrPort) dialer {
 	return func(ctx context.Context) (net.Conn, error) {
 		client, err := m.Lab.Host(ClientHost)
 		if err != nil {
 			return nil, err
 		}
-		return client.Dial(ctx, network, to.String())
+		return client.Dial(ctx, "tcp", to.String())
 	}
 }
 

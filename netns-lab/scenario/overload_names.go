@@ -10,8 +10,10 @@ import (
 	"net/netip"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -124,4 +126,39 @@ func (m *managedLab) serveNames(ctx context.Context, server string) (*program, e
 		return nil, errors.Join(err, p.kill())
 	}
 	return p, nil
+}
+
+// datagramService makes a dispatcher's configuration that of the servers of names.
+func (m *managedLab) datagramService(c *dispatcher.Config) {
+	c.Services[0] = dispatcher.ServiceConfig{
+		Name: namesService, Mode: dispatcher.ModeUDP, Addresses: at(m.Lab.Topology().VIPs[:1], DNSPort), Default: namesService,
+		Sticky: dispatcher.StickyNone,
+	}
+	c.Sessions.PerClient = maxPending // all clients of the lab have one address
+	c.Pools[0].Name, c.Pools[0].Service, c.Pools[0].Delivery = namesService, namesService, dispatcher.DeliveryUnmodified
+}
+
+// The ports of the clients of names: none of them is used twice while the dispatcher may know the flow of the session that had it, and none is the kernel's to
+// give away (net.ipv4.ip_local_port_range).
+const (
+	firstNamesPort = 10_000
+	lastNamesPort  = 32_000
+)
+
+// dialNames returns a dialer from the client to the servers of names, each time from the next port.
+func (m *managedLab) dialNames() dialer {
+	to := net.UDPAddrFromAddrPort(netip.AddrPortFrom(m.Lab.Topology().VIP4(), DNSPort))
+	var dialled atomic.Uint32
+	return func(context.Context) (conn net.Conn, err error) {
+		client, err := m.Lab.Host(ClientHost)
+		if err != nil {
+			return nil, err
+		}
+		from := &net.UDPAddr{Port: firstNamesPort + int(dialled.Add(1))%(lastNamesPort-firstNamesPort)}
+		err = client.Do(func() (err error) {
+			conn, err = net.DialUDP("udp", from, to)
+			return err
+		})
+		return conn, err
+	}
 }

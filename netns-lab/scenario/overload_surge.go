@@ -12,7 +12,6 @@ import (
 
 	dto "github.com/prometheus/client_model/go"
 
-	"github.com/rehome-net/rehome/dispatcher"
 	"github.com/rehome-net/rehome/handoff"
 )
 
@@ -275,13 +274,4 @@ func (s *OverloadSurge) problems() (list []string) {
 		bad("%s", p)
 	}
 	return list
-}
-
-// datagramService makes a dispatcher's configuration that of the servers of names.
-func (m *managedLab) datagramService(c *dispatcher.Config) {
-	c.Services[0] = dispatcher.ServiceConfig{
-		Name: namesService, Mode: dispatcher.ModeUDP, Addresses: at(m.Lab.Topology().VIPs[:1], DNSPort), Default: namesService,
-		Sticky: dispatcher.StickyNone, // all clients of the lab have one address
-	}
-	c.Pools[0].Name, c.Pools[0].Service, c.Pools[0].Delivery = namesService, namesService, dispatcher.DeliveryUnmodified
 }

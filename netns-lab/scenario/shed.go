@@ -151,7 +151,7 @@ func (s *shed) play(ctx context.Context) error {
 		return fmt.Errorf("the dispatcher does not see that the others are drained: %w", err)
 	}
 	s.result.Connections = int(hotLoad * float64(s.cfg.Capacity))
-	clients, err := connectChatters(ctx, s.lab.dial("tcp", s.lab.target()), s.result.Connections)
+	clients, err := connectChatters(ctx, s.lab.dial(s.lab.target()), s.result.Connections)
 	if err != nil {
 		return err
 	}
