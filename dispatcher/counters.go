@@ -32,6 +32,7 @@ type counters struct {
 	followed, held, unheld prometheus.Counter
 	strangers, misfits     prometheus.Counter
 	findings               *prometheus.CounterVec
+	decisions              *prometheus.CounterVec
 }
 
 func newCounters() *counters {
@@ -73,6 +74,8 @@ func newCounters() *counters {
 	c.misfits = counter("agent_messages_refused_total", "Messages of agents that no agent sends a dispatcher; each ends its connection.")
 	c.registry.MustRegister(c.strangers, c.misfits)
 	c.findings = vector("signalling_findings_total", "Oddities in signalling, by reason.", "reason")
+	c.decisions = vector("admission_decisions_total", "Decisions of admission, by what they amount to: accepting, thinning, closed, degrading, full.", "state")
+	c.registry.MustRegister(c.decisions)
 	c.registry.MustRegister(c.sessions, c.unplaced, c.announced, c.unannounced, c.findings)
 	c.registry.MustRegister(c.relayed, c.accepted, c.crowded, c.left, c.slow, c.rejected, c.unrouted, c.handoffs, c.failures, c.latency)
 	return c

@@ -17,6 +17,7 @@ type gauges struct {
 	peeking, connections                                                       *prometheus.Desc
 	active, up, reported                                                       *prometheus.Desc
 	weight, drained, healthy                                                   *prometheus.Desc
+	load, threshold, share                                                     *prometheus.Desc
 }
 
 func newGauges(d *Dispatcher) *gauges {
@@ -41,6 +42,9 @@ func newGauges(d *Dispatcher) *gauges {
 		weight:      desc("backend_weight", "The weight that counts.", "pool", "backend"),
 		drained:     desc("backend_drained", "Whether a backend gets no new connections because an operator, here or at its host, wants so.", "pool", "backend"),
 		healthy:     desc("backend_healthy", "Whether checks find a backend well; absent without checks, and before the first.", "pool", "backend"),
+		load:        desc("admission_load", "The load that admission's last decision was made by (x of SARA's eq. 2); absent without admission."),
+		threshold:   desc("admission_threshold", "The thresholds of that decision, t1 to c: t2 and t3 move.", "threshold"),
+		share:       desc("admission_refused_share", "The share of first packets (flows: new), and of packets of established sessions (established), that it has refused.", "flows"),
 	}
 }
 
@@ -48,6 +52,7 @@ func newGauges(d *Dispatcher) *gauges {
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
 		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
+		g.load, g.threshold, g.share,
 	} {
 		ch <- d
 	}
@@ -73,6 +78,15 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	live := g.d.live.Load()
 	if live == nil {
 		return
+	}
+	if m := g.d.management; m != nil && m.policy != nil {
+		a := m.decision.Load()
+		gauge(g.load, a.Load)
+		for name, at := range map[string]float64{"t1": a.Thresholds.T1, "t2": a.Thresholds.T2, "t3": a.Thresholds.T3, "c": a.Thresholds.C} {
+			gauge(g.threshold, at, name)
+		}
+		gauge(g.share, a.New, "new")
+		gauge(g.share, a.Established, "established")
 	}
 	for _, s := range live.services {
 		gauge(g.peeking, float64(s.peeking.Load()), s.cfg.Name)

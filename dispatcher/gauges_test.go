@@ -3,6 +3,7 @@
 package dispatcher
 
 import (
+	"context"
 	"fmt"
 	"slices"
 	"strings"
@@ -11,6 +12,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/rehome-net/rehome/dispatcher/admission"
+	"github.com/rehome-net/rehome/dispatcher/availability"
 	"github.com/rehome-net/rehome/dispatcher/forward"
 	"github.com/rehome-net/rehome/dispatcher/load"
 	"github.com/rehome-net/rehome/handoff/vitals"
@@ -85,6 +88,59 @@ func TestGaugesReported(t *testing.T) {
 	d.management.reported(uint32(d.backend("b1").node), load.Sample{Load: 0.5, Vector: vitals.Vector{Sessions: 17}})
 	if diff := cmp.Diff(map[string]float64{"b1": 17}, reported()); diff != "" {
 		t.Error(diff)
+	}
+}
+
+// TestGaugesAdmission tells what the last decision went by and what it refuses, and counts decisions.
+func TestGaugesAdmission(t *testing.T) {
+	d, path := managed(t, func(c *Config) {
+		c.Admission = AdmissionConfig{Policy: admission.SA2C, Alpha: 1, T1: 0.5, T2: 0.6, T3: 0.7, C: 0.9, Fixed: true, Interval: time.Minute}
+	})
+	for _, b := range []string{"b1", "b2"} {
+		available(d, b, availability.Up)
+		report(d, b, 0.8, 0.8)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- d.management.decide(ctx) }()
+	shown := func() []string {
+		families, err := d.count.registry.Gather()
+		if err != nil {
+			t.Error(err)
+		}
+		var got []string
+		for _, f := range families {
+			name, ok := strings.CutPrefix(f.GetName(), "rehome_dispatcher_admission_")
+			for _, m := range f.GetMetric() {
+				if !ok {
+					continue
+				}
+				for _, l := range m.GetLabel() {
+					name += " " + l.GetValue()
+				}
+				got = append(got, fmt.Sprintf("%s: %.2f", name, m.GetGauge().GetValue()+m.GetCounter().GetValue()))
+				name, _, _ = strings.Cut(name, " ")
+			}
+		}
+		return got
+	}
+	until(t, "it decides", func() bool { return strings.HasPrefix(shown()[0], "decisions") })
+	// x = 0.8 is in the middle between T3 and C.
+	want := []string{
+		"decisions_total degrading: 1.00", "load: 0.80", "refused_share established: 0.50", "refused_share new: 1.00",
+		"threshold c: 0.90", "threshold t1: 0.50", "threshold t2: 0.60", "threshold t3: 0.70",
+	}
+	if diff := cmp.Diff(want, shown()); diff != "" {
+		t.Error(diff)
+	}
+	cancel()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	for e, a := range path.refuses { // a dispatcher that ends refuses nothing
+		if a != (forward.Admission{}) {
+			t.Errorf("%v: %+v", e, a)
+		}
 	}
 }
 

@@ -209,6 +209,7 @@ func (m *management) decide(ctx context.Context) error {
 		if last := m.decision.Swap(&next); last.State != next.State {
 			m.d.log.Info("admission", "from", last.State, "to", next.State, "load", next.Load, "new", next.New, "established", next.Established)
 		}
+		m.d.count.decisions.WithLabelValues(next.State.String()).Inc() // before anything is refused
 		m.enforce(next)
 		wait(ctx, max(next.Next, minDecision))
 	}

@@ -90,6 +90,9 @@ type labOptions struct {
 	logLevel    string
 	// lazy is for the scenario process.
 	lazy bool
+	// policies and seeds are for the scenario overload; empty: its own.
+	policies []scenario.OverloadPolicy
+	seeds    []uint64
 }
 
 func scenarios() []labScenario {
@@ -169,7 +172,9 @@ func scenarios() []labScenario {
 		name:  "overload",
 		about: "twice as many sessions come as the servers can complete, under several policies of admission",
 		play: func(ctx context.Context, o labOptions) (any, bool, error) {
-			r, err := scenario.Overload(ctx, scenario.OverloadConfig{Command: o.command, Report: o.report, LogLevel: o.logLevel})
+			r, err := scenario.Overload(ctx, scenario.OverloadConfig{
+				Command: o.command, Report: o.report, LogLevel: o.logLevel, Policies: o.policies, Seeds: o.seeds,
+			})
 			if err != nil {
 				return nil, false, err
 			}
@@ -222,6 +227,8 @@ func newLabRun() *cobra.Command {
 	var output outputFormat
 	var o labOptions
 	var mib int64
+	var policies []string
+	var seeds []uint
 	cmd := &cobra.Command{
 		Use:       "run SCENARIO",
 		Short:     "Play a scenario in a lab of its own and report what the clients saw",
@@ -236,6 +243,12 @@ func newLabRun() *cobra.Command {
 				return errors.New("lab run: --migrations, --connections and --size must be positive")
 			}
 			o.command, o.size = []string{self}, mib<<20
+			for _, p := range policies {
+				o.policies = append(o.policies, scenario.OverloadPolicy(p))
+			}
+			for _, n := range seeds {
+				o.seeds = append(o.seeds, uint64(n))
+			}
 			o.report = cmd.OutOrStdout()
 			if output == "json" {
 				o.report = cmd.ErrOrStderr()
@@ -254,6 +267,8 @@ func newLabRun() *cobra.Command {
 	f.IntVar(&o.connections, "connections", 10000, "number of connections, where a scenario has many")
 	f.Int64Var(&mib, "size", 1024, "size of the transferred file in MiB")
 	f.DurationVar(&o.interval, "interval", 10*time.Millisecond, "pause between two rounds of moves")
+	f.StringSliceVar(&policies, "policies", nil, "of the scenario overload: what to compare, such as sa2c,udp; all when empty")
+	f.UintSliceVar(&seeds, "seeds", nil, "of the scenario overload: the seeds of the sessions that come (1,2,3)")
 	f.BoolVar(&o.lazy, "lazy", false, "of the scenario process: also move with memory that follows, for comparison")
 	f.StringVar(&o.logLevel, "log-level", "warn", "the agents' log level")
 	return cmd

@@ -29,10 +29,10 @@
 //
 // Eq. 1 takes (1-alpha) times the variance of the nodes' loads. Numbers from 0 to 1 have no more variance than mean*(1-mean) (Bhatia
 // and Davis 2000), so for alpha < 1 the cluster's load is always less than the mean, and alpha times the mean when all nodes are equally
-// loaded: with alpha = 0.9, ten nodes at 1 are a cluster at 0.9. Choose thresholds accordingly. The default T3 is the default alpha: busy
-// nodes alone do not degrade established sessions, only the head does, or loads above 1. A load that is 1 as soon as a processor
-// is busy says nothing of how far above its limit a node is; with T3 below that, SA2C drops datagrams of sessions that could
-// be served, their clients send them again, and the cluster swings (docs/sara.md).
+// loaded: with alpha = 0.9, ten nodes at 1 are a cluster at 0.9. Choose thresholds accordingly. The default T3 is above the default alpha: nodes
+// alone do not degrade established sessions, only the head does, or loads above 1. Who wants it of nodes, too, sets alpha to 1, or C to alpha and the
+// others to scale. A load that is 1 as soon as a processor is busy says nothing of how far above its limit a node is: with T3 below that, SA2C drops
+// datagrams of sessions that could be served.
 //
 // The package has no clock, draws no random number, and starts no goroutine. A Policy is for one goroutine at a time.
 package admission

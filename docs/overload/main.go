@@ -12,6 +12,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher/admission"
@@ -20,7 +21,7 @@ import (
 
 func main() {
 	sessions := flag.Int("sessions", 300_000, "sessions of each run of the base, of which there are four for each policy; others have a quarter")
-	part := flag.String("part", "", "base, variations, settings or thresholds alone")
+	part := flag.String("part", "", "base, variations, settings, thresholds or bursts alone")
 	flag.Parse()
 	if err := run(os.Stdout, *part, *sessions); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -35,7 +36,7 @@ func run(w io.Writer, only string, sessions int) error {
 	parts := []struct {
 		name  string
 		print func(io.Writer, int) error
-	}{{"base", base}, {"variations", variations}, {"settings", settings}, {"thresholds", thresholds}}
+	}{{"base", base}, {"variations", variations}, {"settings", settings}, {"thresholds", thresholds}, {"bursts", bursts}}
 	known := only == ""
 	for _, part := range parts {
 		if only != "" && part.name != only {
@@ -47,7 +48,7 @@ func run(w io.Writer, only string, sessions int) error {
 		}
 	}
 	if !known {
-		return fmt.Errorf("-part %s: want base, variations, settings or thresholds", only)
+		return fmt.Errorf("-part %s: want base, variations, settings, thresholds or bursts", only)
 	}
 	return nil
 }
@@ -168,4 +169,56 @@ func thresholds(w io.Writer, sessions int) error {
 		fmt.Fprintln(w)
 	}
 	return nil
+}
+
+// bursts shows what decides how much is completed when the load comes in bursts: how long a queue a policy lets grow, which is worked off between them.
+func bursts(w io.Writer, sessions int) error {
+	fmt.Fprintf(w, "\nBursts, beside loads that last (%d x %d sessions): completed, and how long an answer takes\n\n", len(seeds()), sessions/4)
+	worlds, err := named("bursts of 3.5 for 20 s, 0.5 for 40 s", "base: twice the load", "1.2 times the load", "0.9 times the load")
+	if err != nil {
+		return err
+	}
+	unforecast := worlds[0]
+	unforecast.Config.Unforecast = true
+	static := admission.Config{Kind: admission.Static, Interval: 100 * time.Millisecond}
+	for _, c := range []struct {
+		name   string
+		config admission.Config
+		t      [2]float64
+		worlds []simulation.Variation
+	}{
+		{"static", static, [2]float64{0.70, 0.85}, worlds},
+		{"static, where sa2c rests", static, [2]float64{0.70, 0.775}, worlds},
+		{"sa2c", admission.Config{}, [2]float64{0.70, 0.85}, worlds},
+		{"sa2c, T1 = 0.75", admission.Config{}, [2]float64{0.75, 0.85}, worlds},
+		{"sa2c, T1 = 0.80, T2 = 0.89", admission.Config{}, [2]float64{0.80, 0.89}, worlds},
+		{"sa2c, fixed", admission.Config{FixedThresholds: true}, [2]float64{0.70, 0.85}, worlds[:1]},
+		{"sa2c, not forecast", admission.Config{}, [2]float64{0.70, 0.85}, []simulation.Variation{unforecast}},
+	} {
+		c.config.T1, c.config.T2, c.config.T3, c.config.C = c.t[0], c.t[1], admission.DefaultT3, admission.DefaultC
+		fmt.Fprintf(w, "%-28s", c.name)
+		for _, v := range c.worlds {
+			r, err := simulation.Compete(simulation.Contender{Admission: c.config}, v, sessions/4, seeds()...)
+			if err != nil {
+				return err
+			}
+			fmt.Fprintf(w, "  %.3f %5d ms", r.CompletedPerSecond()/v.Config.Capacity(), r.Wait().Milliseconds())
+		}
+		fmt.Fprintln(w)
+	}
+	return nil
+}
+
+// named returns variations by their names.
+func named(names ...string) ([]simulation.Variation, error) {
+	all := simulation.Variations()
+	list := make([]simulation.Variation, len(names))
+	for i, name := range names {
+		at := slices.IndexFunc(all, func(v simulation.Variation) bool { return v.Name == name })
+		if at < 0 {
+			return nil, fmt.Errorf("no variation %q", name)
+		}
+		list[i] = all[at]
+	}
+	return list, nil
 }

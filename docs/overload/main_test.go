@@ -50,7 +50,17 @@ func TestRun(t *testing.T) {
 			t.Errorf("no line for %s in:\n%s", c.Name, &out)
 		}
 	}
-	if err := run(&out, "all", 1); err == nil || !strings.Contains(err.Error(), "want base, variations, settings or thresholds") {
+	out.Reset()
+	if err := run(&out, "bursts", 4_000); err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out.String(), "\nsta") + strings.Count(out.String(), "\nsa2c"); n != 7 {
+		t.Errorf("%d lines, want 7:\n%s", n, &out)
+	}
+	if _, err := named("no such world"); err == nil {
+		t.Error("a world that there is not")
+	}
+	if err := run(&out, "all", 1); err == nil || !strings.Contains(err.Error(), "want base, variations, settings, thresholds or bursts") {
 		t.Errorf("part all: %v", err)
 	}
 }

@@ -200,16 +200,19 @@ func (m *Media) complaints() string {
 
 // listening waits until a port is bound on a host, as /proc/net shows it.
 func (m *Media) listening(ctx context.Context, p *program, host, table string, at netip.AddrPort) error {
+	return m.await(ctx, p.daemon, func(context.Context) error { return boundAt(m.host(host), table, at) })
+}
+
+// boundAt returns nil when a port is bound on a host: table is "udp" or "tcp".
+func boundAt(h *netnslab.Host, table string, at netip.AddrPort) error {
 	a := at.Addr().As4()
 	want := fmt.Sprintf(" %02X%02X%02X%02X:%04X ", a[3], a[2], a[1], a[0], at.Port())
-	return m.await(ctx, p.daemon, func(context.Context) error {
-		return m.host(host).Do(func() error {
-			text, err := os.ReadFile("/proc/thread-self/net/" + table)
-			if err == nil && !strings.Contains(string(text), want) {
-				err = fmt.Errorf("%s does not listen at %v %v yet", host, table, at)
-			}
-			return err
-		})
+	return h.Do(func() error {
+		text, err := os.ReadFile("/proc/thread-self/net/" + table)
+		if err == nil && !strings.Contains(string(text), want) {
+			err = fmt.Errorf("%s does not listen at %v %v yet", h.Name(), table, at)
+		}
+		return err
 	})
 }
 

@@ -9,10 +9,12 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"time"
 
 	"github.com/rehome-net/rehome/dispatcher"
+	"github.com/rehome-net/rehome/handoff"
 )
 
 // OverloadConfig describes the scene "overload": more sessions come than servers can complete. Its zero value is the demo's, but for Command.
@@ -40,6 +42,9 @@ type OverloadConfig struct {
 	Connections int
 	// Thresholds are T1, T2, T3 and C of static, request and sa2c; admission's defaults when all are zero.
 	Thresholds [4]float64
+	// Surge is for how long the reported load is above T3 in a second act of the policy udp, 1 s when zero; negative leaves the act out. It begins after a third
+	// of Length.
+	Surge time.Duration
 	// Report gets progress; may be nil.
 	Report io.Writer
 	// LogLevel is that of rehome's processes.
@@ -57,6 +62,7 @@ func (c OverloadConfig) withDefaults() OverloadConfig {
 	setDefault(&c.Think, 150*time.Millisecond)
 	setDefault(&c.Patience, 400*time.Millisecond)
 	setDefault(&c.Connections, c.bestBound())
+	setDefault(&c.Surge, time.Second)
 	if len(c.Policies) == 0 {
 		c.Policies = OverloadPolicies()
 	}
@@ -86,6 +92,8 @@ func (c OverloadConfig) validate() error {
 		return fmt.Errorf("overload: %d workers, %d requests: want 1 or more", c.Workers, c.Requests)
 	case c.ServiceTime < 0 || c.Think < 0 || c.Patience < 0:
 		return errors.New("overload: times: want more than 0")
+	case c.Surge > c.Length/3:
+		return fmt.Errorf("overload: surge: %v: want a third of the length, %v, at most", c.Surge, c.Length)
 	}
 	for _, p := range c.Policies {
 		if _, err := p.setup(c); err != nil {
@@ -106,7 +114,13 @@ type overload struct {
 	cfg     OverloadConfig
 	lab     *managedLab
 	servers []*queueServer
-	result  OverloadResult
+	// What serves datagrams, if a policy is of those.
+	upstreams  []*upstream
+	names      []*program
+	neighbours []*handoff.Listener
+	dialNames  dialer
+	run        int // the number of the last one of datagrams
+	result     OverloadResult
 }
 
 // Overload plays the scene: the same sessions of HTTP requests come for each policy, at about twice the rate at which the servers can complete them.
@@ -116,8 +130,15 @@ func Overload(ctx context.Context, cfg OverloadConfig) (_ *OverloadResult, err e
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
+	datagrams := slices.ContainsFunc(cfg.Policies, OverloadPolicy.datagrams)
+	if datagrams {
+		if err := need("dnsmasq"); err != nil {
+			return nil, err
+		}
+	}
 	lab, err := startManaged(ctx, managedConfig{
 		Command: cfg.Command, Lab: cfg.Lab, LogLevel: cfg.LogLevel, Service: queueService, Port: FilesPort,
+		Others: map[string]uint16{namesService: DNSPort, neighbourService: neighbourPort},
 	})
 	if err != nil {
 		return nil, err
@@ -127,9 +148,19 @@ func Overload(ctx context.Context, cfg OverloadConfig) (_ *OverloadResult, err e
 	if err := o.startServers(ctx); err != nil {
 		return nil, err
 	}
+	if datagrams {
+		if err := errors.Join(o.startNames(ctx), o.startNeighbours(ctx)); err != nil {
+			return nil, err
+		}
+	}
 	for _, p := range cfg.Policies {
 		if err := o.policy(ctx, p); err != nil {
 			return nil, fmt.Errorf("%s: %w", p, err)
+		}
+	}
+	if slices.Contains(cfg.Policies, OverloadDatagram) && cfg.Surge > 0 {
+		if err := o.surges(ctx); err != nil {
+			return nil, err
 		}
 	}
 	o.result.judge()
@@ -169,10 +200,40 @@ func (o *overload) startServers(ctx context.Context) error {
 
 func (o *overload) stopServers() error {
 	var errs []error
+	for _, p := range o.names {
+		errs = append(errs, p.stop())
+	}
+	for _, u := range o.upstreams {
+		errs = append(errs, u.close())
+	}
+	for _, l := range o.neighbours {
+		errs = append(errs, l.Close())
+	}
 	for _, s := range o.servers {
 		errs = append(errs, s.close())
 	}
 	return errors.Join(errs...)
+}
+
+// startNames starts a server of names on each server's host, in front of its queue.
+func (o *overload) startNames(ctx context.Context) error {
+	for i, name := range o.lab.Servers() {
+		h, err := o.lab.Lab.Host(name)
+		if err != nil {
+			return err
+		}
+		u, err := startUpstream(ctx, h, o.servers[i])
+		if err != nil {
+			return err
+		}
+		o.upstreams = append(o.upstreams, u)
+		p, err := o.lab.serveNames(ctx, name)
+		if err != nil {
+			return err
+		}
+		o.names = append(o.names, p)
+	}
+	return nil
 }
 
 // policy plays all runs of one policy.
@@ -184,11 +245,24 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 	if setup.direct {
 		return o.runs(ctx, p, o.client(o.direct(), setup))
 	}
+	return o.behind(ctx, setup, func() error {
+		if setup.datagrams {
+			return o.runs(ctx, p, o.querier(o.cfg.Patience, o.cfg.Patience)) // nobody asks again
+		}
+		return o.runs(ctx, p, o.client(o.lab.dial(o.lab.target()), setup))
+	})
+}
+
+// behind does something while a dispatcher of that setup stands in front of the servers.
+func (o *overload) behind(ctx context.Context, setup setup, do func() error) error {
 	reports, err := o.lab.reports()
 	if err != nil {
 		return err
 	}
 	err = o.lab.startDispatcher(ctx, dispatcher.ModeHTTP, func(c *dispatcher.Config) {
+		if setup.datagrams {
+			o.lab.datagramService(c)
+		}
 		c.Pools[0].Balance = setup.balance
 		c.Admission, c.Forecast = setup.admission, setup.forecast
 		if setup.reports {
@@ -198,8 +272,15 @@ func (o *overload) policy(ctx context.Context, p OverloadPolicy) error {
 	if err != nil {
 		return err
 	}
-	err = o.runs(ctx, p, o.client(o.lab.dial(o.lab.target()), setup))
-	return errors.Join(err, o.lab.stopDispatcher())
+	return errors.Join(do(), o.lab.stopDispatcher())
+}
+
+// querier returns a client of the servers of names.
+func (o *overload) querier(patience, resend time.Duration) *querier {
+	if o.dialNames == nil {
+		o.dialNames = o.lab.dialNames()
+	}
+	return &querier{dial: o.dialNames, patience: patience, resend: resend}
 }
 
 func (o *overload) client(dial dialer, s setup) *patient {
@@ -219,29 +300,33 @@ func (o *overload) direct() dialer {
 	}
 }
 
+// visits returns the sessions of a seed, so many times what the servers can complete.
+func (o *overload) visits(seed uint64, offered float64) []visit {
+	return visits(seed, offered*o.cfg.Capacity(len(o.servers)), o.cfg.Length, o.cfg.Requests, o.cfg.Think)
+}
+
 // runs plays one run for each seed.
-func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) error {
+func (o *overload) runs(ctx context.Context, p OverloadPolicy, client player) error {
 	for _, seed := range o.cfg.Seeds {
 		if err := o.rest(ctx, client); err != nil {
 			return fmt.Errorf("before the run of seed %d: %w", seed, err)
 		}
 		before := o.given()
-		dropped, err := o.dropped(ctx)
+		count, err := o.beginCount(ctx, client)
 		if err != nil {
 			return err
 		}
-		rate := o.cfg.Offered * o.cfg.Capacity(len(o.servers))
-		all := visits(seed, rate, o.cfg.Length, o.cfg.Requests, o.cfg.Think)
-		ends := client.play(ctx, all, o.cfg.Length)
+		ends := client.play(ctx, o.visits(seed, o.cfg.Offered), o.cfg.Length)
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if _, datagrams := client.(*querier); datagrams {
+			o.tellLate(ends)
+		}
 		run := tallyRun(seed, ends, o.cfg.WarmUp, o.cfg.Length, o.given()-before)
-		now, err := o.dropped(ctx)
-		if err != nil {
+		if run.Datagrams, run.Dropped, run.Degraded, err = count(ctx); err != nil {
 			return err
 		}
-		run.Dropped, run.Degraded = now.refused-dropped.refused, now.degraded-dropped.degraded
 		o.result.Runs[p] = append(o.result.Runs[p], run)
 		o.say("%s, seed %d: %.1f sessions/s completed; %d came, %d refused, %d given up, %d failed; %.0f %% of the work in vain",
 			p, seed, run.Rate, run.Came, run.Refused, run.Late, run.Failed, 100*run.InVain)
@@ -252,8 +337,8 @@ func (o *overload) runs(ctx context.Context, p OverloadPolicy, client *patient) 
 	return o.rest(ctx, client)
 }
 
-// drops is what the dispatcher's kernel has refused.
-type drops struct{ refused, degraded int }
+// drops is what the dispatcher's kernel has refused, and the sessions that no server was found for.
+type drops struct{ refused, degraded, unplaced int }
 
 // dropped reads it; of clients that go to the servers themselves it is nothing.
 func (o *overload) dropped(ctx context.Context) (d drops, err error) {
@@ -265,8 +350,8 @@ func (o *overload) dropped(ctx context.Context) (d drops, err error) {
 		return d, err
 	}
 	families, err := scrape(ctx, front, frontMetrics)
-	for name, to := range map[string]*int{"refused": &d.refused, "degraded": &d.degraded} {
-		for _, m := range families["rehome_dispatcher_"+name+"_packets_total"].GetMetric() {
+	for name, to := range map[string]*int{"refused_packets": &d.refused, "degraded_packets": &d.degraded, "sessions_refused": &d.unplaced} {
+		for _, m := range families["rehome_dispatcher_"+name+"_total"].GetMetric() {
 			*to = int(m.GetCounter().GetValue())
 		}
 	}
@@ -277,7 +362,7 @@ func (o *overload) dropped(ctx context.Context) (d drops, err error) {
 const restLimit = 15 * time.Second
 
 // rest waits until no server has anything left to do, and a session of one request is served.
-func (o *overload) rest(ctx context.Context, client *patient) error {
+func (o *overload) rest(ctx context.Context, client player) error {
 	ctx, cancel := context.WithTimeout(ctx, restLimit)
 	defer cancel()
 	for _, s := range o.servers {
@@ -286,7 +371,7 @@ func (o *overload) rest(ctx context.Context, client *patient) error {
 		}
 	}
 	for {
-		_, err := client.session(ctx, visit{})
+		err := client.probe(ctx)
 		if err == nil {
 			return nil
 		}

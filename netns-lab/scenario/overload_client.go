@@ -34,6 +34,17 @@ type end struct {
 	at       time.Duration
 	requests int
 	err      error
+	// first is when the first was, and resent how often others had to be asked again until they were; of sessions of datagrams only.
+	first  time.Duration
+	resent int
+}
+
+// player plays sessions.
+type player interface {
+	// play plays all sessions at their times and returns how each ended. What goes on at the end of length is cut off.
+	play(ctx context.Context, all []visit, length time.Duration) []end
+	// probe plays a session of one request.
+	probe(ctx context.Context) error
 }
 
 // dialer connects to the service.
@@ -50,8 +61,22 @@ type patient struct {
 	silent bool
 }
 
-// play plays all sessions at their times and returns how each ended. What goes on at the end of length is cut off.
+// play implements player.
 func (p *patient) play(ctx context.Context, all []visit, length time.Duration) []end {
+	return playAll(ctx, all, length, func(ctx context.Context, i int, _ time.Time) end {
+		n, err := p.session(ctx, all[i])
+		return end{fate: p.fateOf(ctx, n, err), requests: n, err: err}
+	})
+}
+
+// probe implements player.
+func (p *patient) probe(ctx context.Context) error {
+	_, err := p.session(ctx, visit{})
+	return err
+}
+
+// playAll has one play every session at its time; begin is that of the run, the number the session's.
+func playAll(ctx context.Context, all []visit, length time.Duration, one func(ctx context.Context, number int, begin time.Time) end) []end {
 	begin := time.Now()
 	ctx, cancel := context.WithDeadline(ctx, begin.Add(length))
 	defer cancel()
@@ -59,11 +84,12 @@ func (p *patient) play(ctx context.Context, all []visit, length time.Duration) [
 	var wg sync.WaitGroup
 	for i, v := range all {
 		wg.Go(func() {
-			n, err := 0, pause(ctx, time.Until(begin.Add(v.at)))
-			if err == nil {
-				n, err = p.session(ctx, v)
+			e := end{fate: visitCut}
+			if e.err = pause(ctx, time.Until(begin.Add(v.at))); e.err == nil {
+				e = one(ctx, i, begin)
 			}
-			ends[i] = end{fate: p.fateOf(ctx, n, err), at: time.Since(begin), requests: n, err: err}
+			e.at = time.Since(begin)
+			ends[i] = e
 		})
 	}
 	wg.Wait()

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math"
 	"os"
+	"strings"
 	"testing"
 	"time"
 
@@ -148,7 +149,8 @@ func TestTallyRun(t *testing.T) {
 		{fate: visitCut, at: ms(4000), requests: 3},
 	}
 	// 15 of 20 requests were not in vain; 3 of 5 sessions that ended were completed; 2 of them in 2 s.
-	want := OverloadRun{Seed: 7, Rate: 1, Came: 7, Completed: 3, Refused: 1, Late: 1, Failed: 1, GoingOn: 1, Kept: 0.6, InVain: 0.25}
+	// Useful are 15 in 4 s.
+	want := OverloadRun{Seed: 7, Rate: 1, Useful: 3.75, Came: 7, Completed: 3, Refused: 1, Late: 1, Failed: 1, GoingOn: 1, Kept: 0.6, InVain: 0.25}
 	got := tallyRun(7, ends, ms(2000), ms(4000), 20)
 	if diff := cmp.Diff(want, got, cmpopts.EquateApprox(0, 1e-9)); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
@@ -162,44 +164,75 @@ func TestCompare(t *testing.T) {
 		t.Errorf("%v, %v", d, noise)
 	}
 	for _, tt := range [][2][]float64{{{9}, {10}}, {{9, 10}, {10, 11}}} { // no error is known, or none
-		if d, noise = compare(tt[0], tt[1]); d != -1 || math.Abs(noise-0.06*mean(tt[1])) > 1e-9 {
+		if d, noise = compare(tt[0], tt[1]); d != -1 || math.Abs(noise-repeatability*mean(tt[1])) > 1e-9 {
 			t.Errorf("%v: %v, %v", tt, d, noise)
 		}
 	}
 }
 
 func TestJudge(t *testing.T) {
-	runs := func(rates ...float64) (list []OverloadRun) {
-		for _, r := range rates {
-			list = append(list, OverloadRun{Rate: r, Came: 1000, Completed: 500})
+	runs := func(useful ...float64) (list []OverloadRun) {
+		for _, u := range useful {
+			list = append(list, OverloadRun{Useful: u, Rate: u / 6, Came: 1000, Completed: 500, Refused: 400, Dropped: 400, Kept: 1})
 		}
 		return list
 	}
-	broken := runs(100, 100)
-	broken[1].Failed = 11
+	changed := func(change func(*OverloadRun)) []OverloadRun {
+		list := runs(550, 550)
+		change(&list[1])
+		return list
+	}
+	counted := func(r *OverloadRun) {
+		r.Datagrams = &OverloadDatagrams{Sent: 4000, Arrived: 3600, Sessions: 600}
+	}
 	for _, tt := range []struct {
 		name string
 		runs map[OverloadPolicy][]OverloadRun
-		ok   bool
+		want string // in the one problem; none when empty
 	}{
-		{"ahead", map[OverloadPolicy][]OverloadRun{OverloadNone: runs(20, 20), OverloadSA2C: runs(90, 92)}, true},
-		{"behind within the noise", map[OverloadPolicy][]OverloadRun{OverloadStatic: runs(95, 91), OverloadSA2C: runs(90, 92)}, true},
-		{"behind by what a repetition may", map[OverloadPolicy][]OverloadRun{OverloadStatic: runs(95, 97), OverloadSA2C: runs(90, 92)}, true},
-		{"behind", map[OverloadPolicy][]OverloadRun{OverloadStatic: runs(95, 97), OverloadSA2C: runs(88, 90)}, false},
-		{"broken connections", map[OverloadPolicy][]OverloadRun{OverloadSA2C: broken}, false},
-		{"nothing completed", map[OverloadPolicy][]OverloadRun{OverloadBare: {{Came: 10}}}, false},
+		{"ahead", map[OverloadPolicy][]OverloadRun{OverloadNone: runs(200, 200), OverloadSA2C: runs(540, 550)}, ""},
+		{"behind within the noise", map[OverloadPolicy][]OverloadRun{OverloadStatic: runs(560, 540), OverloadSA2C: runs(540, 550)}, ""},
+		{"behind by what is known, and 2 %", map[OverloadPolicy][]OverloadRun{OverloadLeastConn: runs(600, 600), OverloadSA2C: runs(552, 552)}, ""},
+		{"behind", map[OverloadPolicy][]OverloadRun{OverloadStatic: runs(600, 600), OverloadSA2C: runs(520, 520)}, "80 requests per second less than static"},
+		{"no better than none", map[OverloadPolicy][]OverloadRun{OverloadNone: runs(540, 550), OverloadSA2C: runs(540, 560)}, "5 requests per second more"},
+		{"no better than request", map[OverloadPolicy][]OverloadRun{OverloadRequest: runs(600, 600), OverloadSA2C: runs(540, 540)}, "-60 requests per second more"},
+		{"datagrams are another service", map[OverloadPolicy][]OverloadRun{OverloadDatagram: runs(600, 600), OverloadSA2C: runs(300, 300)}, ""},
+		{"datagrams, no better than none", map[OverloadPolicy][]OverloadRun{OverloadDatagram: runs(600, 600), OverloadDatagramNone: runs(590, 590)}, "udp serves 10"},
+		{"broken connections", map[OverloadPolicy][]OverloadRun{OverloadSA2C: changed(func(r *OverloadRun) { r.Failed = 11 })}, "11 connections"},
+		{"nothing completed", map[OverloadPolicy][]OverloadRun{OverloadBare: {{Came: 10}}}, "no session"},
+		{"established sessions suffer", map[OverloadPolicy][]OverloadRun{OverloadSA2C: changed(func(r *OverloadRun) { r.Degraded = 1 })}, "1 packets"},
+		{"not the kernel", map[OverloadPolicy][]OverloadRun{OverloadSilent: changed(func(r *OverloadRun) { r.Dropped = 0 })}, "the kernel has refused none"},
+		{"not kept", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) { r.Kept = 0.89 })}, "89 % were completed"},
+		{"datagrams counted", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(counted)}, ""},
+		{"datagrams missing", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) {
+			counted(r)
+			r.Datagrams.Missing = 41
+		})}, "do not tell of 41"},
+		{"no server", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) {
+			counted(r)
+			r.Datagrams.Unplaced = 1
+		})}, "found no server for 1"},
+		{"others are absent", map[OverloadPolicy][]OverloadRun{OverloadDatagram: changed(func(r *OverloadRun) {
+			counted(r)
+			r.Datagrams.Sessions = 580
+		})}, "420 sessions have come to no server, and the kernel has refused 400"},
 	} {
-		r := OverloadResult{CompletedSessionsPerSecond: map[OverloadPolicy]float64{}, Noise: map[OverloadPolicy]float64{}, Runs: tt.runs}
-		if r.judge(); r.OK != tt.ok {
-			t.Errorf("%s: %v %v", tt.name, r.OK, r.Problems)
+		r := OverloadResult{Offered: 2, CompletedSessionsPerSecond: map[OverloadPolicy]float64{}, Noise: map[OverloadPolicy]float64{}, Runs: tt.runs}
+		r.judge()
+		if r.OK != (tt.want == "") || !r.OK && (len(r.Problems) != 1 || !strings.Contains(r.Problems[0], tt.want)) {
+			t.Errorf("%s: %v %q", tt.name, r.OK, r.Problems)
 		}
+	}
+	r := OverloadResult{Offered: 2, CompletedSessionsPerSecond: map[OverloadPolicy]float64{}, Surges: []OverloadSurge{{Datagrams: &OverloadDatagrams{}}}}
+	if r.judge(); r.OK {
+		t.Error("a surge in which nothing happened")
 	}
 }
 
 func TestOverloadConfig(t *testing.T) {
 	for name, c := range map[string]OverloadConfig{
 		"warm-up": {WarmUp: time.Minute}, "policy": {Policies: []OverloadPolicy{"best"}}, "offered": {Offered: -1}, "workers": {Workers: -1},
-		"patience": {Patience: -1},
+		"patience": {Patience: -1}, "surge": {Surge: 3 * time.Second},
 	} {
 		if err := c.withDefaults().validate(); err == nil {
 			t.Errorf("%s: no error", name)

@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -43,6 +44,8 @@ type managedConfig struct {
 	Port    uint16
 	// Calm has heartbeats come at calmInterval.
 	Calm bool
+	// Others are further services that agents know, with their ports.
+	Others map[string]uint16
 }
 
 // managedLab is a lab of which the servers' agents report to the front, where a dispatcher hears them. The servers are started by somebody else.
@@ -84,17 +87,24 @@ func writeKey(path string) error {
 	return os.WriteFile(path, []byte("1 * "+hex.EncodeToString(secret)+"\n"), 0o600)
 }
 
-// agentFor returns what changes an agent's configuration: it has the one service, and reports.
+// agentFor returns what changes an agent's configuration: it has the one service, and the others, and reports.
 func (m *managedLab) agentFor(topo netnslab.Topology) func(*agent.Config) {
-	service := agent.ServiceConfig{Name: m.cfg.Service, Addresses: at(topo.VIPs, m.cfg.Port), Entry: FrontHost}
+	var servers []string
 	for _, h := range topo.Hosts {
 		if h.Role == netnslab.RoleServer {
-			service.Servers = append(service.Servers, h.Name)
+			servers = append(servers, h.Name)
 		}
+	}
+	service := func(name string, port uint16) agent.ServiceConfig {
+		return agent.ServiceConfig{Name: name, Addresses: at(topo.VIPs, port), Entry: FrontHost, Servers: servers}
+	}
+	services := []agent.ServiceConfig{service(m.cfg.Service, m.cfg.Port)}
+	for _, name := range slices.Sorted(maps.Keys(m.cfg.Others)) {
+		services = append(services, service(name, m.cfg.Others[name]))
 	}
 	report := reportsOf(topo, m.keyFile())
 	return func(c *agent.Config) {
-		c.Services = []agent.ServiceConfig{service}
+		c.Services = services
 		report(c)
 		if m.cfg.Calm {
 			c.Report.Interval = calmInterval

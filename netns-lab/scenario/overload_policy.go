@@ -15,7 +15,7 @@ import (
 // OverloadPolicy names what decides who is let in.
 type OverloadPolicy string
 
-// Policies of the scene. All but the last three are the dispatcher's of the same name.
+// Policies of the scene. Those of which nothing is said are the dispatcher's of the same name.
 const (
 	OverloadNone      OverloadPolicy = OverloadPolicy(admission.None)
 	OverloadStatic    OverloadPolicy = OverloadPolicy(admission.Static)
@@ -25,6 +25,10 @@ const (
 	OverloadSA2C    OverloadPolicy = OverloadPolicy(admission.SA2C)
 	// OverloadSilent is sa2c whose refusals nobody is told of: the kernel drops the SYN.
 	OverloadSilent OverloadPolicy = "sa2c-syn"
+	// OverloadDatagram is sa2c in front of a service of datagrams: dnsmasq, which asks a server that is slow. The kernel drops a session's first datagram.
+	OverloadDatagram OverloadPolicy = "udp"
+	// OverloadDatagramNone is the same service without admission control.
+	OverloadDatagramNone OverloadPolicy = "udp-none"
 	// OverloadBare is a dispatcher without admission control and without reports.
 	OverloadBare OverloadPolicy = "bare"
 	// OverloadDirect is no dispatcher: clients go to the servers in turn.
@@ -33,8 +37,14 @@ const (
 
 // OverloadPolicies are those that the scene compares.
 func OverloadPolicies() []OverloadPolicy {
-	return []OverloadPolicy{OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C, OverloadSilent}
+	return []OverloadPolicy{
+		OverloadNone, OverloadStatic, OverloadLeastConn, OverloadRequest, OverloadSA2C, OverloadSilent,
+		OverloadDatagramNone, OverloadDatagram,
+	}
 }
+
+// datagrams reports whether the policy is of the service of datagrams.
+func (p OverloadPolicy) datagrams() bool { return p == OverloadDatagram || p == OverloadDatagramNone }
 
 // Times of admission's decisions, in a scene that lasts some seconds.
 const (
@@ -48,6 +58,7 @@ const forecastWindow = 8
 // setup is what a policy makes of the dispatcher.
 type setup struct {
 	direct    bool
+	datagrams bool
 	each      bool // as patient has it
 	silent    bool
 	balance   balance.Kind
@@ -58,7 +69,7 @@ type setup struct {
 
 func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 	s := setup{
-		balance: balance.Shell, reports: true, forecast: dispatcher.ForecastConfig{Window: forecastWindow},
+		datagrams: p.datagrams(), balance: balance.Shell, reports: true, forecast: dispatcher.ForecastConfig{Window: forecastWindow},
 		admission: dispatcher.AdmissionConfig{
 			Policy: admission.Kind(p), Interval: decisionInterval, Floor: decisionFloor, RetryAfter: time.Second,
 			T1: c.Thresholds[0], T2: c.Thresholds[1], T3: c.Thresholds[2], C: c.Thresholds[3],
@@ -77,6 +88,10 @@ func (p OverloadPolicy) setup(c OverloadConfig) (setup, error) {
 	case OverloadSilent:
 		s.silent = true
 		s.admission.Policy, s.admission.RetryAfter = admission.SA2C, 0
+	case OverloadDatagram:
+		s.admission.Policy, s.admission.RetryAfter = admission.SA2C, 0
+	case OverloadDatagramNone:
+		s.admission.Policy, s.admission.RetryAfter = admission.None, 0
 	case OverloadNone, OverloadStatic, OverloadSA2C:
 	default:
 		return setup{}, fmt.Errorf("overload: policy %q: there is none of that name", p)

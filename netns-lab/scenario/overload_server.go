@@ -87,18 +87,22 @@ func (s *queueServer) serve(ctx context.Context, c net.Conn) {
 		if _, err := http.ReadRequest(in); err != nil {
 			return
 		}
-		s.mu.Lock()
-		ready := s.queue.take(time.Now())
-		s.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return
-		case <-time.After(time.Until(ready)):
+		case <-time.After(time.Until(s.take())):
 		}
 		if _, err := io.WriteString(c, answerText); err != nil {
 			return
 		}
 	}
+}
+
+// take takes a request, and returns when it will have been served.
+func (s *queueServer) take() time.Time {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.queue.take(time.Now())
 }
 
 // report tells the load until ctx ends.

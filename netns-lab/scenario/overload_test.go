@@ -46,3 +46,27 @@ func TestOverloadServers(t *testing.T) {
 		}
 	}
 }
+
+// TestOverloadDatagrams has sessions of datagrams come, twice as many as the servers can bear: the kernel refuses the first datagram of those that do not come in,
+// and loses none of the others'. Then the load is above T3 for a second, when it does.
+func TestOverloadDatagrams(t *testing.T) {
+	needPrograms(t, "dnsmasq")
+	lab := labName("overu")
+	r, err := scenario.Overload(testContext(t, time.Minute), scenario.OverloadConfig{
+		Command: binary(t), Lab: lab, Policies: []scenario.OverloadPolicy{scenario.OverloadDatagram}, Seeds: []uint64{1}, LogLevel: "warn", Report: log{t},
+		Length: 3 * time.Second, WarmUp: 1500 * time.Millisecond, Patience: 500 * time.Millisecond, ServiceTime: 20 * time.Millisecond,
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	checkGone(t, lab)
+	if !r.OK || len(r.Runs[scenario.OverloadDatagram]) != 1 || len(r.Surges) != 1 {
+		t.Fatalf("%+v", r)
+	}
+	if run := r.Runs[scenario.OverloadDatagram][0]; run.Dropped < run.Came/8 || run.Degraded > 0 || run.Datagrams.Arrived == 0 || run.Rate > 1.3*r.Capacity {
+		t.Errorf("%+v, %+v", run, run.Datagrams)
+	}
+	if s := r.Surges[0]; s.DroppedAbove == 0 || s.DroppedBelow > 0 || s.Recovered == 0 {
+		t.Errorf("%+v", s)
+	}
+}
