@@ -32,9 +32,6 @@ var (
 	errXDP      = errors.New("XDP knows none")
 )
 
-// ownEgress are programs at an interface's way out that forwarded frames may pass by: the gate's looks only at what this host's sockets send.
-func ownEgress() []string { return []string{"rehome_out"} }
-
 // Ways tells how frames leave by the interfaces, in the order of Config.Interfaces.
 func (f *Forwarder) Ways() []Way {
 	f.ports.Lock()
@@ -108,7 +105,7 @@ func (f *Forwarder) enter() (stay bool, err error) {
 
 // examine returns why frames cannot take the shortcut at an interface; known is false where it is not yet time to ask again.
 func (f *Forwarder) examine(p *point, of *proof, now time.Time) (why error, known bool) {
-	if err := shortcut.Examine(f.nl, p.ifindex, ownEgress()...); err != nil {
+	if err := shortcut.Examine(f.nl, p.ifindex, shortcut.Gate); err != nil {
 		*of = proof{}
 		return err, true
 	}

@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// Gate is the name of the gate's program at the way out (handoff/gate/bpf/gate.c). It looks at what this host's sockets send and at nothing that
+// is forwarded, which may pass it by.
+const Gate = "rehome_out"
+
 // Examine returns nil if frames may leave an interface by the shortcut, as far as can be seen from this side, and otherwise why not. nl is of
 // the namespace of the calling thread. Programs of tcx at the way out whose names are in own are the caller's, and may be passed by.
 func Examine(nl *netlink.Handle, ifindex int, own ...string) error {
