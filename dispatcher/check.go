@@ -48,7 +48,8 @@ func Check(cfg *Config) []Finding {
 		found = append(found, checkInterface(name))
 	}
 	found = append(found, checkAddresses(cfg)...)
-	return append(found, checkPeers(cfg.Peers)...)
+	found = append(found, checkPeers(cfg.Peers)...)
+	return append(found, checkShortcuts(cfg)...)
 }
 
 // checkPath looks at both ways to hold and forward packets. What is missing for the one that is not chosen is no fault. The gate can

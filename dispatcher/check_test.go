@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 
 	"github.com/rehome-net/rehome/netns-lab/leakcheck"
@@ -38,6 +39,7 @@ func TestCheck(t *testing.T) {
 	want := map[string]bool{
 		"interface lo": true, "interface rhnone0": false, "pin": false, "tls": true, "control": true,
 		"address 127.0.0.1 of web": true, "address 198.51.100.77 of web": false, "address 127.9.9.9 of web": true, "peer b1": true, "peer b2": false,
+		"way out of lo": true, "way out of rhnone0": true,
 	}
 	if os.Geteuid() == 0 {
 		want["TCP_REPAIR"] = true
@@ -64,6 +66,33 @@ func TestCheckPath(t *testing.T) {
 		at := slices.IndexFunc(found, func(f Finding) bool { return f.What == "kernel has tcx" })
 		if at < 0 || found[at].Optional != optional {
 			t.Errorf("%s: %+v", mode, found)
+		}
+	}
+}
+
+// TestCheckShortcuts says why packets go the whole way; that they do is no fault.
+func TestCheckShortcuts(t *testing.T) {
+	cfg := Config{Interfaces: []string{"lo"}, Forward: ForwardConfig{Mode: ForwardTCX, Shortcut: ShortcutAuto}}
+	for _, c := range []struct {
+		mode     ForwardMode
+		shortcut Shortcut
+		want     string
+	}{
+		{ForwardTCX, ShortcutAuto, "packets leave by the interface itself: no shortcut: not one end of a veth pair: device"},
+		{ForwardTCX, ShortcutOff, "packets leave by the interface itself: forward.shortcut is off"},
+		{ForwardXDP, ShortcutAuto, ""},
+		{ForwardNFT, ShortcutAuto, ""},
+	} {
+		cfg.Forward.Mode, cfg.Forward.Shortcut = c.mode, c.shortcut
+		var details []string
+		for _, f := range checkShortcuts(&cfg) {
+			if !f.OK || !f.Optional {
+				t.Errorf("%+v", f)
+			}
+			details = append(details, f.Detail)
+		}
+		if got := strings.Join(details, "; "); got != c.want {
+			t.Errorf("%s, %s: %q, want %q", c.mode, c.shortcut, got, c.want)
 		}
 	}
 }

@@ -150,6 +150,15 @@ const (
 	ForwardNFT ForwardMode = "nft" // by nftables, where the kernel refuses BPF: connections only, and slower (package nft)
 )
 
+// Shortcut is whether packets may go on at the other end of the interface's veth pair at once.
+type Shortcut string
+
+// Shortcuts.
+const (
+	ShortcutAuto Shortcut = "auto" // where that is seen to work
+	ShortcutOff  Shortcut = "off"  // packets always leave by the interface itself, where captures and counters see them
+)
+
 // ForwardConfig says how packets reach the backends; zero values are defaults.
 type ForwardConfig struct {
 	// Mode is where packets are forwarded; tcx when empty.
@@ -158,6 +167,8 @@ type ForwardConfig struct {
 	MaxFlows uint32 `yaml:"max_flows"`
 	// IdleTimeout is when a flow without packets is forgotten (4 h), should nobody have reported its end.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// Shortcut is for mode tcx in a container; auto when empty.
+	Shortcut Shortcut `yaml:"shortcut"`
 }
 
 // LoadConfig reads the configuration file at path and validates it. Errors name the file, and the line or the key.
@@ -223,6 +234,7 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Forward.Mode, ForwardTCX)
 	defaultTo(&c.Forward.MaxFlows, 1<<20)
 	defaultTo(&c.Forward.IdleTimeout, 4*time.Hour)
+	defaultTo(&c.Forward.Shortcut, ShortcutAuto)
 	for i := range c.Peers {
 		p := &c.Peers[i]
 		if i < gate.MaxNodes && p.ID == 0 {
@@ -313,6 +325,8 @@ func (f ForwardConfig) validate() error {
 	switch {
 	case f.Mode != ForwardTCX && f.Mode != ForwardXDP && f.Mode != ForwardNFT:
 		return fmt.Errorf("forward.mode: %q: want %s, %s or %s", f.Mode, ForwardTCX, ForwardXDP, ForwardNFT)
+	case f.Shortcut != ShortcutAuto && f.Shortcut != ShortcutOff:
+		return fmt.Errorf("forward.shortcut: %q: want %s or %s", f.Shortcut, ShortcutAuto, ShortcutOff)
 	case f.MaxFlows > maxFlows:
 		return fmt.Errorf("forward.max_flows: %d: at most %d", f.MaxFlows, maxFlows)
 	case f.IdleTimeout < minTimeout:

@@ -70,7 +70,7 @@ func TestReadConfig(t *testing.T) {
 	want := Config{
 		Host: "front", Interfaces: []string{"eth0"}, Plaintext: true,
 		Listen: ":7070", Control: DefaultControlSocket, Pin: DefaultPin,
-		Forward: ForwardConfig{Mode: ForwardTCX, MaxFlows: 1 << 20, IdleTimeout: 4 * time.Hour},
+		Forward: ForwardConfig{Mode: ForwardTCX, MaxFlows: 1 << 20, IdleTimeout: 4 * time.Hour, Shortcut: ShortcutAuto},
 		Peers: []PeerConfig{
 			{Name: "b1", Address: "10.0.0.11:7070", ID: 1},
 			{Name: "b2", Address: "10.0.0.12:7171", ID: 9},
@@ -137,6 +137,7 @@ func TestReadConfigRefuses(t *testing.T) {
 		{"half of TLS", "plaintext: true", "tls: {certificate: c, key: k}", "tls: certificate, key and authority are needed"},
 		{"TLS and plaintext", "plaintext: true", "plaintext: true\ntls: {key: k}", "plaintext: contradicts tls"},
 		{"forward mode", "plaintext: true", "plaintext: true\nforward: {mode: fast}", `forward.mode: "fast": want tcx, xdp or nft`},
+		{"shortcut", "plaintext: true", "plaintext: true\nforward: {shortcut: long}", `forward.shortcut: "long": want auto or off`},
 		{"too many flows", "plaintext: true", "plaintext: true\nforward: {max_flows: 100000000}", "forward.max_flows: 100000000: at most"},
 		{"negative timeout", "plaintext: true", "plaintext: true\nforward: {idle_timeout: -1s}", "forward.idle_timeout: -1s: at least"},
 

@@ -17,6 +17,7 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/rehome-net/rehome/dispatcher/api"
+	"github.com/rehome-net/rehome/dispatcher/forward"
 )
 
 // farewellTime is how long operators' connections may take to end with the dispatcher.
@@ -74,10 +75,20 @@ func (c *control) Status(context.Context, *api.StatusRequest) (*api.StatusRespon
 
 func (d *Dispatcher) tableMessage() *api.Table {
 	stats := d.stats()
-	return &api.Table{
+	t := &api.Table{
 		Flows: stats.Flows, MaxFlows: uint64(d.cfg.Forward.MaxFlows), Forwarded: stats.Forwarded, Full: stats.Full,
 		Unreachable: stats.NoNode,
 	}
+	if path, ok := d.path.(interface{ Ways() []forward.Way }); ok {
+		for _, w := range path.Ways() {
+			m := &api.Way{Interface: w.Interface, Shortcut: w.Shortcut}
+			if w.Why != nil {
+				m.Why = w.Why.Error()
+			}
+			t.Ways = append(t.Ways, m)
+		}
+	}
+	return t
 }
 
 // message describes a pool with some of its backends.

@@ -28,8 +28,9 @@ type kernelPath struct {
 	bpf  *forward.Forwarder
 	gate *gate.Gate
 	nft  nftForwarder
-	// proxy is nil unless a service is socketless.
+	// proxy is nil unless a service is socketless. It is set before Run.
 	proxy *synproxy.Proxy
+	log   *slog.Logger
 }
 
 var _ Path = (*kernelPath)(nil)
@@ -52,6 +53,24 @@ func (p *kernelPath) Stats() forward.Stats {
 		return forward.Stats{Flows: s.Flows, Forwarded: s.Forwarded}
 	}
 	return p.bpf.Stats()
+}
+
+// Ways tells how packets leave by the interfaces; of nftables there is nothing to tell.
+func (p *kernelPath) Ways() []forward.Way {
+	if p.bpf == nil {
+		return nil
+	}
+	return p.bpf.Ways()
+}
+
+// shorten lets the proxy's answers take the way that forwarded packets take.
+func (p *kernelPath) shorten(ifindex int, short bool) {
+	if p.proxy == nil {
+		return
+	}
+	if err := p.proxy.SetShortcut(ifindex, short); err != nil {
+		p.log.Error("shortcut of what answers SYNs", "error", err)
+	}
 }
 
 // Scan shows the flows of the table; nftables do not tell.
@@ -85,14 +104,17 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 	if cfg.Forward.Mode == ForwardXDP {
 		mode = forward.XDP
 	}
+	p := &kernelPath{holds: g, gate: g, log: log}
 	f, err := forward.Open(forward.Config{
 		Interfaces: cfg.Interfaces, Mode: mode, PinPath: within("forward"), MaxFlows: cfg.Forward.MaxFlows,
 		IdleTimeout: cfg.Forward.IdleTimeout, Divert: cfg.hasSessions(), Logger: log,
+		NoShortcut: cfg.Forward.Shortcut == ShortcutOff, ShortcutChanged: p.shorten,
 	})
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("forwarder: %w", err), g.Close())
 	}
-	return &kernelPath{flowTable: f, holds: g, bpf: f, gate: g}, nil
+	p.flowTable, p.bpf = f, f
+	return p, nil
 }
 
 // Reused implements reuser: nftables do not tell of a SYN.

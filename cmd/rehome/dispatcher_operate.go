@@ -287,6 +287,13 @@ func printDispatcherStatus(w io.Writer, st dispatcherStatus) error {
 	fmt.Fprintf(t, "%s\tversion %s\tconfiguration of %s\n", st.Host, st.Version, st.Loaded.Local().Format("2006-01-02 15:04:05"))
 	fmt.Fprintf(t, "flows %d of %d\tforwarded %d packets\tdropped as full %d\tunreachable %d\n",
 		st.Table.Flows, st.Table.MaxFlows, st.Table.Forwarded, st.Table.Full, st.Table.Unreachable)
+	for _, w := range st.Table.Ways {
+		way := "packets go on at the other end of its veth pair at once"
+		if !w.Shortcut {
+			way = "packets leave by the interface itself: no shortcut: " + w.Why
+		}
+		fmt.Fprintf(t, "%s\t%s\n", w.Interface, way)
+	}
 	fmt.Fprintf(t, "\nSERVICE\tMODE\tADDRESSES\tROUTES\tDEFAULT\tPEEKING\tACTIVE\n")
 	for _, s := range st.Services {
 		fmt.Fprintf(t, "%s\t%s\t%s\t%d\t%s\t%d\t%d\n", s.Name, s.Mode, strings.Join(s.Addresses, ","), s.Routes, s.Default, s.Peeking, s.Active)

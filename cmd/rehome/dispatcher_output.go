@@ -24,6 +24,14 @@ type (
 		Forwarded   uint64 `json:"forwardedPackets"`
 		Full        uint64 `json:"droppedAsFull"`
 		Unreachable uint64 `json:"unreachablePackets"`
+		// How packets leave by the interfaces.
+		Ways []wayStatus `json:"ways"`
+	}
+	wayStatus struct {
+		Interface string `json:"interface"`
+		// The other end of its veth pair has them at once; if not, Why says why.
+		Shortcut bool   `json:"shortcut"`
+		Why      string `json:"why,omitempty"`
 	}
 	serviceStatus struct {
 		Name      string   `json:"name"`
@@ -67,9 +75,12 @@ func dispatcherStatusOf(r *api.StatusResponse) dispatcherStatus {
 		Host: r.GetHost(), Version: r.GetVersion(), Loaded: time.Unix(r.GetLoaded(), 0).UTC(),
 		Table: tableStatus{
 			Flows: r.GetTable().GetFlows(), MaxFlows: r.GetTable().GetMaxFlows(), Forwarded: r.GetTable().GetForwarded(),
-			Full: r.GetTable().GetFull(), Unreachable: r.GetTable().GetUnreachable(),
+			Full: r.GetTable().GetFull(), Unreachable: r.GetTable().GetUnreachable(), Ways: []wayStatus{},
 		},
 		Services: []serviceStatus{}, Pools: poolStatuses(r.GetPools()),
+	}
+	for _, w := range r.GetTable().GetWays() {
+		st.Table.Ways = append(st.Table.Ways, wayStatus{Interface: w.GetInterface(), Shortcut: w.GetShortcut(), Why: w.GetWhy()})
 	}
 	for _, s := range r.GetServices() {
 		st.Services = append(st.Services, serviceStatus{

@@ -39,7 +39,9 @@ func (f *fakeDispatcher) pools() []*api.Pool {
 func (f *fakeDispatcher) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {
 	return &api.StatusResponse{
 		Host: "front", Version: "v0", Loaded: 1_800_000_000, Pools: f.pools(),
-		Table: &api.Table{Flows: 1 << 53, MaxFlows: 1 << 20, Forwarded: 11, Full: 12, Unreachable: 13},
+		Table: &api.Table{Flows: 1 << 53, MaxFlows: 1 << 20, Forwarded: 11, Full: 12, Unreachable: 13, Ways: []*api.Way{
+			{Interface: "eth0", Shortcut: true}, {Interface: "eth1", Why: "not one end of a veth pair"},
+		}},
 		Services: []*api.Service{{
 			Name: "web", Mode: "http", Addresses: []string{"198.51.100.1:80"}, Peeking: 3, Active: 1 << 41, Routes: 4, DefaultPool: "files",
 		}},
@@ -161,6 +163,7 @@ func TestDispatcherStatus(t *testing.T) {
 	}
 	for _, want := range []string{
 		"front", "flows 9007199254740992 of 1048576", "dropped as full 12", "198.51.100.1:80", "5 (configured 1)", "1099511627776",
+		"eth0", "at the other end of its veth pair at once", "eth1", "no shortcut: not one end of a veth pair",
 		"suspect (drained)", "drained (by its host)", "files/b3",
 	} {
 		if !strings.Contains(out, want) {

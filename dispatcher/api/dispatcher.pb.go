@@ -460,7 +460,9 @@ type Table struct {
 	Forwarded uint64 `protobuf:"varint,3,opt,name=forwarded,proto3" json:"forwarded,omitempty"`
 	Full      uint64 `protobuf:"varint,4,opt,name=full,proto3" json:"full,omitempty"`
 	// Packets to a backend that is not known at layer 2.
-	Unreachable   uint64 `protobuf:"varint,5,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
+	Unreachable uint64 `protobuf:"varint,5,opt,name=unreachable,proto3" json:"unreachable,omitempty"`
+	// How packets leave by the interfaces; empty where BPF does not send them.
+	Ways          []*Way `protobuf:"bytes,6,rep,name=ways,proto3" json:"ways,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -530,6 +532,76 @@ func (x *Table) GetUnreachable() uint64 {
 	return 0
 }
 
+func (x *Table) GetWays() []*Way {
+	if x != nil {
+		return x.Ways
+	}
+	return nil
+}
+
+// Way is how packets to backends leave by one interface.
+type Way struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Interface string                 `protobuf:"bytes,1,opt,name=interface,proto3" json:"interface,omitempty"`
+	// They go on at the other end of its veth pair at once.
+	Shortcut bool `protobuf:"varint,2,opt,name=shortcut,proto3" json:"shortcut,omitempty"`
+	// Why they do not.
+	Why           string `protobuf:"bytes,3,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Way) Reset() {
+	*x = Way{}
+	mi := &file_dispatcher_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Way) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Way) ProtoMessage() {}
+
+func (x *Way) ProtoReflect() protoreflect.Message {
+	mi := &file_dispatcher_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Way.ProtoReflect.Descriptor instead.
+func (*Way) Descriptor() ([]byte, []int) {
+	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Way) GetInterface() string {
+	if x != nil {
+		return x.Interface
+	}
+	return ""
+}
+
+func (x *Way) GetShortcut() bool {
+	if x != nil {
+		return x.Shortcut
+	}
+	return false
+}
+
+func (x *Way) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
 type SetBackendRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// All pools that have the backend when empty. A weight needs a pool.
@@ -545,7 +617,7 @@ type SetBackendRequest struct {
 
 func (x *SetBackendRequest) Reset() {
 	*x = SetBackendRequest{}
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -557,7 +629,7 @@ func (x *SetBackendRequest) String() string {
 func (*SetBackendRequest) ProtoMessage() {}
 
 func (x *SetBackendRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[6]
+	mi := &file_dispatcher_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -570,7 +642,7 @@ func (x *SetBackendRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBackendRequest.ProtoReflect.Descriptor instead.
 func (*SetBackendRequest) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{6}
+	return file_dispatcher_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *SetBackendRequest) GetPool() string {
@@ -611,7 +683,7 @@ type SetBackendResponse struct {
 
 func (x *SetBackendResponse) Reset() {
 	*x = SetBackendResponse{}
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -623,7 +695,7 @@ func (x *SetBackendResponse) String() string {
 func (*SetBackendResponse) ProtoMessage() {}
 
 func (x *SetBackendResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[7]
+	mi := &file_dispatcher_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -636,7 +708,7 @@ func (x *SetBackendResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SetBackendResponse.ProtoReflect.Descriptor instead.
 func (*SetBackendResponse) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{7}
+	return file_dispatcher_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *SetBackendResponse) GetPools() []*Pool {
@@ -654,7 +726,7 @@ type ReloadRequest struct {
 
 func (x *ReloadRequest) Reset() {
 	*x = ReloadRequest{}
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -666,7 +738,7 @@ func (x *ReloadRequest) String() string {
 func (*ReloadRequest) ProtoMessage() {}
 
 func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[8]
+	mi := &file_dispatcher_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -679,7 +751,7 @@ func (x *ReloadRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadRequest.ProtoReflect.Descriptor instead.
 func (*ReloadRequest) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{8}
+	return file_dispatcher_proto_rawDescGZIP(), []int{9}
 }
 
 type ReloadResponse struct {
@@ -695,7 +767,7 @@ type ReloadResponse struct {
 
 func (x *ReloadResponse) Reset() {
 	*x = ReloadResponse{}
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -707,7 +779,7 @@ func (x *ReloadResponse) String() string {
 func (*ReloadResponse) ProtoMessage() {}
 
 func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_dispatcher_proto_msgTypes[9]
+	mi := &file_dispatcher_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -720,7 +792,7 @@ func (x *ReloadResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReloadResponse.ProtoReflect.Descriptor instead.
 func (*ReloadResponse) Descriptor() ([]byte, []int) {
-	return file_dispatcher_proto_rawDescGZIP(), []int{9}
+	return file_dispatcher_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ReloadResponse) GetServices() uint32 {
@@ -790,13 +862,18 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x06active\x18\n" +
 	" \x01(\x03R\x06active\x12\x16\n" +
 	"\x06health\x18\v \x01(\tR\x06health\x12!\n" +
-	"\fhealth_error\x18\f \x01(\tR\vhealthError\"\x8e\x01\n" +
+	"\fhealth_error\x18\f \x01(\tR\vhealthError\"\xbd\x01\n" +
 	"\x05Table\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12\x1b\n" +
 	"\tmax_flows\x18\x02 \x01(\x04R\bmaxFlows\x12\x1c\n" +
 	"\tforwarded\x18\x03 \x01(\x04R\tforwarded\x12\x12\n" +
 	"\x04full\x18\x04 \x01(\x04R\x04full\x12 \n" +
-	"\vunreachable\x18\x05 \x01(\x04R\vunreachable\"\x94\x01\n" +
+	"\vunreachable\x18\x05 \x01(\x04R\vunreachable\x12-\n" +
+	"\x04ways\x18\x06 \x03(\v2\x19.rehome.dispatcher.v1.WayR\x04ways\"Q\n" +
+	"\x03Way\x12\x1c\n" +
+	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x1a\n" +
+	"\bshortcut\x18\x02 \x01(\bR\bshortcut\x12\x10\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\x94\x01\n" +
 	"\x11SetBackendRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x1b\n" +
@@ -832,7 +909,7 @@ func file_dispatcher_proto_rawDescGZIP() []byte {
 	return file_dispatcher_proto_rawDescData
 }
 
-var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 10)
+var file_dispatcher_proto_msgTypes = make([]protoimpl.MessageInfo, 11)
 var file_dispatcher_proto_goTypes = []any{
 	(*StatusRequest)(nil),      // 0: rehome.dispatcher.v1.StatusRequest
 	(*StatusResponse)(nil),     // 1: rehome.dispatcher.v1.StatusResponse
@@ -840,28 +917,30 @@ var file_dispatcher_proto_goTypes = []any{
 	(*Pool)(nil),               // 3: rehome.dispatcher.v1.Pool
 	(*Backend)(nil),            // 4: rehome.dispatcher.v1.Backend
 	(*Table)(nil),              // 5: rehome.dispatcher.v1.Table
-	(*SetBackendRequest)(nil),  // 6: rehome.dispatcher.v1.SetBackendRequest
-	(*SetBackendResponse)(nil), // 7: rehome.dispatcher.v1.SetBackendResponse
-	(*ReloadRequest)(nil),      // 8: rehome.dispatcher.v1.ReloadRequest
-	(*ReloadResponse)(nil),     // 9: rehome.dispatcher.v1.ReloadResponse
+	(*Way)(nil),                // 6: rehome.dispatcher.v1.Way
+	(*SetBackendRequest)(nil),  // 7: rehome.dispatcher.v1.SetBackendRequest
+	(*SetBackendResponse)(nil), // 8: rehome.dispatcher.v1.SetBackendResponse
+	(*ReloadRequest)(nil),      // 9: rehome.dispatcher.v1.ReloadRequest
+	(*ReloadResponse)(nil),     // 10: rehome.dispatcher.v1.ReloadResponse
 }
 var file_dispatcher_proto_depIdxs = []int32{
-	2, // 0: rehome.dispatcher.v1.StatusResponse.services:type_name -> rehome.dispatcher.v1.Service
-	3, // 1: rehome.dispatcher.v1.StatusResponse.pools:type_name -> rehome.dispatcher.v1.Pool
-	5, // 2: rehome.dispatcher.v1.StatusResponse.table:type_name -> rehome.dispatcher.v1.Table
-	4, // 3: rehome.dispatcher.v1.Pool.backends:type_name -> rehome.dispatcher.v1.Backend
-	3, // 4: rehome.dispatcher.v1.SetBackendResponse.pools:type_name -> rehome.dispatcher.v1.Pool
-	0, // 5: rehome.dispatcher.v1.Dispatcher.Status:input_type -> rehome.dispatcher.v1.StatusRequest
-	6, // 6: rehome.dispatcher.v1.Dispatcher.SetBackend:input_type -> rehome.dispatcher.v1.SetBackendRequest
-	8, // 7: rehome.dispatcher.v1.Dispatcher.Reload:input_type -> rehome.dispatcher.v1.ReloadRequest
-	1, // 8: rehome.dispatcher.v1.Dispatcher.Status:output_type -> rehome.dispatcher.v1.StatusResponse
-	7, // 9: rehome.dispatcher.v1.Dispatcher.SetBackend:output_type -> rehome.dispatcher.v1.SetBackendResponse
-	9, // 10: rehome.dispatcher.v1.Dispatcher.Reload:output_type -> rehome.dispatcher.v1.ReloadResponse
-	8, // [8:11] is the sub-list for method output_type
-	5, // [5:8] is the sub-list for method input_type
-	5, // [5:5] is the sub-list for extension type_name
-	5, // [5:5] is the sub-list for extension extendee
-	0, // [0:5] is the sub-list for field type_name
+	2,  // 0: rehome.dispatcher.v1.StatusResponse.services:type_name -> rehome.dispatcher.v1.Service
+	3,  // 1: rehome.dispatcher.v1.StatusResponse.pools:type_name -> rehome.dispatcher.v1.Pool
+	5,  // 2: rehome.dispatcher.v1.StatusResponse.table:type_name -> rehome.dispatcher.v1.Table
+	4,  // 3: rehome.dispatcher.v1.Pool.backends:type_name -> rehome.dispatcher.v1.Backend
+	6,  // 4: rehome.dispatcher.v1.Table.ways:type_name -> rehome.dispatcher.v1.Way
+	3,  // 5: rehome.dispatcher.v1.SetBackendResponse.pools:type_name -> rehome.dispatcher.v1.Pool
+	0,  // 6: rehome.dispatcher.v1.Dispatcher.Status:input_type -> rehome.dispatcher.v1.StatusRequest
+	7,  // 7: rehome.dispatcher.v1.Dispatcher.SetBackend:input_type -> rehome.dispatcher.v1.SetBackendRequest
+	9,  // 8: rehome.dispatcher.v1.Dispatcher.Reload:input_type -> rehome.dispatcher.v1.ReloadRequest
+	1,  // 9: rehome.dispatcher.v1.Dispatcher.Status:output_type -> rehome.dispatcher.v1.StatusResponse
+	8,  // 10: rehome.dispatcher.v1.Dispatcher.SetBackend:output_type -> rehome.dispatcher.v1.SetBackendResponse
+	10, // 11: rehome.dispatcher.v1.Dispatcher.Reload:output_type -> rehome.dispatcher.v1.ReloadResponse
+	9,  // [9:12] is the sub-list for method output_type
+	6,  // [6:9] is the sub-list for method input_type
+	6,  // [6:6] is the sub-list for extension type_name
+	6,  // [6:6] is the sub-list for extension extendee
+	0,  // [0:6] is the sub-list for field type_name
 }
 
 func init() { file_dispatcher_proto_init() }
@@ -869,14 +948,14 @@ func file_dispatcher_proto_init() {
 	if File_dispatcher_proto != nil {
 		return
 	}
-	file_dispatcher_proto_msgTypes[6].OneofWrappers = []any{}
+	file_dispatcher_proto_msgTypes[7].OneofWrappers = []any{}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_dispatcher_proto_rawDesc), len(file_dispatcher_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   10,
+			NumMessages:   11,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -113,6 +113,14 @@
 // one, without a gap; it keeps the size of the tables. One process at a time: the later one takes over. The tables carry the version of
 // their layout: those of the first are taken over with their flows and services; of one that is not known, Open returns ErrLayout and touches nothing.
 //
+// # Shortcuts
+//
+// In a container the interface is one end of a veth pair. In mode TCX, Run looks whether frames may go on at its other end at once (package
+// shortcut, which says what they pass by then), asks a neighbour by that way, and uses it once it is answered: one of the two passages through
+// the pair that a forwarded packet costs is saved. Every second it looks again; Ways tells what is used, and why not. A queueing discipline
+// or a program of others at the way out keeps frames on the whole way; so does Config.NoShortcut, which captures of what is sent need.
+// A process that ends with Config.PinPath leaves the way as it is; the next takes the whole one until it has seen for itself.
+//
 // # What it does not do
 //
 // It knows nothing of sockets, chooses servers only by taking turns (or leaves that to user space), and tracks no connection: a flow ends when an agent

@@ -138,7 +138,7 @@ type forwardPort struct {
 	_       structs.HostLayout
 	Ifindex uint32
 	Mac     [6]uint8
-	Pad     [2]uint8
+	Flags   uint16
 }
 
 type forwardPromise struct {

@@ -15,6 +15,7 @@ import (
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/handoff/gate"
@@ -35,6 +36,9 @@ type Forwarder struct {
 
 	nodes sync.Mutex // a node's entry is read and written back
 
+	namespace netns.NsHandle // of points; Run may be called elsewhere
+	ports     sync.Mutex     // of what of points changes
+
 	scan  sync.Mutex
 	views *[2]views // nil before the first Scan
 
@@ -53,6 +57,10 @@ type point struct {
 	mac      net.HardwareAddr
 	mtu      int
 	attached attachment
+
+	// Under Forwarder.ports, as mac:
+	short bool  // frames leave by the shortcut
+	why   error // why not
 }
 
 // Open loads the programs and attaches them in the network namespace of the calling thread. With Config.PinPath it goes
@@ -73,7 +81,7 @@ func Open(config Config) (_ *Forwarder, err error) {
 	if err := haveTCX(); errors.Is(err, unix.EINVAL) {
 		return nil, fmt.Errorf("%w: it has no tcx", ErrUnsupported)
 	}
-	f := &Forwarder{config: config.withDefaults(), swept: make(map[uint32]census)}
+	f := &Forwarder{config: config.withDefaults(), swept: make(map[uint32]census), namespace: netns.None()}
 	defer func() {
 		if err != nil {
 			_ = f.Close()
@@ -81,6 +89,9 @@ func Open(config Config) (_ *Forwarder, err error) {
 	}()
 	if f.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	if f.namespace, err = netns.Get(); err != nil {
+		return nil, fmt.Errorf("network namespace: %w", err)
 	}
 	objects, err := load(f.config)
 	if err != nil {
@@ -126,7 +137,7 @@ func (f *Forwarder) locate(name string) error {
 	if attrs.EncapType != "ether" || len(attrs.HardwareAddr) != 6 {
 		return fmt.Errorf("%w: link type %q has no Ethernet header", errors.ErrUnsupported, attrs.EncapType)
 	}
-	p := &point{name: name, ifindex: attrs.Index, mac: attrs.HardwareAddr, mtu: attrs.MTU}
+	p := &point{name: name, ifindex: attrs.Index, mac: attrs.HardwareAddr, mtu: attrs.MTU, why: errUnproved}
 	if err := f.register(p); err != nil {
 		return err
 	}
@@ -134,7 +145,7 @@ func (f *Forwarder) locate(name string) error {
 	return nil
 }
 
-// register tells the XDP program which frames are for this host.
+// register tells the programs which frames are for this host, and how frames leave by the interface.
 func (f *Forwarder) register(p *point) error {
 	for _, other := range f.points {
 		if other != p && other.ifindex%maxPorts == p.ifindex%maxPorts {
@@ -142,6 +153,9 @@ func (f *Forwarder) register(p *point) error {
 		}
 	}
 	port := forwardPort{Ifindex: uint32(p.ifindex), Mac: [6]uint8(p.mac)}
+	if p.short {
+		port.Flags = portPeer
+	}
 	if err := f.table.objects.Ports.Put(uint32(p.ifindex%maxPorts), port); err != nil {
 		return fmt.Errorf("register its MAC address: %w", err)
 	}
@@ -253,6 +267,9 @@ func (f *Forwarder) Close() error {
 	}
 	if f.nl != nil {
 		f.nl.Close()
+	}
+	if f.namespace.IsOpen() {
+		errs = append(errs, f.namespace.Close())
 	}
 	if err := errors.Join(errs...); err != nil {
 		return &OpError{Op: "close", Err: err}

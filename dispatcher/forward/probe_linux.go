@@ -20,6 +20,7 @@ func Probe() []gate.Finding {
 		found("kernel has bpf_loop", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnLoop), true, "needs Linux 5.17"),
 		found("kernel has the coarse clock for BPF", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnKtimeGetCoarseNs), true, "needs Linux 5.11"),
 		found("kernel has tcx", haveTCX(), true, "needs Linux 6.6 with CONFIG_NET_XGRESS; a dispatcher that only hands over TCP connections can do without, with forward.mode: nft"),
+		found("kernel has bpf_redirect_peer", features.HaveProgramHelper(ebpf.SchedCLS, asm.FnRedirectPeer), false, "needs Linux 5.10"),
 		found("kernel has XDP with fragments", features.HaveProgramHelper(ebpf.XDP, asm.FnXdpLoadBytes), true, "needs Linux 5.18"),
 	}
 }

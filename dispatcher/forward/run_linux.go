@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -18,9 +19,21 @@ const sweepInterval = time.Second
 // membarrierGlobal is MEMBARRIER_CMD_GLOBAL.
 const membarrierGlobal = 1
 
-// Run deletes idle and ended flows and follows changes of the interfaces' MAC addresses, until ctx is done. Packets are
-// forwarded without it, but slots are never freed. It may be run again after it has returned.
+// Run deletes idle and ended flows, follows changes of the interfaces' MAC addresses, and looks for shortcuts, until ctx is done. Packets
+// are forwarded without it, but slots are never freed. It may be run again after it has returned.
 func (f *Forwarder) Run(ctx context.Context) error {
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return f.tend(ctx) })
+	if f.mode == TCX && !f.config.NoShortcut {
+		group.Go(func() error {
+			f.tendShortcuts(ctx)
+			return nil
+		})
+	}
+	return group.Wait()
+}
+
+func (f *Forwarder) tend(ctx context.Context) error {
 	tick, expiry := time.NewTicker(sweepInterval), time.NewTicker(expiryInterval)
 	defer tick.Stop()
 	defer expiry.Stop()
@@ -87,6 +100,8 @@ func (f *Forwarder) inserted(family uint32) (uint64, error) {
 
 // refresh follows a change of an interface's MAC address.
 func (f *Forwarder) refresh() {
+	f.ports.Lock()
+	defer f.ports.Unlock()
 	for _, p := range f.points {
 		l, err := f.nl.LinkByIndex(p.ifindex)
 		if err != nil || len(l.Attrs().HardwareAddr) != 6 || bytes.Equal(l.Attrs().HardwareAddr, p.mac) {

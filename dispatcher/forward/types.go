@@ -71,8 +71,20 @@ type Config struct {
 	// DivertTimeout is for how long the kernel waits for a sign of life of Divert, before it lets inspected flows go straight to their
 	// servers and drops what is undecided. 0 means 1 second.
 	DivertTimeout time.Duration
+	// NoShortcut has frames leave by the interface itself also where they could go on at the other end of its veth pair at once: see doc.go.
+	NoShortcut bool
+	// ShortcutChanged, if it is set, is told of each change by which frames begin or cease to leave an interface so. It is called from Run.
+	ShortcutChanged func(ifindex int, short bool)
 	// Logger receives what no method can return. nil: nothing is logged.
 	Logger *slog.Logger
+}
+
+// Way says how frames leave by one of Config.Interfaces.
+type Way struct {
+	Interface string
+	// Shortcut: they go on at the other end of the interface's veth pair at once. Why says why not; it is nil then.
+	Shortcut bool
+	Why      error
 }
 
 // Bounds of what Config may ask for.

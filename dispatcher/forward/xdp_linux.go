@@ -5,13 +5,13 @@ package forward
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/rehome-net/rehome/handoff/shortcut"
 )
 
 // attachXDP puts the XDP program at all interfaces, or at none: a packet may come by one and leave by another. why says
@@ -76,7 +76,6 @@ func (f *Forwarder) listenXDP(p *point) (_ link.Link, resumed bool, err error) {
 const (
 	probeTries    = 5
 	probeInterval = 200 * time.Millisecond
-	probePeers    = 8 // asked at most
 )
 
 // xdpLiveFrames makes BPF_PROG_RUN carry out what the program decides (BPF_F_TEST_XDP_LIVE_FRAMES, Linux 5.18).
@@ -92,7 +91,7 @@ type xdpContext struct {
 // nothing, and waits until the program at the interface has counted an answer to that address. (KERNEL 24: on a veth
 // whose peer has neither GRO nor a program, such frames are lost in silence.)
 func (f *Forwarder) probe(p *point) error {
-	peers, err := f.neighbours(p)
+	peers, err := shortcut.Neighbours(f.nl, p.ifindex, f.config.Peers...)
 	if err != nil {
 		return fmt.Errorf("find its neighbours: %w", err)
 	}
@@ -105,7 +104,7 @@ func (f *Forwarder) probe(p *point) error {
 	}
 	for range probeTries {
 		for _, a := range peers {
-			frame := question(p.mac, a)
+			frame := shortcut.Question(p.mac, a)
 			if _, err := f.table.objects.RehomeProbe.Run(&ebpf.RunOptions{
 				Data:    frame,
 				Context: xdpContext{DataEnd: uint32(len(frame)), IngressIfindex: uint32(p.ifindex)},
@@ -126,64 +125,4 @@ func (f *Forwarder) probe(p *point) error {
 		}
 	}
 	return fmt.Errorf("no answer from %v through XDP: frames get lost (on veth: the other end needs GRO)", peers)
-}
-
-// neighbours are who might answer on the interface.
-func (f *Forwarder) neighbours(p *point) ([]netip.Addr, error) {
-	l, err := f.nl.LinkByIndex(p.ifindex)
-	if err != nil {
-		return nil, err
-	}
-	addresses, err := f.nl.AddrList(l, unix.AF_INET)
-	if err != nil {
-		return nil, err
-	}
-	var peers []netip.Addr
-	add := func(a netip.Addr) {
-		if a = a.Unmap(); a.Is4() && len(peers) < probePeers {
-			peers = append(peers, a)
-		}
-	}
-	for _, a := range f.config.Peers {
-		for _, own := range addresses {
-			if own.Contains(a.Unmap().AsSlice()) {
-				add(a)
-				break
-			}
-		}
-	}
-	if len(f.config.Peers) > 0 {
-		return peers, nil
-	}
-	routes, err := f.nl.RouteList(l, unix.AF_INET)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range routes {
-		if a, ok := netip.AddrFromSlice(r.Gw); ok {
-			add(a)
-		}
-	}
-	known, err := f.nl.NeighList(p.ifindex, unix.AF_INET)
-	if err != nil {
-		return nil, err
-	}
-	for _, n := range known {
-		if a, ok := netip.AddrFromSlice(n.IP); ok && n.State&(netlink.NUD_FAILED|netlink.NUD_NOARP|netlink.NUD_INCOMPLETE) == 0 {
-			add(a)
-		}
-	}
-	return peers, nil
-}
-
-// question is an ARP request for ip from nobody, of the least length Ethernet allows.
-func question(src []byte, ip netip.Addr) []byte {
-	b := make([]byte, 0, 60)
-	b = append(b, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff)
-	b = append(b, src...)
-	b = append(b, 0x08, 0x06, 0, 1, 0x08, 0x00, 6, 4, 0, 1)
-	b = append(b, src...)
-	b = append(b, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0)
-	b = append(b, ip.AsSlice()...)
-	return b[:60]
 }

@@ -34,6 +34,7 @@ type Proxy struct {
 
 	mu     sync.Mutex
 	closed bool
+	short  bool // answers take the shortcut
 	nodes  map[gate.Node]node
 	conns  map[tcprepair.Flow]*conn
 	// waiting, asked, kept and told (answered) are those that something is to be done about later, the first to come first.
@@ -184,6 +185,30 @@ func (p *Proxy) SetNode(n gate.Node, ifindex int, dst, src net.HardwareAddr) err
 	return nil
 }
 
+// SetShortcut says whether answers to SYNs go on at the other end of the interface's veth pair at once, as package shortcut has found out. Calls
+// about other interfaces change nothing. A process begins with the whole way.
+func (p *Proxy) SetShortcut(ifindex int, short bool) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if ifindex != p.ifindex || short == p.short {
+		return nil
+	}
+	a := p.announcement()
+	a.Shortcut = short
+	if err := p.maps.Install(p.config.Parameters, a); err != nil {
+		return wrap("set shortcut", err)
+	}
+	p.short = short
+	return nil
+}
+
+// announcement is what the program is told now.
+func (p *Proxy) announcement() cookie.Announcement {
+	a := p.config.announcement()
+	a.Shortcut = p.short
+	return a
+}
+
 // SetParameters replaces them; see cookie.Parameters for the order in which hosts must be told of a new secret.
 func (p *Proxy) SetParameters(c cookie.Parameters) error {
 	p.mu.Lock()
@@ -191,7 +216,7 @@ func (p *Proxy) SetParameters(c cookie.Parameters) error {
 	if c.WindowScale == 0 {
 		c.WindowScale = cookie.DefaultWindowScale
 	}
-	if err := p.maps.Install(c, p.config.announcement()); err != nil {
+	if err := p.maps.Install(c, p.announcement()); err != nil {
 		return wrap("set parameters", err)
 	}
 	p.config.Parameters = c

@@ -29,12 +29,15 @@ type Announcement struct {
 	ECN bool
 	// PassStrays leaves what belongs to no connection to the host's stack.
 	PassStrays bool
+	// Shortcut sends answers to the other end of the interface's veth pair at once (package shortcut).
+	Shortcut bool
 }
 
 // Flags of struct setting.
 const (
 	flagECN        = 1
 	flagPassStrays = 2
+	flagShortcut   = 4
 )
 
 // Install makes the programs use the parameters, from one packet to the next. It must be called from time to time, lest the
@@ -65,6 +68,9 @@ func (m Maps) Install(p Parameters, a Announcement) error {
 	}
 	if a.PassStrays {
 		v.Flags |= flagPassStrays
+	}
+	if a.Shortcut {
+		v.Flags |= flagShortcut
 	}
 	if err := m.Settings.Put(next, v); err != nil {
 		return fmt.Errorf("write setting: %w", err)

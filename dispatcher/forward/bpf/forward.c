@@ -14,6 +14,20 @@ static __always_inline int same_mac(const __u8 *a, const __u8 *b)
 static __always_inline int pass(int xdp) { return xdp ? XDP_PASS : TCX_NEXT; }
 static __always_inline int drop(int xdp) { return xdp ? XDP_DROP : TCX_DROP; }
 
+// leave sends the frame out of an interface.
+static __always_inline int leave(int xdp, __u32 ifindex)
+{
+	__u32 at = ifindex % PORTS;
+	struct port *port;
+
+	if (!xdp) {
+		port = bpf_map_lookup_elem(&ports, &at);
+		if (port && port->ifindex == ifindex && READ_ONCE(port->flags) & PORT_PEER)
+			return bpf_redirect_peer(ifindex, 0);
+	}
+	return bpf_redirect(ifindex, 0);
+}
+
 // send gives the frame to a node, unchanged but for its addresses.
 static __always_inline int send(int xdp, struct frame *f, __u32 id)
 {
@@ -39,7 +53,7 @@ static __always_inline int send(int xdp, struct frame *f, __u32 id)
 	WRITE_ONCE(to[1], mac[1]);
 	WRITE_ONCE(to[2], mac[2]);
 	count(forwarded);
-	return bpf_redirect(n->ifindex, 0);
+	return leave(xdp, n->ifindex);
 }
 
 static __always_inline int later(int xdp, struct frame *f, struct packet *p)

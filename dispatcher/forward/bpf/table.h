@@ -92,10 +92,13 @@ struct node {
 // A port is an interface the forwarder stands at. Its place is its index modulo PORTS.
 enum { PORTS = 1024 };
 
+// PORT_PEER: it is one end of a veth pair, and what leaves by it goes on at the other end at once (package shortcut).
+enum { PORT_PEER = 1 };
+
 struct port {
 	__u32 ifindex;
 	__u8 mac[6];
-	__u8 pad[2];
+	__u16 flags;
 };
 
 // A fragment's owner, from the first fragment of its packet.

@@ -168,7 +168,7 @@ static __always_inline int syn(struct __sk_buff *skb, struct segment *s)
 		return TCX_DROP;
 	}
 	count(answered);
-	return bpf_redirect(skb->ifindex, 0);
+	return c->flags & SETTING_SHORTCUT ? bpf_redirect_peer(skb->ifindex, 0) : bpf_redirect(skb->ifindex, 0);
 }
 
 // close_to: a follows b by less than what a window can be.

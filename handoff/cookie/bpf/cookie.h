@@ -22,7 +22,7 @@ struct setting {
 	__u32 pad;
 };
 
-enum { SETTING_ECN = 1, SETTING_PASS_STRAYS = 2 };
+enum { SETTING_ECN = 1, SETTING_PASS_STRAYS = 2, SETTING_SHORTCUT = 4 };
 
 // Two generations, and which of them holds: replacing a value in place would be seen half done.
 struct {
