@@ -175,7 +175,7 @@ func (r *OverloadResult) compare(ours OverloadPolicy, apart func(OverloadPolicy)
 		switch {
 		case p.blind() && r.Offered >= 2 && behind >= -noise:
 			bad("%s serves %.0f requests per second more than %s of sessions that are not lost: want more than the noise of %.0f", ours, -behind, p, noise)
-		case behind > noise+price*mean(useful(r.Runs[p])):
+		case behind > noise:
 			bad("%s serves %.0f requests per second less than %s of sessions that are not lost, of %.0f; the noise is %.0f", ours, behind, p, mean(useful(r.Runs[p])), noise)
 		}
 	}
@@ -214,13 +214,10 @@ func mean(list []float64) float64 {
 	return sum / float64(max(len(list), 1))
 }
 
-const (
-	// repeatability is the share by which the mean of three runs may differ from that of the same three, played again: the machine has other things to do.
-	repeatability = 0.04
-	// price is what admission by loads may cost against a bound that somebody has found by trying: where it rests, between T1 and T2, servers are idle for some
-	// percent of their time.
-	price = 0.06
-)
+// repeatability is the share by which the mean of three runs may differ from that of the same three, played again: the machine has other things to do.
+// Measured in useful requests: less than 1 % on the quiet machine; a disturbance of some hundred milliseconds costs one run of three 10 %. (Completed sessions per
+// second differ by 3 to 4 % in any case: one run lets in longer sessions than another.)
+const repeatability = 0.06
 
 // compare returns by how much a is above b on average, where each a[i] belongs to b[i], and twice the standard error of that, but no less than
 // repeatability lets expect.
