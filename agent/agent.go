@@ -304,7 +304,7 @@ func ignoreCanceled(err error) error {
 	return err
 }
 
-// closeLinks ends every connection after the engine has.
+// closeLinks ends every connection after the engine has. All have the same second for what is queued: the next agent waits for it.
 func (e *engine) closeLinks() {
 	<-e.stopped
 	defer e.untaken.end(time.Second)
@@ -313,18 +313,17 @@ func (e *engine) closeLinks() {
 			e.log.Warn("closing the injector", "error", err)
 		}
 	}
+	var all sync.WaitGroup
 	for a := range e.apps {
-		a.link.Drain(time.Second)
-		_ = a.link.Close()
+		all.Go(func() { farewell(a.link) })
 	}
 	for in := range e.incoming {
-		in.link.Drain(time.Second)
-		_ = in.link.Close()
+		all.Go(func() { farewell(in.link) })
 	}
 	for _, p := range e.peers {
 		if p.link != nil {
-			p.link.Drain(time.Second)
-			_ = p.link.Close()
+			all.Go(func() { farewell(p.link) })
 		}
 	}
+	all.Wait()
 }

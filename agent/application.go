@@ -34,6 +34,7 @@ type application struct {
 // listing collects the answers to a question about connections.
 type listing struct {
 	waiting  map[*application]bool
+	told     map[*application]int // how many connections each has told of
 	flows    []located
 	deadline time.Time
 	silent   int // applications that went away before they had answered
@@ -50,8 +51,14 @@ type located struct {
 	notBefore time.Time
 }
 
-// listTime bounds the wait for applications that do not answer.
-const listTime = 2 * time.Second
+const (
+	// listTime bounds the wait for applications that do not answer.
+	listTime = 2 * time.Second
+	// maxListed is how many connections one application can have, as many as a host's gate has room for by default: about 150 MB.
+	maxListed = 1 << 20
+	// farewellTime is what a connection that ends has for what was queued.
+	farewellTime = time.Second
+)
 
 // serveApplications accepts programs until the listener is closed.
 func (e *engine) serveApplications(ctx context.Context, ln *net.UnixListener) error {
@@ -141,7 +148,7 @@ func (a *application) lost(err error) {
 		return
 	}
 	delete(a.e.apps, a)
-	go a.link.Close() //nolint:errcheck // always nil
+	go farewell(a.link)
 	a.unreport()
 	for _, l := range a.e.lists {
 		if l.waiting[a] {
@@ -160,6 +167,13 @@ func (a *application) lost(err error) {
 			t.step(migration.Event{Kind: migration.ApplicationLost, Err: err})
 		}
 	}
+}
+
+// refuse ends the connection to a program that breaks the protocol, and tells it and the operator why.
+func (a *application) refuse(id uint64, err error) {
+	a.e.log.Warn("the connection to an application is closed", "application", a.name, "error", err)
+	a.sendNow(id, refusal(wire.Refusef("agent", wire.CodeFailed, "%v", err)))
+	a.lost(err)
 }
 
 func (a *application) preparer(service string) bool {
@@ -203,6 +217,7 @@ func (a *application) answer(f wire.Frame, fd int) {
 		return
 	}
 	if t := a.e.targets[f.ID]; t != nil && t.app == a {
+		closeFD(fd) // of an Exported that nobody asked for
 		if m, ok := f.Message.(*wire.Refuse); ok {
 			err := &wire.RefusedError{Who: "application", Code: m.Code, Reason: m.Reason}
 			t.step(migration.Event{Kind: migration.ImportRefused, Err: err})
@@ -242,7 +257,7 @@ func (e *engine) importer(service string) *application {
 // list asks every program for its connections, or for one, and calls done with the answers.
 func (e *engine) list(only wire.List, done func(found []located, silent int)) {
 	id := newID()
-	l := &listing{waiting: make(map[*application]bool), deadline: time.Now().Add(listTime), done: done}
+	l := &listing{waiting: make(map[*application]bool), told: make(map[*application]int), deadline: time.Now().Add(listTime), done: done}
 	for a := range e.apps {
 		l.waiting[a] = true
 	}
@@ -256,6 +271,11 @@ func (e *engine) list(only wire.List, done func(found []located, silent int)) {
 func (a *application) flows(id uint64, m *wire.Flows) {
 	l := a.e.lists[id]
 	if l == nil || !l.waiting[a] {
+		return
+	}
+	if l.told[a] += len(m.Flows); l.told[a] > maxListed {
+		l.flows = slices.DeleteFunc(l.flows, func(f located) bool { return f.app == a })
+		a.refuse(id, fmt.Errorf("%w: an answer of more than %d connections", wire.ErrTooLarge, maxListed))
 		return
 	}
 	for _, s := range m.Flows {
@@ -275,6 +295,12 @@ func (e *engine) finishLists() {
 			l.done(l.flows, l.silent)
 		}
 	}
+}
+
+// farewell closes a link when what was queued has left, or farewellTime has passed.
+func farewell(l *wire.Link) {
+	l.Drain(farewellTime)
+	_ = l.Close()
 }
 
 func closeFD(fd int) {

@@ -20,8 +20,9 @@ const (
 	// looks after endDelay whether it has come here, and the entry sees one that is younger than this look by its packets.
 	endDelay = time.Second
 	endQuiet = endDelay / 2
-	// endPause is between two looks at what has ended, so that many ends make one batch.
-	endPause = 10 * time.Millisecond
+	// endPause is between two looks at what has ended, so that many ends make one batch. After a failed look it doubles, up to longestEndPause.
+	endPause        = 10 * time.Millisecond
+	longestEndPause = 10 * time.Second
 	// maxLingering bounds the flows that wait for their last packets, about 10 MB. Beyond it the oldest are given up early, as
 	// the kernel does with its own beyond net.ipv4.tcp_max_tw_buckets.
 	maxLingering = 1 << 17
@@ -150,24 +151,29 @@ func (s *ends) run(ctx context.Context) error {
 	}
 }
 
-// read collects what ends.
+// read collects what ends. A failure may pass: the kernel is short of memory (ENOBUFS), or was interrupted.
 func (s *ends) read(ctx context.Context, seen chan<- []sockops.End) error {
+	pause := endPause
 	for {
 		batch, err := s.source.Read(nil)
 		if ctx.Err() != nil || errors.Is(err, os.ErrClosed) {
 			return nil
 		}
-		if err != nil {
-			s.e.log.Warn("entries are not told any more when connections end", "error", err)
-			return nil
+		if err == nil {
+			pause = endPause
+		} else {
+			pause = min(2*pause, longestEndPause)
+			s.e.log.Warn("cannot see which connections end: entries hear of it later", "again in", pause, "error", err)
+		}
+		if len(batch) > 0 {
+			select {
+			case seen <- batch:
+			case <-ctx.Done():
+				return nil
+			}
 		}
 		select {
-		case seen <- batch:
-		case <-ctx.Done():
-			return nil
-		}
-		select {
-		case <-time.After(endPause):
+		case <-time.After(pause):
 		case <-ctx.Done():
 			return nil
 		}

@@ -15,6 +15,8 @@ import (
 	"testing/synctest"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -23,6 +25,7 @@ import (
 // fakeEnds is what a kernel reports, and what it still has of each connection.
 type fakeEnds struct {
 	batches chan []sockops.End
+	broken  chan error
 	closed  chan struct{}
 	once    sync.Once
 	missed  uint64
@@ -34,13 +37,15 @@ type fakeEnds struct {
 }
 
 func newFakeEnds() *fakeEnds {
-	return &fakeEnds{batches: make(chan []sockops.End), closed: make(chan struct{}), states: make(map[tcprepair.Flow]tcprepair.State)}
+	return &fakeEnds{batches: make(chan []sockops.End), broken: make(chan error), closed: make(chan struct{}), states: make(map[tcprepair.Flow]tcprepair.State)}
 }
 
 func (f *fakeEnds) Read(ends []sockops.End) ([]sockops.End, error) {
 	select {
 	case b := <-f.batches:
 		return append(ends, b...), nil
+	case err := <-f.broken:
+		return ends, err
 	case <-f.closed:
 		return ends, os.ErrClosed
 	}
@@ -220,6 +225,36 @@ func TestEndsAreTold(t *testing.T) {
 		if told, untold := tellings(t, r.e); told != 6 || untold != 0 {
 			t.Errorf("%v told, %v untold", told, untold)
 		}
+	})
+}
+
+// TestEndsAfterFailures has the kernel fail again and again: what ends later is told all the same.
+func TestEndsAfterFailures(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		r := newTold(t)
+		defer r.stop()
+		for i := range 20 {
+			begin := time.Now()
+			r.broken <- unix.ENOBUFS // somebody reads
+			if took := time.Since(begin); took > longestEndPause {
+				t.Fatalf("failure %d is found after %v", i, took)
+			}
+		}
+		begin := time.Now()
+		r.report(tcprepair.LastAck, 1)
+		if took := time.Since(begin); took != longestEndPause {
+			t.Errorf("the next look is after %v, want %v", took, longestEndPause)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		r.expect(t, "after failures", 1)
+		r.broken <- unix.EINTR // as if it were the first
+		begin = time.Now()
+		r.report(tcprepair.LastAck, 2)
+		if took := time.Since(begin); took != 2*endPause {
+			t.Errorf("the next look is after %v, want %v", took, 2*endPause)
+		}
+		time.Sleep(1100 * time.Millisecond)
+		r.expect(t, "after another failure", 2)
 	})
 }
 

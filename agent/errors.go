@@ -18,6 +18,7 @@ var (
 	errNoFlow    = errors.New("no application on this host has this connection")
 	errNotServed = errors.New("not a connection of a configured service: add its address to services")
 	errSelf      = errors.New("the connection is on this host already")
+	errTimeout   = errors.New("the time given for everything was over before its turn came")
 	errLate      = errors.New("unsent data was lost with the agent that had restored the connection")
 	errNoTarget  = errors.New("no other server takes it")
 

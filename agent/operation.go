@@ -66,6 +66,9 @@ type operation struct {
 	silent   int // applications that did not answer the last question
 	started  time.Time
 	deadline time.Time
+	// late is set when the deadline has passed: nothing is begun any more. cut are the connections that stayed because of it.
+	late     bool
+	cut      int
 	err      error
 	finished bool
 }
@@ -114,6 +117,7 @@ func (op *operation) list() {
 		op.listing = false
 		op.silent = silent
 		op.add(found)
+		op.leaveQueued()
 		op.pump()
 	})
 }
@@ -161,7 +165,7 @@ func (op *operation) pump() {
 	}
 	op.pumping = true
 	defer func() { op.pumping = false }()
-	for op.err == nil && op.active < op.req.Concurrency && len(op.queue) > 0 && !op.e.congested() {
+	for op.err == nil && !op.late && op.active < op.req.Concurrency && len(op.queue) > 0 && !op.e.congested() {
 		l, ok := op.take(time.Now())
 		if !ok {
 			break
@@ -181,7 +185,9 @@ func (op *operation) pump() {
 	case op.err != nil:
 	case len(op.queue) > 0:
 		return
-	case op.req.Drain && op.e.untold() != "" && time.Since(op.started) < tellTime:
+	case op.cut > 0:
+		op.err = fmt.Errorf("not everything was moved within %v", op.req.Timeout)
+	case op.req.Drain && op.e.untold() != "" && !op.late && time.Since(op.started) < tellTime:
 		return // tick looks again
 	case op.req.Drain && op.e.untold() != "":
 		op.err = fmt.Errorf("%s, the entry, could not be told: new connections still come here; it will be told as soon as it can be", op.e.untold())
@@ -246,7 +252,7 @@ func (op *operation) target(l located) (string, error) {
 func (op *operation) moved(l located, m Moved) {
 	op.active--
 	switch {
-	case m.Outcome == OutcomeResumed && op.err == nil && op.seen[m.Flow] < op.tries(l) && op.retryable(m.Err):
+	case m.Outcome == OutcomeResumed && op.err == nil && !op.late && op.seen[m.Flow] < op.tries(l) && op.retryable(m.Err):
 		l.notBefore = time.Time{}
 		switch codeOf(m.Err) {
 		case wire.CodeBusy, wire.CodeNotNow, wire.CodeInUse:
@@ -258,6 +264,9 @@ func (op *operation) moved(l located, m Moved) {
 		delete(op.seen, m.Flow) // its application may be back with it
 		op.report(m)
 	default:
+		if m.Outcome == OutcomeResumed && op.late {
+			op.cut++ // there may have been another way
+		}
 		op.report(m)
 	}
 	op.pump()
@@ -288,14 +297,38 @@ func (op *operation) cancel(err error) {
 	if op.err == nil {
 		op.err = err
 	}
-	op.queue = nil
+	op.leaveQueued()
 	op.pump()
+}
+
+// expire is cancel for the end of the time that the operator has given. If what is in flight was all there was, it is in time.
+func (op *operation) expire() {
+	op.late = true
+	op.leaveQueued()
+	op.pump()
+}
+
+// leaveQueued reports what will not be begun any more; nothing while there is time.
+func (op *operation) leaveQueued() {
+	err := op.err
+	switch {
+	case err != nil:
+	case op.late:
+		err = errTimeout
+		op.cut += len(op.queue)
+	default:
+		return
+	}
+	for _, l := range op.queue {
+		op.report(Moved{Flow: l.status.Flow, Outcome: OutcomeResumed, Err: err})
+	}
+	op.queue = nil
 }
 
 func (op *operation) tick(now time.Time) {
 	switch {
-	case !op.deadline.IsZero() && now.After(op.deadline) && op.err == nil:
-		op.cancel(fmt.Errorf("not everything was moved within %v", op.req.Timeout))
+	case !op.deadline.IsZero() && now.After(op.deadline) && op.err == nil && !op.late:
+		op.expire()
 	case !op.relistAt.IsZero() && now.After(op.relistAt) && op.err == nil && !op.listing:
 		op.relistAt = time.Time{}
 		op.list()

@@ -11,10 +11,12 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
 
+	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -208,6 +210,178 @@ func TestPresenceIsNotStale(t *testing.T) {
 	}
 }
 
+// finish ends every move in flight.
+func finish(e *engine, outcome string) {
+	for id, s := range e.sources {
+		delete(e.sources, id)
+		delete(e.moving, s.flow)
+		s.done(Moved{Flow: s.flow, To: s.target, Outcome: outcome})
+	}
+}
+
+// TestOperationRunsOutOfTime ends the time of an operation, or the operation itself, while some of its moves are in flight: what has not been
+// begun is reported with the reason, and the operation has failed only if something stayed.
+func TestOperationRunsOutOfTime(t *testing.T) {
+	const all = 5
+	for _, tt := range []struct {
+		name        string
+		concurrency int
+		outcome     string // of what is in flight
+		end         func(o *testOperation)
+		stay        int
+		reason, err error
+		failed      bool
+	}{
+		{"some have not begun", 2, OutcomeMoved, func(o *testOperation) { o.tick(o.deadline.Add(1)) }, 3, errTimeout, nil, true},
+		{"all are in flight", all, OutcomeMoved, func(o *testOperation) { o.tick(o.deadline.Add(1)) }, 0, nil, nil, false},
+		{"all are in flight, and come back", all, OutcomeResumed, func(o *testOperation) { o.tick(o.deadline.Add(1)) }, all, nil, nil, true},
+		{"the operator gives up", 2, OutcomeMoved, func(o *testOperation) { o.cancel(errAborted) }, 3, errAborted, errAborted, true},
+		{"the agent stops", 2, OutcomeMoved, func(o *testOperation) { o.cancel(errStopping) }, 3, errStopping, errStopping, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := testEngine(t, "c", "a", "b")
+			a, _ := testApplication(t, e)
+			var found []located
+			for i := range all {
+				found = append(found, located1(a, i+1))
+			}
+			o := newTestOperation(e, MoveRequest{Concurrency: tt.concurrency, Timeout: time.Millisecond}, found)
+			o.deadline = time.Now().Add(time.Hour)
+			o.pump()
+			if len(e.sources) != tt.concurrency {
+				t.Fatalf("%d moves in flight", len(e.sources))
+			}
+			tt.end(o)
+			if o.ended {
+				t.Fatal("it is over while moves are in flight")
+			}
+			finish(e, tt.outcome)
+			stayed := 0
+			for _, m := range o.moved {
+				if m.Outcome == OutcomeResumed {
+					stayed++
+				}
+				if m.Outcome == OutcomeResumed && !errors.Is(m.Err, tt.reason) {
+					t.Errorf("%v stayed because of %v, want %v", m.Flow, m.Err, tt.reason)
+				}
+			}
+			if len(o.moved) != all || stayed != tt.stay {
+				t.Errorf("%d of %d reported, %d stayed, want %d", len(o.moved), all, stayed, tt.stay)
+			}
+			if !o.ended || (o.err != nil) != tt.failed || tt.err != nil && !errors.Is(o.err, tt.err) {
+				t.Errorf("over: %v, with %v", o.ended, o.err)
+			}
+		})
+	}
+}
+
+// TestDrainLooksAgainAfterItsTime drains with too little time. What it has moved then is everything only if another look finds nothing.
+func TestDrainLooksAgainAfterItsTime(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		more []wire.FlowStatus
+	}{
+		{"nothing is left", nil},
+		{"another one has come", []wire.FlowStatus{{Flow: testFlow(2), Service: "s", Movable: true}}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := testEngine(t, "a", "a", "b") // its own entry: nobody is to be told
+			a, _ := testApplication(t, e)
+			o := newTestOperation(e, MoveRequest{Drain: true, Concurrency: 1, Timeout: time.Millisecond, To: "b"}, []located{located1(a, 1)})
+			o.deadline = time.Now()
+			o.add(nil)
+			o.queue = nil // as if it were in flight
+			o.active = 1
+			now := o.deadline.Add(time.Millisecond)
+			o.tick(now)
+			o.operation.moved(located1(a, 1), Moved{Flow: testFlow(1), Outcome: OutcomeMoved})
+			for range 10 {
+				now = now.Add(time.Second)
+				o.tick(now)
+				for id := range e.lists {
+					a.frame(wire.Frame{ID: id, Message: &wire.Flows{Flows: tt.more, Last: true}}, -1)
+				}
+			}
+			if !o.ended || (o.err != nil) != (tt.more != nil) || len(o.moved) != 1+len(tt.more) {
+				t.Errorf("over: %v, with %v; %+v", o.ended, o.err, o.moved)
+			}
+			for _, m := range o.moved[1:] {
+				if m.Outcome != OutcomeResumed || !errors.Is(m.Err, errTimeout) {
+					t.Errorf("%+v", m)
+				}
+			}
+		})
+	}
+}
+
+// TestEndlessListing has an application tell of more connections than it can have, and never say that these are all.
+func TestEndlessListing(t *testing.T) {
+	e := testEngine(t, "b", "a", "b")
+	endless, far := testApplication(t, e)
+	honest, _ := testApplication(t, e)
+	var found []located
+	silent := -1
+	e.list(wire.List{}, func(l []located, n int) { found, silent = l, n })
+	tell := func(a *application, last bool) {
+		for id := range e.lists {
+			status := []wire.FlowStatus{{Flow: testFlow(1), Service: "s"}, {Flow: testFlow(2), Service: "s"}}
+			a.frame(wire.Frame{ID: id, Message: &wire.Flows{Flows: status, Last: last}}, -1)
+		}
+	}
+	tell(endless, false)
+	for _, l := range e.lists {
+		l.told[endless] = maxListed - 1
+	}
+	tell(endless, false)
+	if _, on := e.apps[endless]; on || silent >= 0 {
+		t.Fatalf("it is connected: %v; %d were silent before all have answered", on, silent)
+	}
+	tell(honest, true)
+	if len(found) != 2 || found[0].app != honest || silent != 1 {
+		t.Errorf("found %+v, %d silent", found, silent)
+	}
+	for {
+		f, _, err := far.Receive()
+		if err != nil {
+			t.Fatalf("it was not told why: %v", err)
+		}
+		if r, ok := f.Message.(*wire.Refuse); ok {
+			if !strings.Contains(r.Reason, "connections") {
+				t.Errorf("it hears %q", r.Reason)
+			}
+			break
+		}
+	}
+}
+
+// TestStuckLinksEndTogether ends an agent, all whose links are stuck: its successor waits for one second, not for one each.
+func TestStuckLinksEndTogether(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		e := testEngine(t, "b", "a", "b")
+		stuck := func() *wire.Link {
+			near, far := net.Pipe() // far is not read from
+			t.Cleanup(func() { _ = far.Close() })
+			l := wire.NewLink(near)
+			if err := l.Queue(1, &wire.Ping{}, -1); err != nil {
+				t.Fatal(err)
+			}
+			l.Flush()
+			return l
+		}
+		for range 10 {
+			e.apps[&application{e: e, link: stuck()}] = struct{}{}
+			e.incoming[&incoming{e: e, link: stuck()}] = struct{}{}
+		}
+		e.peers["b"].link, e.peers["c"].link = stuck(), stuck()
+		close(e.stopped)
+		begin := time.Now()
+		e.closeLinks()
+		if took := time.Since(begin); took != farewellTime {
+			t.Errorf("it took %v, want %v", took, farewellTime)
+		}
+	})
+}
+
 // TestHostileApplication sends an agent what no program should, and sees that it neither believes nor keeps it.
 func TestHostileApplication(t *testing.T) {
 	e := testEngine(t, "b", "a", "b")
@@ -244,6 +418,15 @@ func TestHostileApplication(t *testing.T) {
 			t.Errorf("%s: answered with %v, %v; want %v", tt.name, f.Message, err, tt.want)
 		}
 	}
+	m := migration.NewTarget(migration.TargetParams{Host: "a", Epoch: 1}, e.times)
+	e.targets[8] = &target{e: e, id: 8, machine: m, flow: testFlow(8), app: a}
+	fd := open()
+	a.frame(wire.Frame{ID: 8, Message: &wire.Exported{}}, fd)
+	if !closed(fd) {
+		t.Error("a socket under the id of a connection that comes: the descriptor is still open")
+		_ = unix.Close(fd)
+	}
+	delete(e.targets, 8)
 	a.frame(wire.Frame{Message: &wire.Register{Service: "unknown"}}, -1)
 	e.flush()
 	if f, _, err := far.Receive(); err != nil || f.Message.Kind() != wire.KindRefuse {

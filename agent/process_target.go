@@ -20,6 +20,9 @@ import (
 	"github.com/rehome-net/rehome/tcprepair"
 )
 
+// flowBytes is about what a connection of a tree takes in memory while the tree moves.
+const flowBytes = 128
+
 // processTarget carries out what a migration.Target decides for a tree of processes. The engine owns it; CRIU runs beside.
 type processTarget struct {
 	e     *engine
@@ -40,6 +43,9 @@ type processTarget struct {
 	held  bool
 	early [][]byte // packets that the source held, and that came before the tree ran
 	last  bool     // and the mark behind them
+	// share is what flows and early take; missed are packets that it had no room for.
+	share  share
+	missed int
 	// hook is where CRIU waits for a word: everything is restored.
 	hook      chan error
 	restoring bool
@@ -153,6 +159,10 @@ func (t *processTarget) flowSet(m *wire.FlowSet) {
 	if t.machine == nil || t.machine.State() != migration.TargetReserved {
 		return
 	}
+	if err := t.share.take(t.e, len(m.Flows)*flowBytes); err != nil {
+		t.refuse(err)
+		return
+	}
 	t.flows, t.held = append(t.flows, m.Flows...), true
 	for _, f := range m.Flows {
 		// A path away from here, left by an earlier move, would also silence what CRIU makes the sockets send.
@@ -178,8 +188,7 @@ func (t *processTarget) frame(m wire.Message) {
 		}
 		t.step(migration.Event{Kind: migration.Transferred})
 	case *wire.Held:
-		t.early, t.last = append(t.early, m.Frames...), t.last || m.Last
-		t.replay()
+		t.heldFrames(m)
 	case *wire.Cancel:
 		err := &wire.RefusedError{Who: "source " + t.from.name, Code: wire.CodeUnspecified, Reason: m.Reason}
 		t.cancel(err)
@@ -187,6 +196,28 @@ func (t *processTarget) frame(m wire.Message) {
 			t.abandon(err)
 		}
 	}
+}
+
+// heldFrames takes in what the source had held, as target.heldFrames does: what comes before the tree runs is kept, as far as there is room.
+// Before the entry has been asked, and after the end, no source has anything to send.
+func (t *processTarget) heldFrames(m *wire.Held) {
+	if t.machine == nil {
+		return
+	}
+	switch t.machine.State() {
+	case migration.TargetCommitting, migration.TargetDraining:
+	default:
+		return
+	}
+	for _, f := range m.Frames {
+		if t.share.take(t.e, len(f)) != nil {
+			t.missed++
+			continue
+		}
+		t.early = append(t.early, f)
+	}
+	t.last = t.last || m.Last
+	t.replay()
 }
 
 // restore lets CRIU make the tree.
@@ -281,6 +312,9 @@ func (t *processTarget) replay() {
 		if f, ok := gate.FlowOf(b); ok && ours[f] {
 			frames[f] = append(frames[f], b)
 		}
+	}
+	for _, b := range t.early {
+		t.share.give(t.e, len(b))
 	}
 	t.early = nil
 	for f, list := range frames {
@@ -393,6 +427,11 @@ func (t *processTarget) finish() {
 	t.e.images.Delete(t.id)
 	t.e.memories.Delete(t.id)
 	delete(t.e.arrivals, t.id)
+	t.early = nil
+	t.share.giveAll(t.e)
+	if t.missed > 0 {
+		t.e.log.Warn("no room for packets that were held: clients will have to send them again", "process", t.offer.Name, "packets", t.missed)
+	}
 	go t.clean(t.live)
 	defer func() {
 		for _, f := range t.after {

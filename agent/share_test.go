@@ -10,6 +10,7 @@ import (
 
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/wire"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 func TestShare(t *testing.T) {
@@ -134,6 +135,78 @@ func TestEarlyFramesShare(t *testing.T) {
 		t.Errorf("%d bytes are kept of nothing", e.kept)
 	}
 }
+
+// processLink gives an engine the move of a tree from host c, in the state that steps lead to.
+func processLink(t *testing.T, e *engine, steps ...migration.Event) (*processTarget, *wire.Link) {
+	t.Helper()
+	in, link := sourceLink(t, e, 0)
+	m := migration.NewTarget(migration.TargetParams{Host: "a", Epoch: 1}, e.processTimes())
+	for _, ev := range append([]migration.Event{{Kind: migration.Start}}, steps...) {
+		m.Step(time.Now(), ev)
+	}
+	p := &processTarget{e: e, id: 1, offer: &wire.Process{Name: "redis"}, from: in, entry: "b", machine: m, restoring: true}
+	e.arrivals[p.id] = p
+	return p, link
+}
+
+// TestProcessHeldShare sends the packets that were held for a tree: they are kept only while the tree is about to run, as far as there is room.
+func TestProcessHeldShare(t *testing.T) {
+	restored := []migration.Event{{Kind: migration.Transferred}, {Kind: migration.Restored}, {Kind: migration.Imported}}
+	for _, tt := range []struct {
+		name         string
+		steps        []migration.Event
+		kept, missed int
+		last         bool
+	}{
+		{"before the image", nil, 0, 0, false},
+		{"while it is restored", restored[:1], 0, 0, false},
+		{"while the entry decides", restored, 2, 3, true},
+		{"before it runs", append(restored[:3:3], migration.Event{Kind: migration.OwnerIs, Owner: migration.Owner{Host: "a", Epoch: 2}}), 2, 3, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			e := testEngine(t, "b", "a", "b", "c")
+			e.cfg.Migration.BufferBytes = 250
+			p, _ := processLink(t, e, tt.steps...)
+			frame := make([]byte, 100)
+			e.request(p.from, wire.Frame{ID: 1, Message: &wire.Held{Frames: [][]byte{frame, frame, frame}}})
+			e.request(p.from, wire.Frame{ID: 1, Message: &wire.Held{Frames: [][]byte{frame, frame}, Last: true}})
+			if len(p.early) != tt.kept || p.missed != tt.missed || p.last != tt.last || e.kept != 100*tt.kept {
+				t.Errorf("%d frames, %d missed, last %v, %d bytes", len(p.early), p.missed, p.last, e.kept)
+			}
+			p.over, p.restoring, p.err = true, false, errNoPeer
+			p.finish()
+			if e.kept != 0 || len(e.arrivals) != 0 {
+				t.Errorf("%d bytes are kept of nothing", e.kept)
+			}
+		})
+	}
+}
+
+// TestProcessFlowsShare adds connections to a tree's move again and again: when there is no room the move is refused.
+func TestProcessFlowsShare(t *testing.T) {
+	e := testEngine(t, "b", "a", "b", "c")
+	e.cfg.Migration.BufferBytes = 10 * flowBytes
+	p, link := processLink(t, e)
+	e.gate = &servingGate{}
+	for range 3 {
+		e.request(p.from, wire.Frame{ID: 1, Message: &wire.FlowSet{Flows: []tcprepair.Flow{testFlow(1), testFlow(2), testFlow(3), testFlow(4)}}})
+	}
+	e.flush()
+	f, _, err := link.Receive()
+	r, ok := f.Message.(*wire.Refuse)
+	if err != nil || !ok || r.Code != wire.CodeBusy || !strings.Contains(r.Reason, "raise migration.buffer_bytes") {
+		t.Errorf("answered with %+v, %v", f, err)
+	}
+	if len(p.flows) != 8 || p.machine.State() != migration.TargetGone {
+		t.Errorf("%d connections, %v", len(p.flows), p.machine.State())
+	}
+}
+
+// servingGate is a gate that holds packets when asked to.
+type servingGate struct{ packetGate }
+
+func (g *servingGate) Serve(tcprepair.Flow, time.Duration) error { return nil }
+func (g *servingGate) Yield(tcprepair.Flow) error                { return nil }
 
 // TestSourceShare has an application export more State than there is room for: its connection goes on here.
 func TestSourceShare(t *testing.T) {
