@@ -12,18 +12,26 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// do has the worker's goroutine run f, and returns when it has; an error means that ctx ended first.
+// do has the worker's goroutine run f, and returns when it has; an error means that ctx or the worker ended first.
 func (w *worker) do(ctx context.Context, f func()) error {
 	done := make(chan struct{})
 	select {
 	case w.jobs <- func() { defer close(done); f() }:
+	case <-w.gone:
+		return ErrStopped
 	case <-ctx.Done():
 		return ctx.Err()
 	}
-	_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+	w.mu.Lock()
+	if !w.closed() {
+		w.kick()
+	}
+	w.mu.Unlock()
 	select {
 	case <-done:
 		return nil
+	case <-w.gone:
+		return ErrStopped
 	case <-ctx.Done():
 		return ctx.Err()
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -47,6 +48,10 @@ type worker struct {
 	found func(*peeking, peek.Key)
 	// flush sends what the connections found have led to.
 	flush func()
+
+	// gone is closed when the worker is, with mu held: wake is somebody else's descriptor from then on.
+	mu   sync.Mutex
+	gone chan struct{}
 }
 
 // door is a listening socket of one worker.
@@ -80,7 +85,7 @@ func newWorker(log *slog.Logger, count *counters, found func(*peeking, peek.Key)
 	}
 	w := &worker{
 		poll: poll, wake: wake, log: log, count: count, found: found, flush: flush, events: make([]unix.EpollEvent, 256),
-		doors: make(map[int32]*door), peeks: make(map[int32]*peeking), jobs: make(chan func(), 1024),
+		doors: make(map[int32]*door), peeks: make(map[int32]*peeking), jobs: make(chan func(), 1024), gone: make(chan struct{}),
 	}
 	if err := w.watch(wake, unix.EPOLLIN|unix.EPOLLET); err != nil {
 		w.close()
@@ -89,16 +94,33 @@ func newWorker(log *slog.Logger, count *counters, found func(*peeking, peek.Key)
 	return w, nil
 }
 
-// post has the worker's goroutine run f soon; false means that it has too much to do.
+// post has the worker's goroutine run f soon, or close; false means that it has too much to do, or is closed.
 func (w *worker) post(f func()) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.closed() {
+		return false
+	}
 	select {
 	case w.jobs <- f:
-		_, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0})
+		w.kick()
 		return true
 	default:
 		return false
 	}
 }
+
+func (w *worker) closed() bool {
+	select {
+	case <-w.gone:
+		return true
+	default:
+		return false
+	}
+}
+
+// kick ends the worker's wait. It is called with mu held, and not after close.
+func (w *worker) kick() { _, _ = unix.Write(w.wake, []byte{1, 0, 0, 0, 0, 0, 0, 0}) }
 
 // adopt refuses a connection that another goroutine has found to be served by nobody.
 func (w *worker) adopt(p *peeking, text []byte) {
@@ -158,20 +180,25 @@ func (w *worker) run(ctx context.Context) error {
 			}
 		}
 		w.flush()
-		for more := true; more; {
-			select {
-			case job := <-w.jobs:
-				job()
-			default:
-				more = false
-			}
-		}
+		w.work()
 		if now.Sub(swept) >= pollTime {
 			swept = now
 			w.sweep(now)
 		}
 	}
 	return nil
+}
+
+// work does what has been posted.
+func (w *worker) work() {
+	for {
+		select {
+		case job := <-w.jobs:
+			job()
+		default:
+			return
+		}
+	}
 }
 
 func (w *worker) accept(now time.Time, d *door) {
@@ -317,7 +344,12 @@ func (w *worker) closeDoor(d *door) {
 	_ = unix.Close(d.fd)
 }
 
+// close gives everything back. What was posted before is done first: connections may come with it.
 func (w *worker) close() {
+	w.mu.Lock()
+	close(w.gone)
+	w.mu.Unlock()
+	w.work()
 	for _, d := range w.doors {
 		w.closeDoor(d)
 	}

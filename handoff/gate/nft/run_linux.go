@@ -22,22 +22,25 @@ const (
 	muteInterval = 20 * time.Millisecond
 )
 
-// Run removes what is over, until ctx is done.
+// Run removes what is over, until ctx is done. What fails is tried again: it returns an error only when that has gone on for a minute, or the gate is
+// closed.
 func (g *Gate) Run(ctx context.Context) error {
 	tick, quick := time.NewTicker(sweepInterval), time.NewTicker(muteInterval)
 	defer tick.Stop()
 	defer quick.Stop()
+	tending, unmuting := trouble{what: "remove what is over"}, trouble{what: "let this host speak again"}
 	var looked time.Time
 	for ctx.Err() == nil {
 		now := time.Now()
-		err := g.tend(now, now.Sub(looked) >= idleInterval)
-		if err != nil {
-			return &OpError{Op: "run", Err: err}
-		}
-		if now.Sub(looked) >= idleInterval {
+		idle := now.Sub(looked) >= idleInterval
+		err := g.tend(now, idle)
+		if idle && err == nil {
 			looked = now
 		}
-		if err := g.await(ctx, tick.C, quick.C); err != nil {
+		if err := tending.take(now, err, g.config.Logger); err != nil {
+			return &OpError{Op: "run", Err: err}
+		}
+		if err := g.await(ctx, tick.C, quick.C, &unmuting); err != nil {
 			return &OpError{Op: "run", Err: err}
 		}
 	}
@@ -45,7 +48,7 @@ func (g *Gate) Run(ctx context.Context) error {
 }
 
 // await lets this host speak again until it is time to look at the rest.
-func (g *Gate) await(ctx context.Context, tick, quick <-chan time.Time) error {
+func (g *Gate) await(ctx context.Context, tick, quick <-chan time.Time, t *trouble) error {
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,7 +56,7 @@ func (g *Gate) await(ctx context.Context, tick, quick <-chan time.Time) error {
 		case <-tick:
 			return nil
 		case now := <-quick:
-			if err := g.unmute(now); err != nil {
+			if err := t.take(now, g.unmute(now), g.config.Logger); err != nil {
 				return err
 			}
 		}
@@ -66,7 +69,7 @@ func (g *Gate) unmute(now time.Time) error {
 	if g.closed {
 		return ErrClosed
 	}
-	n := 0
+	var over []tcprepair.Flow
 	for f, until := range g.mutes {
 		if now.Before(until) {
 			continue
@@ -74,15 +77,20 @@ func (g *Gate) unmute(now time.Time) error {
 		if err := g.without(g.rules.of(f.Local.Addr().Is4()).muted, encodeKey(f)); err != nil {
 			return err
 		}
-		delete(g.mutes, f)
-		if n++; n == maxBatch {
+		if over = append(over, f); len(over) == maxBatch {
 			break // the rest is for the next time
 		}
 	}
-	if n == 0 {
+	if len(over) == 0 {
 		return nil
 	}
-	return g.flush()
+	if err := g.flush(); err != nil {
+		return err // they are tried again
+	}
+	for _, f := range over {
+		delete(g.mutes, f)
+	}
+	return nil
 }
 
 // tend does what only time demands.
