@@ -36,9 +36,27 @@ func (c *control) Status(ctx context.Context, _ *api.StatusRequest) (*api.Status
 	if !c.e.ask(ctx, func(e *engine) { r = e.status(time.Now()) }) {
 		return nil, errStopped
 	}
+	if list, err := connections(); err != nil {
+		c.e.log.Warn("cannot count connections", "error", err)
+	} else {
+		countConnections(r.GetServices(), list)
+	}
 	stats := c.e.gate.Stats()
 	r.Counters.PacketsHeld, r.Counters.PacketsDropped = stats.Held, stats.NoTap+stats.Overflow
 	return r, nil
+}
+
+// countConnections tells of each service how many connections at its address the kernel has. TIME_WAIT is what is left of one.
+func countConnections(services []*api.Service, list []socketState) {
+	at := make(map[string]uint32, len(services))
+	for _, s := range list {
+		if s.state != stateTimeWait {
+			at[s.flow.Local.String()]++
+		}
+	}
+	for _, s := range services {
+		s.Connections = at[s.GetAddress()]
+	}
 }
 
 func (e *engine) status(now time.Time) *api.StatusResponse {

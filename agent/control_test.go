@@ -7,6 +7,7 @@ import (
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent/api"
 	"github.com/rehome-net/rehome/handoff/migration"
+	"github.com/rehome-net/rehome/tcprepair"
 )
 
 // operated is an engine that operators can reach, until stop: that ends it as an agent does.
@@ -174,6 +176,21 @@ func TestReloadError(t *testing.T) {
 	} {
 		if got := status.Code(reloadError(err)); got != want {
 			t.Errorf("%v: %v, want %v", err, got, want)
+		}
+	}
+}
+
+// TestCountConnections counts by address; what TIME_WAIT is left of is none.
+func TestCountConnections(t *testing.T) {
+	a, b := testFlow(1), testFlow(2)
+	b.Local = netip.AddrPortFrom(b.Local.Addr(), b.Local.Port()+1)
+	services := []*api.Service{{Address: a.Local.String()}, {Address: b.Local.String()}, {Address: "192.0.2.99:1"}}
+	countConnections(services, []socketState{
+		{a, tcprepair.Established}, {testFlow(3), tcprepair.CloseWait}, {testFlow(4), stateTimeWait}, {b, tcprepair.Established},
+	})
+	for i, want := range []uint32{2, 1, 0} {
+		if got := services[i].GetConnections(); got != want {
+			t.Errorf("%s: %d connections, want %d", services[i].GetAddress(), got, want)
 		}
 	}
 }

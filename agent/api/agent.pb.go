@@ -166,8 +166,10 @@ type Service struct {
 	Address string                 `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
 	Entry   string                 `protobuf:"bytes,3,opt,name=entry,proto3" json:"entry,omitempty"`
 	// Applications that have registered the service at this agent.
-	Applications  uint32   `protobuf:"varint,4,opt,name=applications,proto3" json:"applications,omitempty"`
-	Servers       []string `protobuf:"bytes,5,rep,name=servers,proto3" json:"servers,omitempty"`
+	Applications uint32   `protobuf:"varint,4,opt,name=applications,proto3" json:"applications,omitempty"`
+	Servers      []string `protobuf:"bytes,5,rep,name=servers,proto3" json:"servers,omitempty"`
+	// TCP connections at the address that this host's kernel has, whoever serves them.
+	Connections   uint32 `protobuf:"varint,6,opt,name=connections,proto3" json:"connections,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -235,6 +237,13 @@ func (x *Service) GetServers() []string {
 		return x.Servers
 	}
 	return nil
+}
+
+func (x *Service) GetConnections() uint32 {
+	if x != nil {
+		return x.Connections
+	}
+	return 0
 }
 
 type Peer struct {
@@ -1654,13 +1663,14 @@ const file_agent_proto_rawDesc = "" +
 	"migrations\x12+\n" +
 	"\x05peers\x18\x06 \x03(\v2\x15.rehome.agent.v1.PeerR\x05peers\x125\n" +
 	"\bcounters\x18\a \x01(\v2\x19.rehome.agent.v1.CountersR\bcounters\x12.\n" +
-	"\x13failure_unix_millis\x18\b \x01(\x03R\x11failureUnixMillis\"\x8b\x01\n" +
+	"\x13failure_unix_millis\x18\b \x01(\x03R\x11failureUnixMillis\"\xad\x01\n" +
 	"\aService\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x14\n" +
 	"\x05entry\x18\x03 \x01(\tR\x05entry\x12\"\n" +
 	"\fapplications\x18\x04 \x01(\rR\fapplications\x12\x18\n" +
-	"\aservers\x18\x05 \x03(\tR\aservers\"z\n" +
+	"\aservers\x18\x05 \x03(\tR\aservers\x12 \n" +
+	"\vconnections\x18\x06 \x01(\rR\vconnections\"z\n" +
 	"\x04Peer\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\x12\x1c\n" +

@@ -23,8 +23,8 @@ func newAnnounce() *cobra.Command {
 		Use:   "announce {--in TIME | --cancel}",
 		Short: "Tell dispatchers when this host will fail",
 		Long: `Tell the dispatchers that this host reports to when it will fail: for maintenance, a battery that runs empty, a contract that ends. They give it
-no new sessions from now on; those that it has go on until the announced time, at which it is out, whatever it says by then. Nothing is
-moved away: "rehome drain" does that. It holds until "rehome announce --cancel", or until the agent is started again.`,
+no new sessions from now on, and have those that can move leave before the announced time; others go on. At that time it is out, whatever
+it says by then. It holds until "rehome announce --cancel", which leaves where it is what has not left yet, or until the agent is started again.`,
 		Example: `  rehome announce --in 10m
   rehome announce --cancel`,
 		Args: cobra.NoArgs,

@@ -30,6 +30,8 @@ func command(args ...string) (code int, stdout, stderr string) {
 
 // fakeAgent answers as it is told.
 type fakeAgent struct {
+	// left are the connections that Status tells of, one after the other; then none.
+	left []uint32
 	api.UnimplementedAgentServer
 	moves     []*api.MoveEvent
 	asked     *api.MoveRequest
@@ -38,9 +40,13 @@ type fakeAgent struct {
 }
 
 func (f *fakeAgent) Status(context.Context, *api.StatusRequest) (*api.StatusResponse, error) {
+	left := uint32(0)
+	if len(f.left) > 0 {
+		left, f.left = f.left[0], f.left[1:]
+	}
 	return &api.StatusResponse{
 		Host: "web-1", Version: "v0", Draining: true, Counters: &api.Counters{MovedOut: 7},
-		Services:   []*api.Service{{Name: "files", Address: "198.51.100.1:80", Entry: "e", Servers: []string{"web-1", "web-2"}, Applications: 1}},
+		Services:   []*api.Service{{Name: "files", Address: "198.51.100.1:80", Entry: "e", Servers: []string{"web-1", "web-2"}, Applications: 1, Connections: left}},
 		Peers:      []*api.Peer{{Name: "web-2", Address: "10.0.0.2:7070", Error: "connection refused"}},
 		Migrations: []*api.Migration{{Flow: "192.0.2.7:1-198.51.100.1:80", Role: "source", Peer: "web-2", State: "sent"}},
 	}, nil

@@ -25,6 +25,7 @@ type mover struct {
 	concurrency int
 	timeout     time.Duration
 	verbose     bool
+	wait        bool // of a drain: until connections that cannot move have ended
 }
 
 func (m *mover) register(cmd *cobra.Command) {
@@ -105,13 +106,17 @@ func newDrain() *cobra.Command {
 		Long: `Empty this host before a reboot: its services' entries send it no new connections, other hosts move none to it, and
 every live connection is moved away. "rehome undrain" takes it back.
 
-The exit code is 1 if a connection could not be moved; it goes on here, and the reason is printed.`,
+The exit code is 1 if a connection could not be moved; it goes on here, and the reason is printed. Connections of servers that do not
+link package handoff cannot move and go on here, too: how many there are is printed, and with --wait the command returns when they have ended.`,
+		Example: `  rehome drain
+  rehome drain --wait --timeout 15m`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			return m.run(cmd, &api.MoveRequest{Drain: true})
 		},
 	}
 	m.register(cmd)
+	cmd.Flags().BoolVar(&m.wait, "wait", false, "return when no connection is left, also those that cannot move; within --timeout, if it is given")
 	return cmd
 }
 
@@ -169,6 +174,7 @@ func (m *mover) run(cmd *cobra.Command, req *api.MoveRequest) error {
 	}
 	req.To, req.Service = m.to, m.service
 	req.Concurrency, req.TimeoutMicros = uint32(m.concurrency), m.timeout.Microseconds()
+	began := time.Now()
 	client, err := m.dial()
 	if err != nil {
 		return err
@@ -182,6 +188,11 @@ func (m *mover) run(cmd *cobra.Command, req *api.MoveRequest) error {
 	for {
 		ev, err := stream.Recv()
 		if errors.Is(err, io.EOF) {
+			if req.GetDrain() && p.summary != nil && p.summary.GetError() == "" {
+				if p.left, err = m.stay(cmd, client, began); err != nil {
+					return err
+				}
+			}
 			return p.end()
 		}
 		if err != nil {
@@ -203,6 +214,7 @@ type progress struct {
 	moves         []moveResult
 	processes     []processResult
 	summary       *api.Summary
+	left          uint32 // of a drain: connections that are still here
 }
 
 // moveResult is one connection in the output.
@@ -229,6 +241,7 @@ type moveSummary struct {
 	FreezeMedianMicros int64        `json:"freezeMedianMicros"`
 	FreezeP99Micros    int64        `json:"freezeP99Micros"`
 	Error              string       `json:"error,omitempty"`
+	Left               uint32       `json:"left,omitempty"` // of a drain: connections that are still here
 	Connections        []moveResult `json:"connections"`
 	// Processes is there when whole processes were to be moved.
 	Processes []processResult `json:"processes,omitempty"`
@@ -296,7 +309,7 @@ func (p *progress) end() error {
 		err := enc.Encode(moveSummary{
 			Moved: s.GetMoved(), Failed: s.GetFailed(), Lost: s.GetLost(), Gone: s.GetGone(), TotalMicros: s.GetTotalMicros(),
 			FreezeMedianMicros: s.GetFreezeMedianMicros(), FreezeP99Micros: s.GetFreezeP99Micros(),
-			Error: s.GetError(), Connections: p.moves, Processes: p.processes,
+			Error: s.GetError(), Left: p.left, Connections: p.moves, Processes: p.processes,
 		})
 		if err != nil {
 			return &exitError{exitFailed, err}

@@ -312,3 +312,19 @@ func TestNewServerRefuses(t *testing.T) {
 		}
 	}
 }
+
+// Serve itself asks whom it serves, whoever has let them in.
+func TestServeRefusesStrangers(t *testing.T) {
+	s, err := NewServer(ServerConfig{Gateways: []string{"gw"}, Install: func(context.Context, Said) error { return nil }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ours, theirs := net.Pipe()
+	defer theirs.Close() //nolint:errcheck // the other end is looked at
+	if err := s.Serve(t.Context(), "web", wire.NewLink(ours)); !errors.Is(err, ErrNotGateway) {
+		t.Errorf("error %v, want ErrNotGateway", err)
+	}
+	if st := s.Stats(); st.Refused != 1 || st.Links != 0 {
+		t.Errorf("%+v", st)
+	}
+}

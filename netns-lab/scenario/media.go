@@ -16,7 +16,7 @@ type PlayMediaConfig struct {
 	Command []string
 	// Lab is the lab's name; "media" when empty.
 	Lab string
-	// Work is what the clients do; 12 calls, 6 sessions of each kind of RTSP, two transfers in each mode of FTP and 12 sessions of DNS
+	// Work is what the clients do; 12 calls, 6 sessions of each kind of RTSP and 3 interleaved ones, two transfers in each mode of FTP and 12 sessions of DNS
 	// when zero.
 	Work MediaWork
 	// Direct leaves the dispatcher out: all packets go to one server, and a Listener hears the gateway.
@@ -58,7 +58,7 @@ type PlayMediaResult struct {
 // in the result.
 func PlayMedia(ctx context.Context, cfg PlayMediaConfig) (_ *PlayMediaResult, err error) {
 	if cfg.Work == (MediaWork{}) {
-		cfg.Work = MediaWork{Calls: 12, Plays: 6, Records: 6, Transfers: 2, Queries: 12}
+		cfg.Work = MediaWork{Calls: 12, Plays: 6, Records: 6, Interleaved: 3, Transfers: 2, Queries: 12}
 	}
 	if cfg.Hold == 0 {
 		cfg.Hold = time.Second

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 
 	"go.yaml.in/yaml/v3"
 
@@ -88,4 +89,45 @@ func (m *Media) StartDispatcher(ctx context.Context) error {
 		_, err := scrape(ctx, m.host(FrontHost), frontMetrics)
 		return err
 	})
+}
+
+// Connections returns how many connections a server's kernel has at the address of a service, as its agent tells.
+func (m *Media) Connections(ctx context.Context, server, service string) (n int, err error) {
+	st, err := m.Status(ctx, server)
+	for _, s := range st.GetServices() {
+		if s.GetName() == service {
+			n += int(s.GetConnections())
+		}
+	}
+	return n, err
+}
+
+// Sessions returns how many sessions a server has, as the dispatcher counts.
+func (m *Media) Sessions(ctx context.Context, server string) (float64, error) {
+	families, err := scrape(ctx, m.host(FrontHost), frontMetrics)
+	return perBackend(families["rehome_dispatcher_backend_active"])[server], err
+}
+
+// AwaitDrained waits until the dispatcher gives a server nothing.
+func (m *Media) AwaitDrained(ctx context.Context, server string) error {
+	return holdsWithin(ctx, startTimeout, func() (bool, error) {
+		families, err := scrape(ctx, m.host(FrontHost), frontMetrics)
+		return perBackend(families["rehome_dispatcher_backend_drained"])[server] == 1, err
+	})
+}
+
+// FrontCounters returns the dispatcher's counters, by name and labels, without the name that all begin with.
+func (m *Media) FrontCounters(ctx context.Context) (map[string]float64, error) {
+	families, err := scrape(ctx, m.host(FrontHost), frontMetrics)
+	values := make(map[string]float64)
+	for name, family := range families {
+		for _, v := range family.GetMetric() {
+			key := strings.TrimPrefix(name, "rehome_dispatcher_")
+			for _, l := range v.GetLabel() {
+				key += " " + l.GetValue()
+			}
+			values[key] = v.GetCounter().GetValue()
+		}
+	}
+	return values, err
 }

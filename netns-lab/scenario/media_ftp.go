@@ -129,6 +129,22 @@ func (m *Media) FetchFTP(ctx context.Context, mode FTPMode) error {
 	return sameNoise(got, ftpContent())
 }
 
+// FetchFTPSlowly is FetchFTP for one of curl's ways to fetch, at a rate in bytes per second.
+func (m *Media) FetchFTPSlowly(ctx context.Context, mode FTPMode, rate int) error {
+	dir, err := os.MkdirTemp(m.path(ClientHost, "."), "ftp-")
+	if err != nil {
+		return err
+	}
+	defer os.RemoveAll(dir) //nolint:errcheck // goes with the lab at the latest
+	options := map[FTPMode][]string{FTPPassive: {"--disable-epsv"}, FTPActive: {"--ftp-port", "-", "--disable-eprt"}}[mode]
+	got := filepath.Join(dir, "file")
+	command := []string{"curl", "-sS", "--max-time", "30", "--limit-rate", strconv.Itoa(rate), "-o", got, "ftp://" + netip.AddrPortFrom(m.VIP(), FTPPort).String() + "/file"}
+	if _, err := m.run(ctx, 2*startTimeout, dir, append(command, options...)...); err != nil {
+		return err
+	}
+	return sameNoise(got, ftpContent())
+}
+
 // storeFTP sends a file, which must be whole on exactly one server.
 func (m *Media) storeFTP(ctx context.Context, dir, url string) error {
 	file, name := filepath.Join(dir, "out"), "stored-"+strconv.FormatInt(time.Now().UnixNano(), 36)

@@ -175,7 +175,16 @@ func (s *RTSPServer) OnRecord(c *gortsplib.ServerHandlerOnRecordCtx) (*base.Resp
 
 // PlayRTSP plays a live stream with ffmpeg over UDP for a time. Plays at the same time have names of their own.
 func (m *Media) PlayRTSP(ctx context.Context, name string, d time.Duration) error {
-	_, err := m.run(ctx, startTimeout+d, m.path(ClientHost, "."), "ffmpeg", "-nostdin", "-v", "error", "-rtsp_transport", "udp", "-i", m.rtspURL(livePath+name),
+	return m.play(ctx, name, "udp", d)
+}
+
+// PlayRTSPInterleaved plays on the signalling connection.
+func (m *Media) PlayRTSPInterleaved(ctx context.Context, name string, d time.Duration) error {
+	return m.play(ctx, name, "tcp", d)
+}
+
+func (m *Media) play(ctx context.Context, name, transport string, d time.Duration) error {
+	_, err := m.run(ctx, startTimeout+d, m.path(ClientHost, "."), "ffmpeg", "-nostdin", "-v", "error", "-rtsp_transport", transport, "-i", m.rtspURL(livePath+name),
 		"-t", seconds(d), "-c", "copy", "-f", "null", "-")
 	return err
 }

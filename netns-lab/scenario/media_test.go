@@ -205,13 +205,13 @@ func TestPlayMedia(t *testing.T) {
 	needPrograms(t, scenario.MediaPrograms()...)
 	lab := labName("media")
 	r, err := scenario.PlayMedia(testContext(t, time.Minute), scenario.PlayMediaConfig{
-		Command: binary(t), Lab: lab, Direct: true, Hold: time.Second, Work: scenario.MediaWork{Calls: 2, Plays: 1, Records: 1, Transfers: 1, Queries: 2},
+		Command: binary(t), Lab: lab, Direct: true, Hold: time.Second, Work: scenario.MediaWork{Calls: 2, Plays: 1, Records: 1, Interleaved: 1, Transfers: 1, Queries: 2},
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	checkGone(t, lab)
-	if !r.OK || r.Sessions != 2+1+1+7+2 || r.DatagramFlows != 2 || r.AnnouncedFlows != 2+2+2+7 || r.MediaPackets == 0 || r.GatewayReports == 0 || r.AnswersLate != 0 {
+	if !r.OK || r.Sessions != 2+1+1+1+7+2 || r.DatagramFlows != 2 || r.AnnouncedFlows != 2+2+2+7 || r.MediaPackets == 0 || r.GatewayReports == 0 || r.AnswersLate != 0 {
 		t.Errorf("%+v", r)
 	}
 }

@@ -19,8 +19,8 @@ const mediaTime = time.Second
 type MediaWork struct {
 	// Calls are SIP's, over UDP and TCP in turns. Each takes about two seconds.
 	Calls int
-	// Plays and Records are RTSP's, of about a second.
-	Plays, Records int
+	// Plays and Records are RTSP's, of about a second; Interleaved those plays whose media come on the signalling connection.
+	Plays, Records, Interleaved int
 	// Transfers are FTP's, in each of FTPModes.
 	Transfers int
 	// Queries are sessions of DNS, of a few datagrams each way.
@@ -29,7 +29,7 @@ type MediaWork struct {
 
 // Sessions returns how many sessions that are.
 func (w MediaWork) Sessions() int {
-	return w.Calls + w.Plays + w.Records + w.Transfers*len(FTPModes()) + w.Queries
+	return w.Calls + w.Plays + w.Records + w.Interleaved + w.Transfers*len(FTPModes()) + w.Queries
 }
 
 // Flows returns on how many flows the clients send media, at least: one of a call, RTP and RTCP of RTSP, one of a transfer.
@@ -96,6 +96,9 @@ func (m *Media) Work(ctx context.Context, w MediaWork, midway func()) (int, erro
 	}
 	for i := range w.Records {
 		session(func() error { return m.RecordRTSP(ctx, "record"+strconv.Itoa(i), mediaTime) })
+	}
+	for i := range w.Interleaved {
+		session(func() error { return m.PlayRTSPInterleaved(ctx, "interleaved"+strconv.Itoa(i), mediaTime) })
 	}
 	for i := range w.Queries {
 		session(func() error { return m.QueryDNS(ctx, i) })
