@@ -60,7 +60,6 @@ one ended.`,
 			}
 			a := agent.New(cfg, log)
 			a.SetFile(config)
-			a.Calm()
 			if program, err := os.Executable(); err == nil {
 				a.SetReportCommand([]string{program, reportCommand})
 			}

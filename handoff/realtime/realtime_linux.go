@@ -76,24 +76,6 @@ func Process() (Priority, error) {
 	return Nice, fifoErr
 }
 
-// favored is a share that lets a thread which has just been woken go first among ordinary ones, and leaves something to them while it
-// works for long.
-const favored = -10
-
-// Favor gives every thread of the process, and so all that they start, a better share of the processors, no more: for a process that
-// others wait for, and that may have much to do. A share that the operator has set is left as it is. The error says why there is
-// none.
-func Favor() error {
-	// The system call's priorities are 20 minus what setpriority takes.
-	if now, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || now != 20 {
-		return err
-	}
-	if err := eachThread(func(tid int) error { return unix.Setpriority(unix.PRIO_PROCESS, tid, favored) }); err != nil {
-		return fmt.Errorf("a better share of the processors (CAP_SYS_NICE): %w", err)
-	}
-	return nil
-}
-
 // eachThread calls f once for every thread of the process.
 func eachThread(f func(tid int) error) error {
 	done := make(map[int]bool)

@@ -24,17 +24,7 @@ func TestMain(m *testing.M) {
 	if os.Getenv(roleVariable) == "" {
 		os.Exit(m.Run())
 	}
-	var priority realtime.Priority
-	var err error
-	switch os.Getenv(roleVariable) {
-	case "process":
-		priority, err = realtime.Process()
-	case "favored":
-		err = realtime.Favor()
-	case "niced":
-		_ = unix.Setpriority(unix.PRIO_PROCESS, 0, 5)
-		err = realtime.Favor()
-	}
+	priority, err := realtime.Process()
 	// Threads that come now inherit it.
 	var wg sync.WaitGroup
 	for range 8 {
@@ -74,34 +64,6 @@ func TestProcess(t *testing.T) {
 	for _, line := range threads {
 		if !strings.HasPrefix(line, want) {
 			t.Errorf("a thread has %q, want %q", line, want)
-		}
-	}
-}
-
-// TestFavor holds that every thread of a process gets a better share, unless its operator has said something else.
-func TestFavor(t *testing.T) {
-	if nice, err := unix.Getpriority(unix.PRIO_PROCESS, 0); err != nil || nice != 20 {
-		t.Skip("this process has a share of its own already")
-	}
-	for role, want := range map[string]string{"favored": "nice -10", "niced": ""} {
-		cmd := exec.Command(os.Args[0])
-		cmd.Env = append(os.Environ(), roleVariable+"="+role)
-		out, err := cmd.Output()
-		if err != nil {
-			t.Fatal(err)
-		}
-		lines := strings.Split(strings.TrimSpace(string(out)), "\n")
-		last, threads := lines[len(lines)-1], lines[:len(lines)-1]
-		if strings.Contains(last, "CAP_SYS_NICE") {
-			t.Skip(last)
-		}
-		if len(threads) < 2 || last != "ordinary <nil>" {
-			t.Errorf("%s: %q", role, out)
-		}
-		for _, line := range threads {
-			if want != "" && !strings.HasSuffix(line, want) || want == "" && strings.HasSuffix(line, "-10") {
-				t.Errorf("%s: a thread has %q, want %q", role, line, want)
-			}
 		}
 	}
 }
