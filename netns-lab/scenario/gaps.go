@@ -18,7 +18,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"github.com/rehome-net/rehome/handoff/calm"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -120,8 +119,7 @@ func measureGaps(ctx context.Context, cfg GapsConfig, cluster *Cluster, flow tcp
 		return nil, err
 	}
 	servers := cluster.Servers()
-	// The client's own runtime and garbage are not what is measured.
-	_ = calm.Monitor() // without the right for it the client's share is a little larger
+	// The client's own garbage is not what is measured.
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
 	var idle, gap, freeze, snapshot, total []int64
 	for range cfg.Migrations {
