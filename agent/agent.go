@@ -22,6 +22,7 @@ import (
 	"google.golang.org/grpc/credentials"
 
 	"github.com/rehome-net/rehome/agent/api"
+	"github.com/rehome-net/rehome/handoff/calm"
 	"github.com/rehome-net/rehome/handoff/peer"
 	"github.com/rehome-net/rehome/handoff/sockops"
 )
@@ -39,6 +40,8 @@ type Agent struct {
 	file string
 	// reportCommand runs the process that reports; empty: this one does.
 	reportCommand []string
+	// calms is set when the process is the agent's alone.
+	calms bool
 
 	reloading sync.Mutex
 	engine    *engine
@@ -50,6 +53,10 @@ type Agent struct {
 func New(cfg Config, log *slog.Logger) *Agent {
 	return &Agent{cfg: cfg, log: log, up: make(chan struct{}), over: make(chan struct{})}
 }
+
+// Calm says that this process is the agent's alone: Go's runtime is set up for it, so that the clients of moving connections wait less
+// (package calm). Call it before Run.
+func (a *Agent) Calm() { a.calms = true }
 
 // listeners are the agent's doors.
 type listeners struct {
@@ -94,6 +101,13 @@ func (a *Agent) Run(ctx context.Context) error {
 	e.metrics.watchReporter(e.reporter)
 	e.setServices()
 	e.withdrawPinned()
+	if a.calms {
+		if err := calm.Monitor(); err != nil {
+			a.log.Info("clients wait a little longer for connections that move", "error", err)
+		}
+		e.processors = calm.NewProcessors()
+		defer e.processors.Close()
+	}
 	ends, closeEnds := a.openEnds(e)
 	defer closeEnds()
 	return a.serve(ctx, e, ends, ls)
@@ -103,7 +117,7 @@ func (a *Agent) Run(ctx context.Context) error {
 func (a *Agent) serve(ctx context.Context, e *engine, ends *ends, ls *listeners) error {
 	serving, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
-	server := grpc.NewServer(ls.credentials(e)...)
+	server := grpc.NewServer(append(ls.credentials(e), grpc.StaticStreamWindowSize(api.Window), grpc.StaticConnWindowSize(api.Window))...)
 	api.RegisterAgentServer(server, &control{e: e, reload: a.ReloadFile})
 	group, serving := errgroup.WithContext(serving)
 	group.Go(func() error {

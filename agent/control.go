@@ -160,6 +160,9 @@ func (c *control) Move(req *api.MoveRequest, stream grpc.ServerStreamingServer[a
 	if !c.e.ask(stream.Context(), func(e *engine) {
 		op = e.startOperation(r,
 			func(total int) {
+				if r.Flow.IsValid() {
+					return // one connection: its operator learns what became of it, and is not woken while its client waits
+				}
 				out.put(&api.MoveEvent{Event: &api.MoveEvent_Planned{Planned: &api.Planned{Total: uint32(total)}}})
 			},
 			func(m Moved) {

@@ -13,6 +13,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/rehome-net/rehome/handoff/calm"
 	"github.com/rehome-net/rehome/handoff/cookie"
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/migration"
@@ -98,6 +99,8 @@ type engine struct {
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
 	reporter reporter
+	// processors is nil when the process is not the agent's alone. Whole processes are worth all of them: much is sent, or written.
+	processors *calm.Processors
 	// inject is nil until a connection is to reach a server that knows nothing of rehome.
 	inject *reqsk.Injector
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
@@ -306,6 +309,7 @@ func (e *engine) tick(now time.Time) {
 		in.settle(now)
 	}
 	e.entry.Sweep(now)
+	e.processors.SetParallel(len(e.processes)+len(e.arrivals) > 0)
 }
 
 // newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.

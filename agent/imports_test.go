@@ -32,6 +32,7 @@ func TestImportDirection(t *testing.T) {
 		{"agent/report", "agent"},
 		{"handoff/vitals", "handoff"},
 		{"handoff/realtime", "handoff"},
+		{"handoff/calm", "handoff"},
 		{"agent", "netns-lab"},
 		{"agent/criu", "handoff"},
 		{"agent/criu", "handoff/gate"},

@@ -16,6 +16,10 @@ import (
 
 //go:generate protoc --go_out=. --go_opt=paths=source_relative --go-grpc_out=. --go-grpc_opt=paths=source_relative agent.proto
 
+// Window is how many bytes may be under way, of one call and of all. A window that is to find its size has both sides ask each other about
+// every message, which wakes an agent just when a connection is moving.
+const Window = 1 << 20
+
 // Client is a connection to an agent.
 type Client struct {
 	AgentClient
@@ -32,7 +36,8 @@ func Dial(address string, config *tls.Config) (*Client, error) {
 		}
 		target, creds = "passthrough:///"+address, credentials.NewTLS(config)
 	}
-	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds))
+	conn, err := grpc.NewClient(target, grpc.WithTransportCredentials(creds),
+		grpc.WithStaticStreamWindowSize(Window), grpc.WithStaticConnWindowSize(Window))
 	if err != nil {
 		return nil, fmt.Errorf("agent at %s: %w", address, err)
 	}

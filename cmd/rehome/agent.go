@@ -60,6 +60,7 @@ one ended.`,
 			}
 			a := agent.New(cfg, log)
 			a.SetFile(config)
+			a.Calm()
 			if program, err := os.Executable(); err == nil {
 				a.SetReportCommand([]string{program, reportCommand})
 			}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/rehome-net/rehome/handoff/calm"
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/netns-lab/demo"
 	"github.com/rehome-net/rehome/netns-lab/scenario"
@@ -446,6 +447,7 @@ func newLabDown() *cobra.Command {
 
 func newLabServe() *cobra.Command {
 	var cfg demo.Config
+	var calmly bool
 	cmd := &cobra.Command{
 		Use: "serve", Short: "Run the demo server", Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -454,6 +456,12 @@ func newLabServe() *cobra.Command {
 				return err
 			}
 			cfg.Logger = log
+			if calmly {
+				if err := calm.Monitor(); err != nil {
+					log.Warn("clients wait a little longer for connections that move", "error", err)
+				}
+				defer calm.NewProcessors().Close()
+			}
 			if err := demo.Serve(cmd.Context(), cfg, nil); err != nil {
 				return &exitError{exitFailed, err}
 			}
@@ -468,5 +476,6 @@ func newLabServe() *cobra.Command {
 	f.IntVar(&cfg.EchoCapacity, "echo-capacity", 0, "connections at which the echo reports to be fully loaded; 0 reports nothing")
 	f.IntVar(&cfg.StateBytes, "state-bytes", 0, "pad the State of every connection")
 	f.IntVar(&cfg.AheadBytes, "ahead-bytes", 0, "send so much ahead of the State")
+	f.BoolVar(&calmly, "calm", false, "run on one processor, and let Go's runtime disturb as little as possible, for the sake of clients whose connection moves")
 	return cmd
 }

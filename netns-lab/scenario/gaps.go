@@ -9,10 +9,14 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -63,7 +67,7 @@ func Gaps(ctx context.Context, cfg GapsConfig) (_ *GapsResult, err error) {
 	}
 	topo := netnslab.Standard(3)
 	topo.Name = cfg.Lab
-	cluster, err := StartCluster(ctx, ClusterConfig{Topology: topo, Command: cfg.Command, Root: "/", LogLevel: cfg.LogLevel})
+	cluster, err := StartCluster(ctx, ClusterConfig{Topology: topo, Command: cfg.Command, Root: "/", LogLevel: cfg.LogLevel, Serve: []string{"--calm"}})
 	if err != nil {
 		return nil, err
 	}
@@ -139,6 +143,9 @@ func measureGaps(ctx context.Context, cfg GapsConfig, cluster *Cluster, flow tcp
 	return r, nil
 }
 
+// pingWait bounds the wait for one answer.
+const pingWait = 10 * time.Second
+
 // pinger plays ping-pong and remembers the longest response time.
 type pinger struct {
 	conn    *net.TCPConn
@@ -155,15 +162,26 @@ func startPinger(conn *net.TCPConn, think time.Duration) *pinger {
 	return p
 }
 
+// run asks and waits in system calls on a thread of its own, as a program in C would: how soon this process's runtime hears of an answer is
+// not what is measured.
 func (p *pinger) run() error {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	file, err := p.conn.File() // which makes the socket a blocking one
+	if err != nil {
+		return err
+	}
+	defer file.Close() //nolint:errcheck // p.conn ends the connection
+	fd := int(file.Fd())
+	limit := unix.NsecToTimeval(pingWait.Nanoseconds())
+	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &limit); err != nil {
+		return err
+	}
 	line := []byte("how long does it take?\n")
 	buf := make([]byte, len(line))
 	for !p.ending.Load() {
 		begin := time.Now()
-		if _, err := p.conn.Write(line); err != nil {
-			return err
-		}
-		if _, err := io.ReadFull(p.conn, buf); err != nil {
+		if err := ping(fd, line, buf); err != nil {
 			return err
 		}
 		if d := int64(time.Since(begin)); d > p.longest.Load() {
@@ -172,6 +190,26 @@ func (p *pinger) run() error {
 		p.rounds.Add(1)
 		if p.think > 0 {
 			time.Sleep(p.think)
+		}
+	}
+	return nil
+}
+
+// ping writes a line and waits for as much in answer.
+func ping(fd int, line, answer []byte) error {
+	if _, err := unix.Write(fd, line); err != nil {
+		return os.NewSyscallError("write", err)
+	}
+	for len(answer) > 0 {
+		n, err := unix.Read(fd, answer)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case err != nil:
+			return os.NewSyscallError("read", err)
+		case n == 0:
+			return io.ErrUnexpectedEOF
+		default:
+			answer = answer[n:]
 		}
 	}
 	return nil
@@ -187,6 +225,5 @@ func (p *pinger) await() {
 
 func (p *pinger) stop() error {
 	p.ending.Store(true)
-	_ = p.conn.SetDeadline(time.Now().Add(rampWait))
 	return errors.Join(<-p.done, p.conn.Close())
 }
