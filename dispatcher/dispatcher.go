@@ -147,6 +147,7 @@ func (d *Dispatcher) Run(ctx context.Context) (err error) {
 		if d.sessions, err = newSessions(d, sessionForwarder{path.bpf}); err != nil {
 			return err
 		}
+		defer func() { err = errors.Join(err, d.sessions.close()) }()
 	}
 	if err := d.build(); err != nil {
 		return err

@@ -107,7 +107,17 @@ func newSessions(d *Dispatcher, path sessionPath) (*sessions, error) {
 		departures: make(map[session.ID]*departure), returning: make(map[session.ID]*departure), arrived: make(map[session.ID]time.Time),
 	}
 	s.gateways, err = gateway.NewServer(gateway.ServerConfig{Gateways: d.cfg.Gateways, Install: s.install, Logger: d.log})
-	return s, err
+	if err != nil {
+		return nil, errors.Join(err, s.close())
+	}
+	return s, nil
+}
+
+// close gives the table's memory back. Nobody finds a session from then on.
+func (s *sessions) close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.table.Free()
 }
 
 // handle has the path ask for the services of a plan, and no longer for those of another.

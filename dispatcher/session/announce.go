@@ -47,8 +47,8 @@ func (t *Table) Announce(now time.Time, id ID, announcements []Announcement, act
 
 // consider looks at one announcement, and refreshes the flow if the session has it.
 func (t *Table) consider(at int64, session uint32, a Announcement, key Key, need *demand) error {
-	tuple, ok := pack(key)
-	if !ok || tuple.clientPort == 0 && tuple.serverPort == 0 {
+	var tuple tuple
+	if !tuple.pack(&key) || tuple.clientPort == 0 && tuple.serverPort == 0 {
 		return ErrKey
 	}
 	ref, dig := t.find(&tuple)

@@ -4,19 +4,13 @@ package session
 
 import "github.com/rehome-net/rehome/dispatcher/session/slab"
 
-// A page of 2^15 flows is as large as a large page of memory; making one takes a third of a millisecond.
-const (
-	pageBits = 15
-	pageSize = 1 << pageBits
-)
-
-// arena keeps records of one kind, which refer to one another by number. Records never move, so growing stops nobody, and
-// have no pointers, so the garbage collector passes by. Number 0 is no record. What is freed is used again, last first.
+// arena keeps records of one kind, which refer to one another by number. Records never move, have no pointers, and lie in memory of their
+// own (package slab), of which there is as much as is in use. Number 0 is no record. What is freed is used again, last first.
 type arena[T any, P record[T]] struct {
-	pages []*[pageSize]T
-	free  uint32 // chained by link
-	top   uint32 // the highest number ever in use
-	used  int
+	records []T
+	spare   uint32 // chained by link
+	top     uint32 // the highest number ever in use
+	used    int
 }
 
 // record is a type with room for the chain of free ones.
@@ -25,40 +19,46 @@ type record[T any] interface {
 	link() *uint32
 }
 
-func (a *arena[T, P]) at(ref uint32) *T { return &a.pages[ref>>pageBits][ref&(pageSize-1)] }
+// reserve makes room for n records, once.
+func (a *arena[T, P]) reserve(n int) (err error) {
+	a.records, err = slab.Make[T](n + 1)
+	return err
+}
 
-// alloc returns a zero record.
+// free gives the memory back.
+func (a *arena[T, P]) free() error { return slab.Free(a.records) }
+
+func (a *arena[T, P]) at(ref uint32) *T { return &a.records[ref] }
+
+// alloc returns a zero record. There must be room.
 func (a *arena[T, P]) alloc() (uint32, *T) {
 	a.used++
-	if ref := a.free; ref != 0 {
+	if ref := a.spare; ref != 0 {
 		r := a.at(ref)
-		a.free = *P(r).link()
+		a.spare = *P(r).link()
 		*P(r).link() = 0
 		return ref, r
 	}
 	a.top++
-	if int(a.top>>pageBits) == len(a.pages) {
-		a.pages = append(a.pages, (*[pageSize]T)(slab.Make[T](pageSize)))
-	}
 	return a.top, a.at(a.top)
 }
 
 func (a *arena[T, P]) release(ref uint32) {
 	r := a.at(ref)
 	*r = *new(T)
-	*P(r).link() = a.free
-	a.free = ref
+	*P(r).link() = a.spare
+	a.spare = ref
 	a.used--
 }
 
 // beside keeps what belongs to records of an arena and is seldom looked at, by the same numbers.
-type beside []*[pageSize]siblings
+type beside []siblings
 
-func (b beside) at(ref uint32) *siblings { return &b[ref>>pageBits][ref&(pageSize-1)] }
-
-// reach makes room for a number that the arena has just given out.
-func (b *beside) reach(ref uint32) {
-	for int(ref>>pageBits) >= len(*b) {
-		*b = append(*b, (*[pageSize]siblings)(slab.Make[siblings](pageSize)))
-	}
+func (b *beside) reserve(n int) (err error) {
+	*b, err = slab.Make[siblings](n + 1)
+	return err
 }
+
+func (b *beside) free() error { return slab.Free(*b) }
+
+func (b beside) at(ref uint32) *siblings { return &b[ref] }

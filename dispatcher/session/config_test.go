@@ -32,6 +32,9 @@ func TestConfig(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			table, err := New(start(), c.config)
+			if err == nil {
+				defer release(t, table)
+			}
 			switch {
 			case c.want == "" && (err != nil || table == nil):
 				t.Errorf("error %v, want none", err)

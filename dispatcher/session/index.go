@@ -3,85 +3,122 @@
 package session
 
 import (
+	"encoding/binary"
+	"iter"
 	"math/bits"
 
 	"github.com/rehome-net/rehome/dispatcher/session/slab"
 )
 
-// index finds records by their digests: open addressing with linear probing, at most two thirds full, without tombstones. It is small
-// so that much of it stays in the CPU's cache: a slot is a record's number and, in the bits above it, the lowest bits of the
-// digest. Which of the candidates is meant, the caller tells by the full key (SARA 10).
-type index struct {
-	slots []uint32 // 0: free
-	width int      // bits of a number
-	// digest computes a record's digest anew, for the few that move when another one goes.
-	digest func(ref uint32) uint32
+// index finds records by their digests. A digest has a home among the buckets; what has no room there is in the next bucket that has. Which of the
+// candidates is meant, the caller tells by the full key (SARA 10).
+//
+// A search costs one line of the CPU's cache, and no branch depends on where in it the record stands, so the CPU can begin what comes next
+// while it waits for memory.
+type index struct{ buckets []bucket }
+
+// bucket is one line of the CPU's cache, and on average five sixths full at most: with as many records as there may be, one in fifteen is not at home.
+// More room would cost more than it saves: the smaller the index, the more of it stays in the CPU's cache between records that do not.
+type bucket struct {
+	// tags are a byte of each record's digest; 0: free.
+	tags [bucketSize]uint8
+	// passed counts the records that are elsewhere because there was no room here. A search goes on only for these, so nothing needs to move
+	// when a record goes.
+	passed uint32
+	refs   [bucketSize]uint32
 }
 
-// newIndex makes an index for records with the numbers 1 to n. Memory that is not written costs nothing yet: the kernel maps it
-// at the first write.
-func newIndex(n int, digest func(ref uint32) uint32) index {
-	return index{slots: slab.Make[uint32](n + n/2 + 1), width: widthOf(n), digest: digest}
+const (
+	bucketSize = 12
+	fullBucket = 10 // on average, when the index is full
+)
+
+// reserve makes an empty index for n records.
+func (x *index) reserve(n int) (err error) {
+	x.buckets, err = slab.Make[bucket](n/fullBucket + 1)
+	return err
 }
 
-// widthOf returns how many bits the numbers up to n need; no table has so many records that none are left for the digest.
-func widthOf(n int) int { return bits.Len(uint(n)) }
+// free gives the memory back.
+func (x *index) free() error { return slab.Free(x.buckets) }
 
 // home is where the search for a digest begins. The digest is taken as a fraction of the whole: no division, and any size will do.
-func (x *index) home(digest uint32) int { return int(uint64(digest) * uint64(len(x.slots)) >> 32) }
+func (x *index) home(digest uint32) int { return int(uint64(digest) * uint64(len(x.buckets)) >> 32) }
 
-// after returns the place behind p.
+// after returns the bucket behind p.
 func (x *index) after(p int) int {
-	if p++; p < len(x.slots) {
+	if p++; p < len(x.buckets) {
 		return p
 	}
 	return 0
 }
 
-// next returns the first candidate at or after place p, and the place behind it; 0 when there is none. The first place to
-// ask for is the digest's home.
-func (x *index) next(digest uint32, p int) (ref uint32, after int) {
-	for {
-		s := x.slots[p]
-		p = x.after(p)
-		if s == 0 {
-			return 0, p
+// tagOf returns the end of the digest that does not say where its home is.
+func tagOf(digest uint32) uint8 { return max(1, uint8(digest)) }
+
+// candidates returns the records that may have the digest.
+func (x *index) candidates(digest uint32) iter.Seq[uint32] {
+	return func(yield func(uint32) bool) {
+		if len(x.buckets) == 0 {
+			return
 		}
-		if (s^digest<<x.width)>>x.width == 0 {
-			return s & (1<<x.width - 1), p
+		for p := x.home(digest); ; p = x.after(p) {
+			b := &x.buckets[p]
+			for m := b.having(tagOf(digest)); m != 0; m &= m - 1 {
+				if !yield(b.refs[first(m)]) {
+					return
+				}
+			}
+			if b.passed == 0 {
+				return
+			}
 		}
 	}
 }
 
+// add takes in a record. There must be room.
 func (x *index) add(digest, ref uint32) {
-	p := x.home(digest)
-	for x.slots[p] != 0 {
-		p = x.after(p)
-	}
-	x.slots[p] = digest<<x.width | ref
-}
-
-// remove takes out a record that is there, and closes the gap (Knuth, volume 3, 6.4, algorithm R).
-func (x *index) remove(digest, ref uint32) {
-	gap := x.home(digest)
-	for x.slots[gap] != digest<<x.width|ref {
-		gap = x.after(gap)
-	}
-	for p := x.after(gap); x.slots[p] != 0; p = x.after(p) {
-		home := x.home(x.digest(x.slots[p] & (1<<x.width - 1)))
-		// It may fill the gap unless its own search begins behind the gap.
-		if x.distance(home, p) >= x.distance(gap, p) {
-			x.slots[gap] = x.slots[p]
-			gap = p
+	for p := x.home(digest); ; p = x.after(p) {
+		b := &x.buckets[p]
+		if m := b.having(0); m != 0 {
+			i := first(m)
+			b.tags[i], b.refs[i] = tagOf(digest), ref
+			return
 		}
+		b.passed++
 	}
-	x.slots[gap] = 0
 }
 
-// distance is how many places a search goes on from one place to another.
-func (x *index) distance(from, to int) int {
-	if to < from {
-		to += len(x.slots)
+// remove takes out a record that is there.
+func (x *index) remove(digest, ref uint32) {
+	for p := x.home(digest); ; p = x.after(p) {
+		b := &x.buckets[p]
+		for m := b.having(tagOf(digest)); m != 0; m &= m - 1 {
+			if i := first(m); b.refs[i] == ref {
+				b.tags[i], b.refs[i] = 0, 0
+				return
+			}
+		}
+		b.passed--
 	}
-	return to - from
+}
+
+// having returns the places that have a tag, one bit for each: see first.
+func (b *bucket) having(tag uint8) uint64 {
+	low := equal(binary.LittleEndian.Uint64(b.tags[:8]), tag)
+	high := equal(uint64(binary.LittleEndian.Uint32(b.tags[8:])), tag)
+	return low>>7 | high<<32>>38
+}
+
+// first returns the first of the places that having has found: bit 8i stands for place i, bit 8i+1 for place 8+i.
+func first(places uint64) int {
+	bit := bits.TrailingZeros64(places)
+	return bit>>3 + bit&1<<3
+}
+
+// equal returns the highest bit of each byte of eight that is b.
+func equal(eight uint64, b uint8) uint64 {
+	const low, ones = 0x7f7f7f7f7f7f7f7f, 0x0101010101010101
+	x := eight ^ ones*uint64(b) // the bytes that are meant are 0 now
+	return ^((x&low + low) | x | low)
 }

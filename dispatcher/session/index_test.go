@@ -21,7 +21,10 @@ func TestIndex(t *testing.T) {
 			for i := range digests {
 				digests[i] = random.Uint32() & c.keep
 			}
-			x := newIndex(c.size, func(ref uint32) uint32 { return digests[ref] })
+			var x index
+			if err := x.reserve(c.size); err != nil {
+				t.Fatal(err)
+			}
 			in := make(map[uint32]bool)
 			for range 20 * c.size {
 				ref := 1 + random.Uint32N(uint32(c.size))
@@ -41,28 +44,39 @@ func TestIndex(t *testing.T) {
 					x.remove(digests[ref], ref)
 				}
 			}
-			if i := slices.IndexFunc(x.slots, func(s uint32) bool { return s != 0 }); i >= 0 {
-				t.Errorf("slot %d is in use after everything was removed", i)
+			for i, b := range x.buckets {
+				if b != (bucket{}) {
+					t.Errorf("bucket %d is %+v after everything was removed", i, b)
+				}
 			}
 		})
 	}
 }
 
-func candidates(x *index, digest uint32) (all []uint32) {
-	for ref, p := x.next(digest, x.home(digest)); ref != 0; ref, p = x.next(digest, p) {
-		all = append(all, ref)
-	}
-	return all
-}
+func candidates(x *index, digest uint32) []uint32 { return slices.Collect(x.candidates(digest)) }
 
-// TestIndexLargest holds that the numbers of the largest table leave bits for the digest.
-func TestIndexLargest(t *testing.T) {
-	x := index{slots: make([]uint32, 8), width: widthOf(maxFlows), digest: func(uint32) uint32 { return 0xffffffff }}
-	x.add(0xffffffff, maxFlows)
-	if got := candidates(&x, 0xffffffff); !slices.Equal(got, []uint32{maxFlows}) {
-		t.Errorf("found %v, want %d", got, maxFlows)
-	}
-	if got := candidates(&x, 0xfffffffe); got != nil {
-		t.Errorf("digest with another lowest bit found %v", got)
+// TestHaving compares the places found at once with those found one after another.
+func TestHaving(t *testing.T) {
+	random := rand.New(rand.NewPCG(1, 2))
+	for range 10_000 {
+		var b bucket
+		for i := range b.tags {
+			b.tags[i] = []uint8{0, 1, 0x7f, 0x80, 0x81, 0xfe, 0xff}[random.IntN(7)]
+		}
+		for _, tag := range []uint8{0, 1, 0x7f, 0x80, 0xff} {
+			var got, want []int
+			for m := b.having(tag); m != 0; m &= m - 1 {
+				got = append(got, first(m))
+			}
+			for i, has := range b.tags {
+				if has == tag {
+					want = append(want, i)
+				}
+			}
+			slices.Sort(got)
+			if !slices.Equal(got, want) {
+				t.Fatalf("%x: places %v have %#x, want %v", b.tags, got, tag, want)
+			}
+		}
 	}
 }

@@ -7,8 +7,8 @@ package session
 // insert adds a flow with that tuple to a session, and has it installed. There must be room, and no such flow.
 func (t *Table) insert(at int64, session uint32, i Identity, tuple tuple, dig uint32, actions []Action) (*flow, []Action) {
 	ref, f := t.flows.alloc()
-	t.neighbours.reach(ref)
-	f.tuple, f.marks, f.seen = tuple, marks(i), at
+	f.setTuple(&tuple)
+	f.marks, f.seen = marks(i), at
 	t.byTuple.add(dig, ref)
 	if i == Announced {
 		t.patterns[tuple.openings()]++
@@ -55,9 +55,10 @@ func (t *Table) remove(ref uint32, actions []Action) []Action {
 	f := t.flows.at(ref)
 	actions = append(actions, t.action(Remove, f))
 	t.detach(ref)
-	t.byTuple.remove(t.hasher.tuple(&f.tuple), ref)
+	tuple := f.tuple()
+	t.byTuple.remove(t.hasher.tuple(&tuple), ref)
 	if f.marks.identity() == Announced {
-		t.patterns[f.tuple.openings()]--
+		t.patterns[tuple.openings()]--
 		t.counters.Waiting--
 	}
 	t.flows.release(ref)
@@ -74,13 +75,13 @@ func (t *Table) settle(session uint32, actions []Action) []Action {
 	for ref := d.names; ref != 0; {
 		n := t.names.at(ref)
 		next := n.next
-		t.byName.remove(t.hasher.bytes(n.sum[:]), ref)
+		t.byName.remove(t.hasher.sum(&n.sum), ref)
 		t.names.release(ref)
 		ref = next
 	}
 	t.leave(session)
 	if c := t.clients.at(d.client); c.sessions == 0 {
-		t.byClient.remove(t.hasher.bytes(c.address[:]), d.client)
+		t.byClient.remove(t.hasher.address(c.address), d.client)
 		t.clients.release(d.client)
 	}
 	t.sessions.release(session)
@@ -122,5 +123,5 @@ func (d *dialog) count(i Identity, n int) {
 }
 
 func (t *Table) action(kind ActionKind, f *flow) Action {
-	return Action{Kind: kind, Key: f.tuple.key(), Session: f.id(), Server: f.server, Identity: f.marks.identity()}
+	return Action{Kind: kind, Key: f.key(), Session: f.id(), Server: f.server, Identity: f.marks.identity()}
 }

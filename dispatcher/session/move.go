@@ -34,7 +34,8 @@ func (t *Table) Flows(now time.Time, id ID, flows []Flow) []Flow {
 		return flows
 	}
 	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
-		flows = append(flows, t.view(t.at(now), ref))
+		flows = append(flows, Flow{})
+		t.view(t.at(now), ref, &flows[len(flows)-1])
 	}
 	return flows
 }

@@ -31,9 +31,6 @@ func (t *Table) Name(id ID, text string) error {
 	case t.names.used >= t.config.MaxFlows:
 		return t.refuse("name", Key{}, ErrFull)
 	}
-	if t.byName.slots == nil { // many services name nothing
-		t.byName = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return t.hasher.bytes(t.names.at(ref).sum[:]) })
-	}
 	ref, n := t.names.alloc()
 	n.sum, n.session, n.next = sum, session, d.names
 	d.names = ref

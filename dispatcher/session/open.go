@@ -14,7 +14,7 @@ func (t *Table) Open(now time.Time, key Key, terms Terms, actions []Action) (ID,
 	if err == nil {
 		err = terms.Timeouts.validate()
 	}
-	address := clientOf(tuple.client)
+	address := clientOf(tuple.from)
 	owner, ownerDigest := t.findClient(address)
 	if err == nil {
 		err = t.room(owner, 1)
@@ -84,8 +84,8 @@ func (t *Table) SetTimeouts(id ID, timeouts Timeouts) error {
 
 // fresh returns the tuple and digest of a key of which there is no flow, announced or not.
 func (t *Table) fresh(key Key) (tuple, uint32, error) {
-	tuple, ok := pack(key)
-	if !ok || !tuple.exact() {
+	var tuple tuple
+	if !tuple.pack(&key) || !tuple.exact() {
 		return tuple, 0, ErrKey
 	}
 	ref, dig := t.find(&tuple)

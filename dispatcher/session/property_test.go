@@ -30,12 +30,8 @@ type duel struct {
 
 func newDuel(t *testing.T, config Config, script []byte) *duel {
 	t.Helper()
-	table, err := New(start(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
 	d := &duel{
-		T: t, table: table, now: start(), script: script, forward: make(map[Key]Server),
+		T: t, table: newTable(t, config), now: start(), script: script, forward: make(map[Key]Server),
 		model: &model{config: config.withDefaults()},
 	}
 	return d

@@ -9,10 +9,11 @@ import "time"
 // flow is 64 bytes, a line of the CPU's cache. Lookup reads the index and one flow, which is two lines that come from memory when there are a
 // million flows; so a flow repeats what its session knows, and its place in the session's list is kept elsewhere (siblings).
 type flow struct {
-	seen       int64
-	tuple      tuple
+	from, to   address
+	ends       // with from and to: the flow's tuple
 	marks      marks
-	media      uint8  // place in Table.media
+	media      uint8 // place in Table.media
+	seen       int64
 	timeout    uint32 // ms
 	server     Server
 	session    uint32 // 0: the record is free
@@ -38,6 +39,17 @@ func confirmed(origin openings) marks { return marks(Secondary) | usedMark | mar
 
 // siblings are a flow's neighbours in its session's list.
 type siblings struct{ next, prev uint32 }
+
+func (f *flow) tuple() tuple { return tuple{f.from, f.to, f.ends} }
+
+func (f *flow) key() Key {
+	t := f.tuple()
+	return t.key()
+}
+
+func (f *flow) setTuple(t *tuple) { f.from, f.to, f.ends = t.from, t.to, t.ends }
+
+func (f *flow) is(t *tuple) bool { return f.from == t.from && f.to == t.to && f.ends == t.ends }
 
 func (f *flow) id() ID { return ID(f.generation)<<32 | ID(f.session) }
 
@@ -81,8 +93,8 @@ func (d *dialog) link() *uint32 { return &d.next }
 
 // client is who opens sessions.
 type client struct {
-	address  [16]byte // see clientOf
-	sessions uint32   // the list's head: the last one opened or moved
+	address  address // see clientOf
+	sessions uint32  // the list's head: the last one opened or moved
 	flows    uint32
 }
 

@@ -4,6 +4,7 @@ package session
 
 import (
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -41,21 +42,46 @@ func New(now time.Time, config Config) (*Table, error) {
 		return nil, fmt.Errorf("session: %w", err)
 	}
 	t := &Table{config: config.withDefaults(), base: now, hasher: newHasher(), cursor: 1}
-	t.byTuple = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return t.hasher.tuple(&t.flows.at(ref).tuple) })
-	t.byClient = newIndex(t.config.MaxFlows, func(ref uint32) uint32 { return t.hasher.bytes(t.clients.at(ref).address[:]) })
+	for _, s := range t.stores() {
+		if err := s.reserve(t.config.MaxFlows); err != nil {
+			return nil, errors.Join(fmt.Errorf("session: no room for %d flows: %w", t.config.MaxFlows, err), t.Free())
+		}
+	}
 	return t, nil
+}
+
+// store is what has memory of its own.
+type store interface {
+	reserve(n int) error
+	free() error
+}
+
+// stores returns all. There are no more of anything than of flows.
+func (t *Table) stores() []store {
+	return []store{&t.flows, &t.neighbours, &t.sessions, &t.clients, &t.names, &t.byTuple, &t.byClient, &t.byName}
+}
+
+// Free gives the memory back. The table is empty from then on, and has room for nothing. An error means that some memory is lost.
+func (t *Table) Free() (err error) {
+	for _, s := range t.stores() {
+		err = errors.Join(err, s.free())
+	}
+	*t = Table{base: t.base, hasher: t.hasher, cursor: 1}
+	return err
 }
 
 func (t *Table) at(now time.Time) int64 { return int64(now.Sub(t.base)) }
 
 // Lookup returns the flow of a packet with that key: the flow itself, or else the announced flow that it would be the
 // first packet of. It changes nothing. Times are judged at now.
-func (t *Table) Lookup(now time.Time, key Key) (Flow, bool) {
-	ref := t.search(key)
-	if ref == 0 {
-		return Flow{}, false
+func (t *Table) Lookup(now time.Time, key Key) (f Flow, ok bool) {
+	var packet tuple
+	packet.pack(&key)
+	ref := t.search(&packet)
+	if ref != 0 {
+		t.view(t.at(now), ref, &f)
 	}
-	return t.view(t.at(now), ref), true
+	return f, ref != 0
 }
 
 // Session returns what is known of a session.
@@ -72,7 +98,7 @@ func (t *Table) ServerOf(client netip.Addr) (Server, bool) {
 	if !client.IsValid() {
 		return 0, false
 	}
-	ref, _ := t.findClient(clientOf(client.As16()))
+	ref, _ := t.findClient(clientOf(addressOf(client.Unmap())))
 	if ref == 0 {
 		return 0, false
 	}
@@ -88,7 +114,7 @@ func (t *Table) ServerWith(client netip.Addr, fits func(Server, Key) bool) (Serv
 	if !client.IsValid() {
 		return 0, false
 	}
-	owner, _ := t.findClient(clientOf(client.As16()))
+	owner, _ := t.findClient(clientOf(addressOf(client.Unmap())))
 	if owner == 0 {
 		return 0, false
 	}
@@ -110,7 +136,7 @@ func (t *Table) signallingOf(d *dialog) Key {
 	}
 	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
 		if f := t.flows.at(ref); f.marks.identity() == Signalling {
-			return f.tuple.key()
+			return f.key()
 		}
 	}
 	return Key{}
@@ -126,19 +152,18 @@ func (t *Table) Named(text string) (ID, bool) {
 }
 
 // search returns the flow of a packet, or the pattern that takes it.
-func (t *Table) search(key Key) uint32 {
-	exact, ok := pack(key)
-	if !ok || !exact.exact() {
+func (t *Table) search(want *tuple) uint32 {
+	if !want.exact() {
 		return 0
 	}
-	if ref, _ := t.find(&exact); ref != 0 {
+	if ref, _ := t.find(want); ref != 0 {
 		return ref
 	}
 	for _, o := range [...]openings{clientOpen, serverOpen} {
 		if t.patterns[o] == 0 {
 			continue
 		}
-		pattern := exact.with(o)
+		pattern := want.with(o)
 		if ref, _ := t.find(&pattern); ref != 0 {
 			return ref
 		}
@@ -149,17 +174,17 @@ func (t *Table) search(key Key) uint32 {
 // find returns the flow with exactly that tuple, and the digest in any case.
 func (t *Table) find(want *tuple) (ref, dig uint32) {
 	dig = t.hasher.tuple(want)
-	for ref, p := t.byTuple.next(dig, t.byTuple.home(dig)); ref != 0; ref, p = t.byTuple.next(dig, p) {
-		if t.flows.at(ref).tuple == *want {
+	for ref := range t.byTuple.candidates(dig) {
+		if t.flows.at(ref).is(want) {
 			return ref, dig
 		}
 	}
 	return 0, dig
 }
 
-func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
-	dig = t.hasher.bytes(address[:])
-	for ref, p := t.byClient.next(dig, t.byClient.home(dig)); ref != 0; ref, p = t.byClient.next(dig, p) {
+func (t *Table) findClient(address address) (ref, dig uint32) {
+	dig = t.hasher.address(address)
+	for ref := range t.byClient.candidates(dig) {
 		if t.clients.at(ref).address == address {
 			return ref, dig
 		}
@@ -168,11 +193,8 @@ func (t *Table) findClient(address [16]byte) (ref, dig uint32) {
 }
 
 func (t *Table) findName(sum [32]byte) (ref, dig uint32) {
-	dig = t.hasher.bytes(sum[:])
-	if t.byName.slots == nil {
-		return 0, dig
-	}
-	for ref, p := t.byName.next(dig, t.byName.home(dig)); ref != 0; ref, p = t.byName.next(dig, p) {
+	dig = t.hasher.sum(&sum)
+	for ref := range t.byName.candidates(dig) {
 		if t.names.at(ref).sum == sum {
 			return ref, dig
 		}
@@ -197,19 +219,21 @@ func (t *Table) id(session uint32) ID {
 	return ID(t.sessions.at(session).generation)<<32 | ID(session)
 }
 
-func (t *Table) view(at int64, ref uint32) Flow {
+// view writes what is known of a flow to v, which is empty, piece by piece: see tuple.pack.
+func (t *Table) view(at int64, ref uint32, v *Flow) {
 	f := t.flows.at(ref)
-	return Flow{
-		Key: f.tuple.key(), Session: f.id(), Server: f.server,
-		Identity: f.marks.identity(), Status: f.status(at), Media: t.media.text(f.media),
-		Seen: t.base.Add(time.Duration(f.seen)), Timeout: time.Duration(f.silence()),
-	}
+	v.Key.Client = netip.AddrPortFrom(f.from.ip(), f.clientPort)
+	v.Key.Server = netip.AddrPortFrom(f.to.ip(), f.serverPort)
+	v.Key.Protocol = uint8(f.protocol)
+	v.Session, v.Server = f.id(), f.server
+	v.Identity, v.Status, v.Media = f.marks.identity(), f.status(at), t.media.text(f.media)
+	v.Seen, v.Timeout = t.base.Add(time.Duration(f.seen)), time.Duration(f.silence())
 }
 
 func (t *Table) sessionView(ref uint32) Session {
 	d := t.sessions.at(ref)
 	return Session{
-		ID: t.id(ref), Server: d.server, Client: netip.AddrFrom16(t.clients.at(d.client).address).Unmap(),
+		ID: t.id(ref), Server: d.server, Client: t.clients.at(d.client).address.ip(),
 		Signalling: int(d.signalling), Media: int(d.media), Expires: t.base.Add(time.Duration(d.until)),
 	}
 }

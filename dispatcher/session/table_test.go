@@ -16,7 +16,15 @@ func newTable(tb testing.TB, config Config) *Table {
 	if err != nil {
 		tb.Fatal(err)
 	}
+	tb.Cleanup(func() { release(tb, table) })
 	return table
+}
+
+func release(tb testing.TB, table *Table) {
+	tb.Helper()
+	if err := table.Free(); err != nil {
+		tb.Error(err)
+	}
 }
 
 func openSession(tb testing.TB, table *Table, i int) ID {
@@ -265,5 +273,47 @@ func TestStrings(t *testing.T) {
 		if got.String() != want {
 			t.Errorf("%v, want %s", got, want)
 		}
+	}
+}
+
+// TestFree holds that a table that has given its memory back is empty, and that nothing reaches for what is gone.
+func TestFree(t *testing.T) {
+	table, err := New(start(), Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	id := openSession(t, table, 0)
+	if err := table.Name(id, "x"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to free
+		if err := table.Free(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if s := table.Stats(); s != (Stats{}) {
+		t.Errorf("stats %+v", s)
+	}
+	key := benchKey(0)
+	if _, _, err := table.Open(start(), key, Terms{}, nil); !errors.Is(err, ErrFull) {
+		t.Errorf("open: error %v, want ErrFull", err)
+	}
+	if _, err := table.Announce(start(), id, nil, nil); !errors.Is(err, ErrNoSession) {
+		t.Errorf("announce: error %v, want ErrNoSession", err)
+	}
+	_, looked := table.Lookup(start(), key)
+	_, _, touched := table.Touch(start(), key, nil)
+	_, ended := table.End(key, nil)
+	_, is := table.Session(id)
+	_, named := table.Named("x")
+	_, served := table.ServerOf(key.Client.Addr())
+	if looked || touched || ended || is || named || served || table.Unname("x") {
+		t.Error("something is there")
+	}
+	if actions := table.Purge(start().Add(time.Hour), 256, nil); len(actions) > 0 {
+		t.Errorf("purged %v", actions)
+	}
+	if sessions, at := table.Scan(0, 10, nil); len(sessions) > 0 || at != 0 {
+		t.Errorf("scan found %v", sessions)
 	}
 }

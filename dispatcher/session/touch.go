@@ -7,24 +7,29 @@ import "time"
 // Touch takes a packet of a flow: the flow is established, its timeout starts anew and its timestamp is now (SARA 6). The first packet of
 // an announced flow makes it secondary (SARA 9); if it was open, the actions replace the pattern by the full key. It returns false when no
 // session knows the flow: see Open.
-func (t *Table) Touch(now time.Time, key Key, actions []Action) (Flow, []Action, bool) {
-	ref, actions := t.hit(t.at(now), key, actions)
-	if ref == 0 {
-		return Flow{}, actions, false
+func (t *Table) Touch(now time.Time, key Key, actions []Action) (f Flow, _ []Action, ok bool) {
+	var packet tuple
+	packet.pack(&key)
+	at := t.at(now)
+	ref, actions := t.hit(at, &packet, actions)
+	if ref != 0 {
+		t.view(at, ref, &f)
 	}
-	return t.view(t.at(now), ref), actions, true
+	return f, actions, ref != 0
 }
 
 // Seen is Touch for what the forwarder reports in bulk: at that time, which may be long ago, it had a packet of the flow. A time
 // from before the flow was opened or announced, or from before its timestamp, changes nothing: the packet was of another flow that had
 // the ports before.
 func (t *Table) Seen(when time.Time, key Key, actions []Action) ([]Action, bool) {
-	ref, actions := t.hit(t.at(when), key, actions)
+	var packet tuple
+	packet.pack(&key)
+	ref, actions := t.hit(t.at(when), &packet, actions)
 	return actions, ref != 0
 }
 
-func (t *Table) hit(at int64, key Key, actions []Action) (uint32, []Action) {
-	ref := t.search(key)
+func (t *Table) hit(at int64, packet *tuple, actions []Action) (uint32, []Action) {
+	ref := t.search(packet)
 	if ref == 0 {
 		return 0, actions
 	}
@@ -37,17 +42,17 @@ func (t *Table) hit(at int64, key Key, actions []Action) (uint32, []Action) {
 	d := t.sessions.at(f.session)
 	d.until = max(d.until, f.expires())
 	if f.marks.identity() == Announced {
-		actions = t.confirm(ref, key, actions)
+		actions = t.confirm(ref, packet, actions)
 	}
 	return ref, actions
 }
 
-// confirm makes an announced flow secondary, and a pattern a flow of that key. The forwarder has the full key before
+// confirm makes an announced flow secondary, and a pattern a flow of that packet. The forwarder has the full key before
 // the pattern goes, so that no packet falls between.
-func (t *Table) confirm(ref uint32, key Key, actions []Action) []Action {
+func (t *Table) confirm(ref uint32, packet *tuple, actions []Action) []Action {
 	f := t.flows.at(ref)
-	pattern := t.action(Remove, f)
-	origin := f.tuple.openings()
+	pattern, promised := t.action(Remove, f), f.tuple()
+	origin := promised.openings()
 	f.marks = confirmed(origin)
 	t.patterns[origin]--
 	t.counters.Waiting--
@@ -55,8 +60,8 @@ func (t *Table) confirm(ref uint32, key Key, actions []Action) []Action {
 	if origin == 0 {
 		return actions
 	}
-	t.byTuple.remove(t.hasher.tuple(&f.tuple), ref)
-	f.tuple, _ = pack(key)
-	t.byTuple.add(t.hasher.tuple(&f.tuple), ref)
+	t.byTuple.remove(t.hasher.tuple(&promised), ref)
+	f.setTuple(packet)
+	t.byTuple.add(t.hasher.tuple(packet), ref)
 	return append(actions, t.action(Install, f), pattern)
 }

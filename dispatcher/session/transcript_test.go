@@ -151,6 +151,11 @@ func (c *conversation) reset(args []string) (err error) {
 			return err
 		}
 	}
+	if c.table != nil {
+		if err := c.table.Free(); err != nil {
+			return err
+		}
+	}
 	*c = conversation{now: start(), ids: make(map[string]ID)}
 	c.table, err = New(c.now, config)
 	return err

@@ -2,43 +2,39 @@
 
 package session
 
-import (
-	"encoding/binary"
-	"hash/maphash"
-	"net/netip"
-)
+import "net/netip"
 
 const (
 	protocolTCP = 6
 	protocolUDP = 17
 )
 
-// tuple is a Key in 38 bytes without pointers. IPv4 addresses are in their IPv4-mapped form. Zones do not
-// count. A tuple with a port of 0 is a pattern; packets with such a port are of no flow.
+// tuple is a Key without pointers. A tuple with a port of 0 is a pattern; packets with such a port are of no flow.
 type tuple struct {
-	client, server         [16]byte
-	clientPort, serverPort uint16
-	protocol               uint16
+	from, to address // the client's and the server's
+	ends
 }
 
-// pack reports whether the key names a flow; ports are not looked at.
-func pack(k Key) (tuple, bool) {
+// ends is the rest of a tuple, which is a type because the record of a flow goes on right behind it.
+type ends struct{ clientPort, serverPort, protocol uint16 }
+
+// pack makes t the key's, and reports whether that names a flow; ports are not looked at. It goes by pointers because what a function returns in
+// several registers is written to memory, and then copied in larger pieces: see addressOf.
+func (t *tuple) pack(k *Key) bool {
 	c, s := k.Client.Addr().Unmap(), k.Server.Addr().Unmap()
-	if c.BitLen() == 0 || c.BitLen() != s.BitLen() || k.Protocol != protocolTCP && k.Protocol != protocolUDP {
-		return tuple{}, false
+	if !c.IsValid() || !s.IsValid() || c.Is4() != s.Is4() || k.Protocol != protocolTCP && k.Protocol != protocolUDP {
+		return false
 	}
-	return tuple{c.As16(), s.As16(), k.Client.Port(), k.Server.Port(), uint16(k.Protocol)}, true
+	t.from, t.to = addressOf(c), addressOf(s)
+	t.clientPort, t.serverPort, t.protocol = k.Client.Port(), k.Server.Port(), uint16(k.Protocol)
+	return true
 }
 
 // exact reports whether both ports are given.
 func (t *tuple) exact() bool { return t.clientPort != 0 && t.serverPort != 0 }
 
 func (t *tuple) key() Key {
-	return Key{
-		Client:   netip.AddrPortFrom(netip.AddrFrom16(t.client).Unmap(), t.clientPort),
-		Server:   netip.AddrPortFrom(netip.AddrFrom16(t.server).Unmap(), t.serverPort),
-		Protocol: uint8(t.protocol),
-	}
+	return Key{netip.AddrPortFrom(t.from.ip(), t.clientPort), netip.AddrPortFrom(t.to.ip(), t.serverPort), uint8(t.protocol)}
 }
 
 // openings says which port of a pattern is open.
@@ -79,32 +75,4 @@ func (t tuple) next() tuple {
 		}
 	}
 	return t
-}
-
-// clientOf returns what a client is told by: the IPv4 address or the /64 of the IPv6 address, in which a host has as many addresses as
-// it likes.
-func clientOf(address [16]byte) [16]byte {
-	if !netip.AddrFrom16(address).Is4In6() {
-		clear(address[8:])
-	}
-	return address
-}
-
-// hasher makes digests. keep is all ones; tests clear bits in it, to see collisions.
-type hasher struct {
-	seed maphash.Seed
-	keep uint32
-}
-
-func newHasher() hasher { return hasher{maphash.MakeSeed(), ^uint32(0)} }
-
-func (h *hasher) bytes(b []byte) uint32 { return uint32(maphash.Bytes(h.seed, b)>>32) & h.keep }
-
-// tuple hashes one block; maphash.Comparable takes half as long again.
-func (h *hasher) tuple(t *tuple) uint32 {
-	var b [40]byte
-	copy(b[:16], t.client[:])
-	copy(b[16:32], t.server[:])
-	binary.NativeEndian.PutUint64(b[32:], uint64(t.clientPort)|uint64(t.serverPort)<<16|uint64(t.protocol)<<32)
-	return h.bytes(b[:])
 }

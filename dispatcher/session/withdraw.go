@@ -8,8 +8,8 @@ package session
 func (t *Table) Withdraw(id ID, announcements []Announcement, actions []Action) ([]Action, error) {
 	return t.withdraw(id, actions, func(f *flow) bool {
 		for _, a := range announcements {
-			promised, ok := pack(Key{a.Client, a.Server, a.Protocol})
-			if ok && t.came(f, &promised) {
+			var promised tuple
+			if promised.pack(&Key{a.Client, a.Server, a.Protocol}) && t.came(f, &promised) {
 				return true
 			}
 		}
@@ -42,13 +42,13 @@ func (t *Table) withdraw(id ID, actions []Action, which func(*flow) bool) ([]Act
 // withdrawable reports whether signalling can end the flow.
 func (f *flow) withdrawable() bool {
 	i := f.marks.identity()
-	return i == Announced || i == Secondary && f.tuple.protocol == protocolUDP
+	return i == Announced || i == Secondary && f.protocol == protocolUDP
 }
 
 // came reports whether a flow came of that promise.
 func (t *Table) came(f *flow, promised *tuple) bool {
-	pattern := f.tuple.with(f.marks.origin())
-	if pattern == *promised || f.tuple == *promised {
+	pattern := f.tuple().with(f.marks.origin())
+	if pattern == *promised || f.is(promised) {
 		return true
 	}
 	return promised.protocol == protocolUDP && t.media.text(f.media) == "rtcp" && pattern == promised.next()
@@ -57,8 +57,8 @@ func (t *Table) came(f *flow, promised *tuple) bool {
 // End removes a flow that is over: an agent has reported the end of a connection, or a pure SYN uses its ports anew. The other flows
 // of its session stay. It returns false when there is no such flow; an announced flow that is still open does not end this way.
 func (t *Table) End(key Key, actions []Action) ([]Action, bool) {
-	exact, ok := pack(key)
-	if !ok || !exact.exact() {
+	var exact tuple
+	if !exact.pack(&key) || !exact.exact() {
 		return actions, false
 	}
 	ref, _ := t.find(&exact)

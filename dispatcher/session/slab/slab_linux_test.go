@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 
+//go:build !race
+
 package slab
 
 import (
 	"bufio"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 	"unsafe"
@@ -21,14 +22,61 @@ func TestAdvised(t *testing.T) {
 	if strings.Contains(string(enabled), "[never]") {
 		t.Skip("transparent large pages are switched off on this machine")
 	}
-	s := Make[[64]byte](1 << 18)
+	s, err := Make[[64]byte](1 << 18)
+	if err != nil {
+		t.Fatal(err)
+	}
 	for i := range s {
 		s[i][0] = 1
 	}
 	if flags := flagsOf(t, uintptr(unsafe.Pointer(&s[len(s)/2]))); !strings.Contains(flags+" ", " hg ") {
 		t.Errorf("the kernel has not taken the advice: flags %q", flags)
 	}
-	runtime.KeepAlive(s)
+	if address := uintptr(unsafe.Pointer(&s[0])); address%largePage != 0 {
+		t.Errorf("begins at %#x, within a large page", address)
+	}
+	if err := Free(s); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestGivenBack holds that freed memory is no longer the process's, with what was too much around it.
+func TestGivenBack(t *testing.T) {
+	before := mapped(t)
+	for range 100 {
+		s, err := Make[[64]byte](1 << 18)
+		if err != nil {
+			t.Fatal(err)
+		}
+		s[1][0] = 1
+		if err := Free(s); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if more := mapped(t) - before; more > 100<<20 {
+		t.Errorf("%d MiB of addresses more than before", more>>20)
+	}
+}
+
+// TestTooMuch holds that what the kernel refuses is an error.
+func TestTooMuch(t *testing.T) {
+	if s, err := Make[[64]byte](1 << 52); err == nil {
+		t.Errorf("got %d records", len(s))
+	}
+}
+
+// mapped returns the size of the process's address space.
+func mapped(t *testing.T) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pages int
+	if _, err := fmt.Sscan(string(text), &pages); err != nil {
+		t.Fatal(err)
+	}
+	return pages * os.Getpagesize()
 }
 
 // flagsOf returns the VmFlags of the mapping that an address is in (proc(5)).

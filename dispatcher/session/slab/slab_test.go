@@ -13,8 +13,11 @@ type record struct {
 }
 
 func TestMake(t *testing.T) {
-	for _, n := range []int{0, 1, 1000, 1 << 20} {
-		s := Make[record](n)
+	for _, n := range []int{0, 1, 1000, 1 << 17, 1<<20 + 1} {
+		s, err := Make[record](n)
+		if err != nil {
+			t.Fatal(err)
+		}
 		if len(s) != n || cap(s) != n {
 			t.Errorf("%d records: length %d, room for %d", n, len(s), cap(s))
 		}
@@ -24,23 +27,25 @@ func TestMake(t *testing.T) {
 			}
 			s[i].A = uint64(i)
 		}
+		if err := Free(s); err != nil {
+			t.Errorf("%d records: %v", n, err)
+		}
 	}
-	if s := Make[struct{}](10); len(s) != 10 {
-		t.Errorf("%d records of no size, want 10", len(s))
+	if err := Free[record](nil); err != nil {
+		t.Errorf("nothing: %v", err)
 	}
 }
 
 func ExampleMake() {
-	counters := Make[uint64](1 << 20)
+	counters, err := Make[uint64](1 << 20)
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
 	counters[7]++
 	fmt.Println(len(counters), counters[7])
-	// Output: 1048576 1
-}
-
-// BenchmarkMake is what an arena pays when it grows.
-func BenchmarkMake(b *testing.B) {
-	for b.Loop() {
-		s := Make[[64]byte](1 << 15)
-		s[0][0] = 1
-	}
+	fmt.Println(Free(counters))
+	// Output:
+	// 1048576 1
+	// <nil>
 }
