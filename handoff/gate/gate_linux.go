@@ -36,6 +36,7 @@ type Gate struct {
 	doors    map[netip.AddrPort]*queue // of services whose new connections wait
 	overflow uint64
 	lapsed   uint64
+	vain     time.Time // when frames were last waited for in vain
 	swept    gateSweep
 	closed   bool
 }
