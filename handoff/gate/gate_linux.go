@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"sync"
+	"time"
 
 	"github.com/cilium/ebpf"
 	"github.com/vishvananda/netlink"
@@ -36,6 +37,7 @@ type Gate struct {
 	doors    map[netip.AddrPort]*queue // of services whose new connections wait
 	overflow uint64
 	lapsed   uint64
+	vain     time.Time // when frames were last waited for in vain
 	swept    gateSweep
 	closed   bool
 }

@@ -11,8 +11,8 @@ import (
 )
 
 const (
-	// drainRounds bounds how often Release empties the tap before it opens the gate with packets perhaps still waiting:
-	// draining until nothing comes could chase live traffic for ever (KERNEL 27).
+	// drainRounds is how often the tap is emptied at once; then, with a pause before each time, as long as there is patience. Draining
+	// until nothing comes could chase live traffic for ever (KERNEL 27).
 	drainRounds = 16
 	// quietFrames is the longest queue delivered without muting the host.
 	quietFrames = 4
@@ -102,7 +102,8 @@ func (g *Gate) Release(f tcprepair.Flow) (Held, error) {
 }
 
 // release opens the gate only when the kernel's count of held packets agrees with what has been delivered: only then is
-// it certain that a packet let through cannot overtake a held one.
+// it certain that a packet let through cannot overtake a held one. Those that are counted and have not come yet it waits for: the
+// kernel counts a packet first, and then cuts it to frames and queues them, on a processor that may have more to do.
 //
 // A client at full rate sends new packets as fast as delivered ones are acknowledged, and on a virtual network it does so
 // before the write that delivered them returns. So a longer queue is delivered mute: the host's acknowledgements go to
@@ -122,7 +123,8 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 	}
 	var o *gateOperation
 	muted := false
-	for pass := range drainRounds {
+	wait := g.patience(q)
+	for pass := 0; ; pass++ {
 		if pass > 0 || len(q.frames) > quietFrames {
 			muted = true
 			if try(gateCodeOP_MUTE, 0).Flow.Held != q.seen {
@@ -131,7 +133,7 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 		}
 		failed = errors.Join(failed, g.deliver(q))
 		o = try(gateCodeOP_RELEASE, q.seen)
-		if !errors.Is(answer(o), ErrBusy) {
+		if !errors.Is(answer(o), ErrBusy) || !g.goOn(pass, &wait, q) {
 			break
 		}
 	}
@@ -150,6 +152,27 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 		failed = errors.Join(failed, err)
 	}
 	return g.outcome(q, o), failed
+}
+
+// patience is for a queue's frames on their way, until shortly before the kernel ends the hold by itself.
+func (g *Gate) patience(q *queue) patience {
+	return newPatience(time.Now(), q.deadline.Add(lapseGrace/2), g.vain)
+}
+
+// goOn reports whether to look once more for a queue's frames. The lock stays: whoever else reads the tap could bring frames out of order.
+func (g *Gate) goOn(pass int, wait *patience, q *queue) bool {
+	if pass+1 < drainRounds {
+		return true
+	}
+	now := time.Now()
+	if wait.more(now, q.seen) {
+		time.Sleep(waitPause)
+		return true
+	}
+	if wait.vain(now, q.seen) {
+		g.vain = now
+	}
+	return false
 }
 
 // outcome adds what the kernel counted to what the queue did.
@@ -323,12 +346,13 @@ func (g *Gate) divert(f tcprepair.Flow, to Node, ttl time.Duration, frames [][]b
 	}
 	ops := []gateOperation{newOperation(gateCodeOP_FORWARD, f)}
 	ops[0].Node, ops[0].Ttl, ops[0].Direction = uint16(to), uint64(ttl), uint8(Ingress)
-	for round := range drainRounds {
+	wait := g.patience(q)
+	for round, last := 0, false; ; round++ {
 		if err := t.forward(append(frames, q.take()...), mac); err != nil {
 			return err
 		}
 		frames = nil
-		if ops[0].Frames = q.seen; round == drainRounds-1 {
+		if ops[0].Frames = q.seen; last {
 			ops[0].Frames = releaseAlways
 		}
 		if err := g.table.run(ops); err != nil {
@@ -341,9 +365,10 @@ func (g *Gate) divert(f tcprepair.Flow, to Node, ttl time.Duration, frames [][]b
 		if err := g.drain(drainFrames); err != nil {
 			return err
 		}
-		if err == nil {
+		if err == nil || last {
 			break
 		}
+		last = !g.goOn(round, &wait, q)
 	}
 	return t.forward(q.take(), mac)
 }
@@ -423,13 +448,11 @@ func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, 
 	var err error
 	var frames [][]byte
 	q := g.queues[f]
-	for range drainRounds {
-		if q == nil || q.seen == ops[0].Flow.Held || err != nil {
-			break
-		}
-		err = g.drain(drainFrames)
-	}
 	if q != nil {
+		wait := g.patience(q)
+		for pass := 0; q.seen != ops[0].Flow.Held && err == nil && g.goOn(pass, &wait, q); pass++ {
+			err = g.drain(drainFrames)
+		}
 		frames = q.take()
 		delete(g.queues, f)
 	}

@@ -161,12 +161,7 @@ func (w *withoutBPFRun) refused(t *testing.T) {
 }
 
 // matrix hands connections of all shapes off. A packet that comes during a handoff is sent again.
-//
-// One of some 3,000 of these connections has ended early, and it is not known why (docs/dispatcher.md, limits).
 func (w *withoutBPFRun) matrix(t *testing.T, servers *matrixServers) {
-	if os.Getenv("REHOME_NFT_MATRIX") == "" {
-		t.Skip("a known defect: one of some 3,000 connections ends early; REHOME_NFT_MATRIX=1 runs it")
-	}
 	m := &matrix{bench: w.Bench, servers: servers, client: w.Host(scenario.ClientHost)}
 	m.port.Store(10000)
 	ctx := testContext(t, time.Minute)
