@@ -213,9 +213,26 @@ type Counters struct{ Packets, Bytes, Dropped, Errors uint64 }
 
 // Link returns the state of the host's interface now.
 func (h *Host) Link() (Link, error) {
-	var out Link
-	err := h.netlink(func(nl *netlink.Handle) error {
-		link, err := nl.LinkByName(Interface)
+	out, err := h.link(Interface)
+	if err != nil {
+		return Link{}, fmt.Errorf("link of %s: %w", h.spec.Name, err)
+	}
+	return out, nil
+}
+
+// Port returns the state of the switch's end of a host's link: what it has received comes from the host, also what skipped the host's own
+// end, whose counters do not know of it (bpf_redirect_peer).
+func (h *Host) Port() (Link, error) {
+	out, err := h.lab.sw.link(portName(h.spec.Name))
+	if err != nil {
+		return Link{}, fmt.Errorf("port of %s: %w", h.spec.Name, err)
+	}
+	return out, nil
+}
+
+func (h *Host) link(name string) (out Link, err error) {
+	err = h.netlink(func(nl *netlink.Handle) error {
+		link, err := nl.LinkByName(name)
 		if err != nil {
 			return err
 		}
@@ -227,8 +244,5 @@ func (h *Host) Link() (Link, error) {
 		}
 		return nil
 	})
-	if err != nil {
-		return Link{}, fmt.Errorf("link of %s: %w", h.spec.Name, err)
-	}
-	return out, nil
+	return out, err
 }

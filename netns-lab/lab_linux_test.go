@@ -192,6 +192,14 @@ func TestServersServeVirtualAddresses(t *testing.T) {
 	if after.Received.Packets <= link.Received.Packets || after.Sent.Bytes <= link.Sent.Bytes {
 		t.Errorf("counters did not move: %+v, then %+v", link, after)
 	}
+	// What a host sends the switch receives. More may have been sent between the two.
+	at, err := a.Port()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if at.Received.Bytes < after.Sent.Bytes || at.Sent.Bytes < after.Received.Bytes {
+		t.Errorf("the host's end %+v, the switch's %+v", after, at)
+	}
 }
 
 func TestBuildUndoesAFailure(t *testing.T) {

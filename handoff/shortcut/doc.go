@@ -17,6 +17,11 @@
 // which cannot be seen from here, as nothing of the other namespace can. tcx and tc programs, generic XDP, netfilter's ingress hook, captures
 // and counters at the far end do see the frame. Whoever keeps a policy in native XDP at the far end must switch the shortcut off.
 //
+// # What it needs
+//
+// Linux 6.6 (tcx), CAP_NET_ADMIN, CAP_BPF, CAP_NET_RAW and /dev/net/tun for the question, and CAP_SYS_ADMIN where programs stand at the way
+// out, as the gate's does: without it the kernel does not tell what they are, and they count as those of others.
+//
 // # What the kernel drops in silence
 //
 // A frame for a pair whose other end is down, or in the namespace of the first. Both can come about at any time, so Examine is to be

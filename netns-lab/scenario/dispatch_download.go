@@ -21,7 +21,7 @@ type DownloadCost struct {
 	Front, Server float64
 	// Client is curl's.
 	Client float64
-	// FrontSent is what the front's interface sent for each byte of the download: about 1 behind a proxy, little where answers go straight
+	// FrontSent is what came from the front at the switch for each byte of the download: about 1 behind a proxy, little where answers go straight
 	// back. It has no unit.
 	FrontSent float64
 	// FrontBPF is what the BPF programs at the front's interface ran.
@@ -105,7 +105,7 @@ func parseCurl(out []byte) (d DownloadCost, err error) {
 // spent is what has been used up to now.
 type spent struct {
 	front, server, bpf, machine time.Duration
-	sent                        uint64 // bytes, by the front's interface
+	sent                        uint64 // bytes, by the front's link
 }
 
 func (f *Farm) spent(front Front) (s spent, err error) {
@@ -128,11 +128,11 @@ func (f *Farm) spent(front Front) (s spent, err error) {
 	if s.bpf, err = bpfTime(f.host(FrontHost)); err != nil {
 		return s, err
 	}
-	link, err := f.host(FrontHost).Link()
+	port, err := f.host(FrontHost).Port() // packets may skip the interface itself
 	if err != nil {
 		return s, err
 	}
-	s.sent = link.Sent.Bytes
+	s.sent = port.Received.Bytes
 	s.machine, err = machineTime()
 	return s, err
 }
