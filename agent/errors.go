@@ -15,7 +15,7 @@ var (
 	errStopping  = errors.New("the agent is stopping")
 	errAborted   = errors.New("aborted by the operator")
 	errMoving    = errors.New("the connection is being moved already")
-	errNoFlow    = errors.New("no application on this host has this connection")
+	errNoFlow    = errors.New("no application on this host that can give connections away has this one: it has ended, or its server is one that nobody has changed")
 	errNotServed = errors.New("not a connection of a configured service: add its address to services")
 	errSelf      = errors.New("the connection is on this host already")
 	errTimeout   = errors.New("the time given for everything was over before its turn came")

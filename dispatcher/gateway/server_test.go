@@ -320,8 +320,10 @@ func TestServeRefusesStrangers(t *testing.T) {
 		t.Fatal(err)
 	}
 	ours, theirs := net.Pipe()
-	defer theirs.Close() //nolint:errcheck // the other end is looked at
-	if err := s.Serve(t.Context(), "web", wire.NewLink(ours)); !errors.Is(err, ErrNotGateway) {
+	defer theirs.Close()                                           //nolint:errcheck // the other end is looked at
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second) // who serves it waits for what it says
+	defer cancel()
+	if err := s.Serve(ctx, "web", wire.NewLink(ours)); !errors.Is(err, ErrNotGateway) {
 		t.Errorf("error %v, want ErrNotGateway", err)
 	}
 	if st := s.Stats(); st.Refused != 1 || st.Links != 0 {

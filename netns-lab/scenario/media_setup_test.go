@@ -163,14 +163,14 @@ func TestMediaSetup(t *testing.T) {
 			if tt.media {
 				transport = fmt.Sprintf(transport, first, first+1)
 			}
-			answer := setUp(t, ctx, client, m.VIP(), tt.version, transport, func(server uint16) {
+			answer := setUp(ctx, t, client, m.VIP(), tt.version, transport, func(server uint16) {
 				if !tt.media {
 					return
 				}
 				for p := range uint16(2) {
 					// At once: the answer says that the way is prepared.
 					for range packets {
-						sendFrom(t, ctx, client, first+p, netip.AddrPortFrom(m.VIP(), server+p))
+						sendFrom(ctx, t, client, first+p, netip.AddrPortFrom(m.VIP(), server+p))
 					}
 				}
 			})
@@ -201,7 +201,7 @@ func TestMediaSetup(t *testing.T) {
 }
 
 // setUp sends SETUP, has work done when it is answered, and then TEARDOWN, which must be answered, too.
-func setUp(t *testing.T, ctx context.Context, client *netnslab.Host, vip netip.Addr, version, transport string, work func(server uint16)) (answer string) {
+func setUp(ctx context.Context, t *testing.T, client *netnslab.Host, vip netip.Addr, version, transport string, work func(server uint16)) (answer string) {
 	t.Helper()
 	c, err := client.Dial(ctx, "tcp", netip.AddrPortFrom(vip, scenario.RTSPPort).String())
 	if err != nil {
@@ -235,7 +235,7 @@ func setUp(t *testing.T, ctx context.Context, client *netnslab.Host, vip netip.A
 }
 
 // sendFrom sends a datagram of RTP's size.
-func sendFrom(t *testing.T, ctx context.Context, h *netnslab.Host, port uint16, to netip.AddrPort) {
+func sendFrom(ctx context.Context, t *testing.T, h *netnslab.Host, port uint16, to netip.AddrPort) {
 	t.Helper()
 	c, err := h.ListenPacket(ctx, "udp", netip.AddrPortFrom(h.Addr4(), port).String())
 	if err != nil {
