@@ -94,6 +94,7 @@ func (a *Agent) Run(ctx context.Context) error {
 	e.metrics.watchReporter(e.reporter)
 	e.setServices()
 	e.withdrawPinned()
+	go a.sayUnmodified()
 	ends, closeEnds := a.openEnds(e)
 	defer closeEnds()
 	return a.serve(ctx, e, ends, ls)
@@ -289,8 +290,8 @@ func ignoreCanceled(err error) error {
 // closeLinks ends every connection after the engine has. All have the same second for what is queued: the next agent waits for it.
 func (e *engine) closeLinks() {
 	<-e.stopped
-	if e.inject != nil {
-		if err := e.inject.Close(); err != nil {
+	if e.inject.made != nil {
+		if err := e.inject.made.Close(); err != nil {
 			e.log.Warn("closing the injector", "error", err)
 		}
 	}

@@ -17,7 +17,6 @@ import (
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
-	"github.com/rehome-net/rehome/handoff/reqsk"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -97,8 +96,7 @@ type engine struct {
 	queued map[*wire.Link]struct{}
 	// reporter is nil when no dispatcher is to hear of this host.
 	reporter reporter
-	// inject is nil until a connection is to reach a server that knows nothing of rehome.
-	inject *reqsk.Injector
+	inject   injecting
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
 	acceptor  acceptor
 	acceptors chan *cookie.Acceptor
@@ -288,6 +286,7 @@ func (e *engine) tick(now time.Time) {
 	}
 	e.tickProcesses(now)
 	e.lookForListeners(now)
+	e.tickInjector(now)
 	for id, l := range e.lists {
 		if now.After(l.deadline) {
 			delete(e.lists, id)

@@ -103,6 +103,10 @@ func (m *member) message() *api.Backend {
 	if m.condition != nil {
 		r.Health, r.HealthError = m.condition.words()
 	}
+	r.Unable = m.unable()
+	if r.State == stateUp && r.Unable != "" {
+		r.State = stateUnable
+	}
 	if r.State == stateUp && (r.Drained || r.Draining) {
 		r.State = stateDrained
 	}
@@ -120,6 +124,8 @@ const (
 	stateDrained = "drained"
 	// stateUnhealthy is up, with checks that fail.
 	stateUnhealthy = "unhealthy"
+	// stateUnable is up, on a host that cannot deliver as the pool wants.
+	stateUnable = "unable"
 )
 
 // state says how the connection to the backend's agent is.

@@ -16,7 +16,7 @@ type gauges struct {
 	flows, maxFlows, pressure, forwarded, full, unreachable, refused, degraded *prometheus.Desc
 	peeking, connections                                                       *prometheus.Desc
 	active, up, reported                                                       *prometheus.Desc
-	weight, drained, healthy                                                   *prometheus.Desc
+	weight, drained, healthy, unable                                           *prometheus.Desc
 }
 
 func newGauges(d *Dispatcher) *gauges {
@@ -41,13 +41,14 @@ func newGauges(d *Dispatcher) *gauges {
 		weight:      desc("backend_weight", "The weight that counts.", "pool", "backend"),
 		drained:     desc("backend_drained", "Whether a backend gets no new connections because an operator, here or at its host, wants so.", "pool", "backend"),
 		healthy:     desc("backend_healthy", "Whether checks find a backend well; absent without checks, and before the first.", "pool", "backend"),
+		unable:      desc("backend_unable", "Whether a backend's host says that it cannot make connections for unmodified servers; only of pools that need it.", "pool", "backend"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy, g.unable,
 	} {
 		ch <- d
 	}
@@ -92,6 +93,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			now := m.message()
 			gauge(g.weight, float64(now.GetWeight()), name, m.name)
 			gauge(g.drained, number(now.GetDrained() || now.GetDraining()), name, m.name)
+			if m.injected {
+				gauge(g.unable, number(m.unable() != ""), name, m.name)
+			}
 			if c := m.condition; c != nil && c.get() != health.Unknown {
 				gauge(g.healthy, number(c.get() == health.Up), name, m.name)
 			}
