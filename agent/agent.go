@@ -108,6 +108,7 @@ func (a *Agent) Run(ctx context.Context) error {
 		e.processors = calm.NewProcessors()
 		defer e.processors.Close()
 	}
+	go a.sayUnmodified()
 	ends, closeEnds := a.openEnds(e)
 	defer closeEnds()
 	return a.serve(ctx, e, ends, ls)
@@ -304,8 +305,8 @@ func ignoreCanceled(err error) error {
 func (e *engine) closeLinks() {
 	<-e.stopped
 	defer e.untaken.end(time.Second)
-	if e.inject != nil {
-		if err := e.inject.Close(); err != nil {
+	if e.inject.made != nil {
+		if err := e.inject.made.Close(); err != nil {
 			e.log.Warn("closing the injector", "error", err)
 		}
 	}

@@ -19,6 +19,7 @@ import (
 	"github.com/rehome-net/rehome/handoff/gate/nft"
 	"github.com/rehome-net/rehome/handoff/neighbour"
 	"github.com/rehome-net/rehome/handoff/peer"
+	"github.com/rehome-net/rehome/handoff/reqsk"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/tcprepair"
 )
@@ -40,6 +41,7 @@ func Check(cfg *Config) []Finding {
 	found := []Finding{checkKernel()}
 	found = append(found, checkGate(cfg)...)
 	found = append(found, checkRepair(), checkRaw(), checkSeeding(), checkEnds(), checkLoopback(), checkCRIU(cfg))
+	found = append(found, checkUnmodified(cfg, reqsk.Probe())...)
 	if cfg == nil {
 		return found
 	}
@@ -117,6 +119,20 @@ func checkEnds() Finding {
 	}
 	f.OK = true
 	return f
+}
+
+// checkUnmodified says what unmodified servers need to get connections from a dispatcher. An agent whose servers are linked, or take
+// descriptors, can do without.
+func checkUnmodified(cfg *Config, probed []reqsk.Finding) []Finding {
+	const what = "unmodified servers: "
+	if cfg != nil && cfg.Gate.Mode == GateNFT {
+		return []Finding{{What: what + "BPF", Optional: true, Detail: needsBPF}}
+	}
+	found := make([]Finding, 0, len(probed))
+	for _, f := range probed {
+		found = append(found, Finding{What: what + f.Name, OK: f.OK, Optional: true, Advice: f.Detail})
+	}
+	return found
 }
 
 // checkCRIU looks for what moves whole processes. It can be done without where no service is a process.

@@ -18,7 +18,6 @@ import (
 	"github.com/rehome-net/rehome/handoff/entry"
 	"github.com/rehome-net/rehome/handoff/migration"
 	"github.com/rehome-net/rehome/handoff/peer"
-	"github.com/rehome-net/rehome/handoff/reqsk"
 	"github.com/rehome-net/rehome/handoff/sockops"
 	"github.com/rehome-net/rehome/handoff/wire"
 	"github.com/rehome-net/rehome/tcprepair"
@@ -101,8 +100,7 @@ type engine struct {
 	reporter reporter
 	// processors is nil when the process is not the agent's alone. Whole processes are worth all of them: much is sent, or written.
 	processors *calm.Processors
-	// inject is nil until a connection is to reach a server that knows nothing of rehome.
-	inject *reqsk.Injector
+	inject     injecting
 	// acceptor makes connections without a handoff; acceptors gets it when it is opened.
 	acceptor  acceptor
 	acceptors chan *cookie.Acceptor
@@ -292,6 +290,7 @@ func (e *engine) tick(now time.Time) {
 	}
 	e.tickProcesses(now)
 	e.lookForListeners(now)
+	e.tickInjector(now)
 	for id, l := range e.lists {
 		if now.After(l.deadline) {
 			delete(e.lists, id)

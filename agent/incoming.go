@@ -23,6 +23,10 @@ type incoming struct {
 	heard time.Time
 	// closeBy is set when the configuration has the host no more: the connection ends after it, once no move uses it.
 	closeBy time.Time
+	// unmodified is set when it has asked whether unmodified servers can be served here.
+	unmodified bool
+	// told is what it has heard of that.
+	told *string
 }
 
 // servePeers accepts other agents until the listener is closed.

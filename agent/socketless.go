@@ -24,6 +24,9 @@ type acceptor struct {
 
 // cookies does what a dispatcher asks for.
 func (e *engine) cookies(in *incoming, id uint64, m *wire.Cookies) {
+	if m.Unmodified {
+		e.unmodifiedAsked(in)
+	}
 	if err := e.acceptCookies(in.name, m); err != nil {
 		e.log.Warn("connections of this dispatcher need a socket there", "dispatcher", in.name, "error", err)
 		in.send(id, refusal(err))

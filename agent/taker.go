@@ -54,6 +54,9 @@ func (e *engine) handedOff(in *incoming, id uint64, m *wire.Handoff) {
 		in.send(id, &wire.Refuse{Code: wire.CodeNoFlow, Reason: "this host has said that it does not have it"})
 		return
 	}
+	if e.awaitInjector(in, id, m) {
+		return
+	}
 	t := &taker{e: e, id: id, flow: m.Flow, service: m.Service, epoch: m.Epoch, from: in, entry: in.name, snapshot: m.Snapshot}
 	if err := t.check(m); err != nil {
 		e.counters.refused++
@@ -103,9 +106,6 @@ func (e *engine) delivery(m *wire.Handoff, svc ServiceConfig, t *taker) (deliver
 		}
 		return &descriptor{restoring: restoring{e: e}, flow: t.flow, path: m.Socket, socket: -1}, nil
 	case wire.DeliverUnmodified:
-		if e.cfg.Gate.Mode == GateNFT {
-			return nil, wire.Refusef(e.cfg.Host, wire.CodeNoService, "%s", needsBPF)
-		}
 		in, err := e.injector()
 		if err != nil {
 			return nil, wire.Refusef(e.cfg.Host, wire.CodeNoService, "unmodified servers cannot be served: %v", err)

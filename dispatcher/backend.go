@@ -57,6 +57,10 @@ type backend struct {
 	// socketless is nil unless a service is; cookies means that the backend makes connections of first packets.
 	socketless *socketless
 	cookies    atomic.Bool
+	// injects means that connections are handed to unmodified servers there; unable is why its host cannot make them, nil as long as it does
+	// not say so.
+	injects atomic.Bool
+	unable  atomic.Pointer[string]
 	// management is nil without reports.
 	management *management
 }
@@ -123,7 +127,22 @@ func (b *backend) tellCookies() {
 	if b.socketless != nil {
 		ask = b.socketless.ask(b)
 	}
+	ask.Unmodified = b.injects.Load()
 	b.send(cookiesID, ask)
+}
+
+// canInject takes in whether the backend's host makes connections for unmodified servers. If it does not, its pools with that delivery go
+// without it.
+func (b *backend) canInject(m *wire.Unmodified) {
+	if m.Unable == "" {
+		if b.unable.Swap(nil) != nil {
+			b.log.Info("a backend can serve its unmodified servers now", "backend", b.name)
+		}
+		return
+	}
+	b.unable.Store(&m.Unable)
+	b.log.Warn("a backend cannot serve unmodified servers and gets no connections for them: use delivery linked or fd, or mend its host",
+		"backend", b.name, "reason", m.Unable)
 }
 
 // makes reports whether a first packet sent there becomes a connection.
@@ -254,6 +273,7 @@ func (b *backend) serve(ctx context.Context, link *wire.Link) error {
 	b.link = nil
 	b.mu.Unlock()
 	b.cookies.Store(false)
+	b.unable.Store(nil)
 	_ = link.Close()
 	for _, a := range b.pending() {
 		a.step(migration.Event{Kind: migration.PeerLost, Err: err})
@@ -275,6 +295,9 @@ func (b *backend) answer(f wire.Frame) error {
 		return nil
 	case *wire.CookiesTaken:
 		b.cookies.Store(b.socketless != nil)
+		return nil
+	case *wire.Unmodified:
+		b.canInject(m)
 		return nil
 	case *wire.Unmade:
 		if b.socketless != nil {

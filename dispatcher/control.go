@@ -117,6 +117,10 @@ func (m *member) message() *api.Backend {
 	if r.State == stateUp && m.host.gone() {
 		r.State = stateDown
 	}
+	r.Unable = m.unable()
+	if r.State == stateUp && r.Unable != "" {
+		r.State = stateUnable
+	}
 	if r.State == stateUp && (r.Drained || r.Draining) {
 		r.State = stateDrained
 	}
@@ -134,6 +138,8 @@ const (
 	stateDrained = "drained"
 	// stateUnhealthy is up, with checks that fail.
 	stateUnhealthy = "unhealthy"
+	// stateUnable is up, on a host that cannot deliver as the pool wants.
+	stateUnable = "unable"
 )
 
 // state says how the connection to the backend's agent is.

@@ -16,7 +16,7 @@ type gauges struct {
 	flows, maxFlows, pressure, forwarded, full, unreachable, refused, degraded *prometheus.Desc
 	peeking, connections                                                       *prometheus.Desc
 	active, up, reported                                                       *prometheus.Desc
-	weight, drained, healthy                                                   *prometheus.Desc
+	weight, drained, healthy, unable                                           *prometheus.Desc
 	load, threshold, share                                                     *prometheus.Desc
 }
 
@@ -45,13 +45,14 @@ func newGauges(d *Dispatcher) *gauges {
 		load:        desc("admission_load", "The load that admission's last decision was made by (x of SARA's eq. 2); absent without admission."),
 		threshold:   desc("admission_threshold", "The thresholds of that decision, t1 to c: t2 and t3 move.", "threshold"),
 		share:       desc("admission_refused_share", "The share of first packets (flows: new), and of packets of established sessions (established), that it has refused.", "flows"),
+		unable:      desc("backend_unable", "Whether a backend's host says that it cannot make connections for unmodified servers; only of pools that need it.", "pool", "backend"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (g *gauges) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy,
+		g.flows, g.maxFlows, g.pressure, g.forwarded, g.full, g.unreachable, g.refused, g.degraded, g.peeking, g.connections, g.active, g.up, g.reported, g.weight, g.drained, g.healthy, g.unable,
 		g.load, g.threshold, g.share,
 	} {
 		ch <- d
@@ -106,6 +107,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 			now := m.message()
 			gauge(g.weight, float64(now.GetWeight()), name, m.name)
 			gauge(g.drained, number(now.GetDrained() || now.GetDraining()), name, m.name)
+			if m.injected {
+				gauge(g.unable, number(m.unable() != ""), name, m.name)
+			}
 			if c := m.condition; c != nil && c.get() != health.Unknown {
 				gauge(g.healthy, number(c.get() == health.Up), name, m.name)
 			}

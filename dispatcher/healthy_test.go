@@ -109,13 +109,19 @@ func TestCheckedMember(t *testing.T) {
 // healthGauges returns the values of backend_healthy.
 func healthGauges(t *testing.T, s *stand) []string {
 	t.Helper()
+	return memberGauges(t, s, "rehome_dispatcher_backend_healthy")
+}
+
+// memberGauges returns what Prometheus sees of the pools' members, as pool/backend and value.
+func memberGauges(t *testing.T, s *stand, name string) []string {
+	t.Helper()
 	families, err := s.count.registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	var all []string
 	for _, f := range families {
-		if f.GetName() != "rehome_dispatcher_backend_healthy" {
+		if f.GetName() != name {
 			continue
 		}
 		for _, m := range f.GetMetric() {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/rehome-net/rehome/dispatcher/health"
 	"github.com/rehome-net/rehome/handoff/gate"
+	"github.com/rehome-net/rehome/handoff/wire"
 )
 
 // plan is a configuration at work. It does not change but for its backends' states and what operators set; a reload makes another,
@@ -105,8 +106,30 @@ func (d *Dispatcher) compile(cfg Config, old *plan) (*plan, error) {
 		for _, a := range c.Addresses {
 			p.at[a] = s
 		}
+		for _, o := range p.pools {
+			if o.delivery == wire.DeliverUnmodified && s.leadsTo(o) {
+				for _, m := range o.members {
+					m.injected = true
+				}
+			}
+		}
+	}
+	for _, b := range p.backends {
+		if old.backends[b.name] != b { // others are told when the plan is in effect
+			b.injects.Store(p.injects(b))
+		}
 	}
 	return p, nil
+}
+
+// injects reports whether connections are handed to unmodified servers at a backend.
+func (p *plan) injects(b *backend) bool {
+	for _, o := range p.pools {
+		if slices.ContainsFunc(o.members, func(m *member) bool { return m.host == b && m.injected }) {
+			return true
+		}
+	}
+	return false
 }
 
 // service returns the service of that name, or nil.

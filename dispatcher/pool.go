@@ -37,6 +37,8 @@ type member struct {
 
 	// configured is the weight that the configuration gives it, and weight the one that counts.
 	configured int
+	// injected is set when its connections are made by its host's kernel, out of handoffs.
+	injected bool
 	// condition is nil unless the pool has checks.
 	condition *condition
 
@@ -144,12 +146,20 @@ func (m *member) viewed(tried []*member, mercy bool) balance.Backend {
 	m.mu.Unlock()
 	b.Active = int(m.host.active.Load())
 	b.Drained = b.Drained || m.host.draining.Load()
-	b.Down = !m.host.up() || m.condition.ill()
+	b.Down = !m.host.up() || m.condition.ill() || m.unable() != ""
 	if g := m.host.management; g != nil {
 		g.judge(m.host, &b, mercy)
 	}
 	b.Tried = slices.Contains(tried, m)
 	return b
+}
+
+// unable is why its host cannot make its connections; empty when it can, or need not.
+func (m *member) unable() string {
+	if why := m.host.unable.Load(); why != nil && m.injected {
+		return *why
+	}
+	return ""
 }
 
 // set changes what an operator may change at run time; nil leaves a value as it is.

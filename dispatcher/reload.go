@@ -188,6 +188,7 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 	if d.socketless != nil {
 		d.socketless.tell()
 	}
+	d.askUnmodified(next)
 	d.checks.watch(next)
 	if d.management != nil {
 		d.management.watch(next)
@@ -203,6 +204,16 @@ func (d *Dispatcher) change(ctx context.Context, next, old *plan, opened *ajar) 
 	if len(gone) > 0 {
 		d.roster.spawn(ctx, func(ctx context.Context) error { return d.retire(ctx, old, gone) })
 	}
+}
+
+// askUnmodified asks the backends that a plan newly hands connections for unmodified servers to whether they can take them.
+func (d *Dispatcher) askUnmodified(p *plan) {
+	for _, b := range p.backends {
+		if injects := p.injects(b); b.injects.Swap(injects) != injects && injects {
+			b.tellCookies()
+		}
+	}
+	d.flush()
 }
 
 // meet connects to the agents of backends that old has not, so that they can be given connections at once, and returns them.

@@ -321,6 +321,8 @@ type fakeAgent struct {
 	ended int
 	// cookies are what it was told of them.
 	cookies []*wire.Cookies
+	// unable is why it cannot serve unmodified servers.
+	unable string
 }
 
 // serve runs the agent of a host at an address.
@@ -377,9 +379,30 @@ func (a *fakeAgent) pong(link *wire.Link) {
 			_ = link.Send(f.ID, &wire.CookiesTaken{})
 			a.mu.Lock()
 			a.cookies = append(a.cookies, m)
+			unable := a.unable
 			a.mu.Unlock()
+			if m.Unmodified {
+				_ = link.Send(0, &wire.Unmodified{Unable: unable})
+			}
 		}
 	}
+}
+
+// becomes tells the dispatcher whether it can serve unmodified servers.
+func (a *fakeAgent) becomes(unable string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.unable = unable
+	for _, l := range a.links {
+		_ = l.Send(0, &wire.Unmodified{Unable: unable})
+	}
+}
+
+// asked reports whether the last thing that it heard was a question for that.
+func (a *fakeAgent) asked() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.cookies) > 0 && a.cookies[len(a.cookies)-1].Unmodified
 }
 
 // connected returns how many links the agent has now.

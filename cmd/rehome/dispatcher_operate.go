@@ -320,6 +320,9 @@ func printPools(w io.Writer, pools []poolStatus) error {
 			if b.HealthError != "" {
 				state += fmt.Sprintf(" (check: %.60s)", b.HealthError)
 			}
+			if b.Unable != "" {
+				state += fmt.Sprintf(" (unmodified servers: %.160s)", b.Unable)
+			}
 			weight := strconv.Itoa(int(b.Weight))
 			if b.Weight != b.ConfiguredWeight {
 				weight += fmt.Sprintf(" (configured %d)", b.ConfiguredWeight)

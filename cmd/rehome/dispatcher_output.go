@@ -61,6 +61,7 @@ type (
 		Active           int64  `json:"active"`
 		Health           string `json:"health,omitempty"`
 		HealthError      string `json:"healthError,omitempty"`
+		Unable           string `json:"unable,omitempty"`
 	}
 	reloadResult struct {
 		Services uint32 `json:"services"`
@@ -100,6 +101,7 @@ func poolStatuses(list []*api.Pool) []poolStatus {
 				Name: b.GetName(), Host: b.GetHost(), Address: b.GetAddress(), Node: b.GetNode(), State: b.GetState(),
 				Weight: b.GetWeight(), ConfiguredWeight: b.GetConfiguredWeight(), Drained: b.GetDrained(),
 				Draining: b.GetDraining(), Active: b.GetActive(), Health: b.GetHealth(), HealthError: b.GetHealthError(),
+				Unable: b.GetUnable(),
 			})
 		}
 		pools = append(pools, pool)

@@ -317,7 +317,7 @@ type Backend struct {
 	// The number under which the flow table knows the host.
 	Node uint32 `protobuf:"varint,4,opt,name=node,proto3" json:"node,omitempty"`
 	// down: no connection to its agent; suspect: it did not answer in time; drained: up, and gets no new connections; unhealthy: its checks
-	// fail; up.
+	// fail; unable: its host cannot deliver as the pool wants; up.
 	State  string `protobuf:"bytes,5,opt,name=state,proto3" json:"state,omitempty"`
 	Weight uint32 `protobuf:"varint,6,opt,name=weight,proto3" json:"weight,omitempty"`
 	// The configuration's weight, which the operator may have overridden.
@@ -331,7 +331,9 @@ type Backend struct {
 	// What the pool's checks say: up, down, or unknown before the first; empty without checks.
 	Health string `protobuf:"bytes,11,opt,name=health,proto3" json:"health,omitempty"`
 	// Why the last probe failed; empty when it succeeded.
-	HealthError   string `protobuf:"bytes,12,opt,name=health_error,json=healthError,proto3" json:"health_error,omitempty"`
+	HealthError string `protobuf:"bytes,12,opt,name=health_error,json=healthError,proto3" json:"health_error,omitempty"`
+	// Why its host cannot make connections for unmodified servers; empty when it can, or need not.
+	Unable        string `protobuf:"bytes,13,opt,name=unable,proto3" json:"unable,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -446,6 +448,13 @@ func (x *Backend) GetHealth() string {
 func (x *Backend) GetHealthError() string {
 	if x != nil {
 		return x.HealthError
+	}
+	return ""
+}
+
+func (x *Backend) GetUnable() string {
+	if x != nil {
+		return x.Unable
 	}
 	return ""
 }
@@ -848,7 +857,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bdelivery\x18\x02 \x01(\tR\bdelivery\x12\x18\n" +
 	"\abalance\x18\x03 \x01(\tR\abalance\x129\n" +
-	"\bbackends\x18\x04 \x03(\v2\x1d.rehome.dispatcher.v1.BackendR\bbackends\"\xc3\x02\n" +
+	"\bbackends\x18\x04 \x03(\v2\x1d.rehome.dispatcher.v1.BackendR\bbackends\"\xdb\x02\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
@@ -862,7 +871,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x06active\x18\n" +
 	" \x01(\x03R\x06active\x12\x16\n" +
 	"\x06health\x18\v \x01(\tR\x06health\x12!\n" +
-	"\fhealth_error\x18\f \x01(\tR\vhealthError\"\xbd\x01\n" +
+	"\fhealth_error\x18\f \x01(\tR\vhealthError\x12\x16\n" +
+	"\x06unable\x18\r \x01(\tR\x06unable\"\xbd\x01\n" +
 	"\x05Table\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12\x1b\n" +
 	"\tmax_flows\x18\x02 \x01(\x04R\bmaxFlows\x12\x1c\n" +

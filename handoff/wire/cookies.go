@@ -19,10 +19,18 @@ type Cookies struct {
 	WindowScale uint8
 	// Addresses are the services': of each the address, then the port, in 6 or 18 bytes.
 	Addresses [][]byte
+	// Unmodified asks for an Unmodified, too, now and whenever that changes.
+	Unmodified bool
 }
 
 // CookiesTaken answers Cookies: from now on it is so.
 type CookiesTaken struct{}
+
+// Unmodified tells a dispatcher that has asked for it whether this host can make connections for servers that know nothing of rehome.
+type Unmodified struct {
+	// Unable is why it cannot, and what to do; empty when it can.
+	Unable string
+}
 
 // Unmade tells a dispatcher that a connection could not be made out of a first packet. The client has heard nothing.
 type Unmade struct {
@@ -52,7 +60,10 @@ func (m *Cookies) code(c *coder) {
 	c.bytes(2, &m.Also)
 	integer(c, 3, &m.WindowScale)
 	c.list(4, &m.Addresses)
+	c.flag(5, &m.Unmodified)
 }
+
+func (m *Unmodified) code(c *coder) { c.text(1, &m.Unable) }
 
 func (m *CookiesTaken) code(*coder) {}
 

@@ -44,6 +44,7 @@ const (
 	KindCookies      Kind = 44
 	KindCookiesTaken Kind = 45
 	KindUnmade       Kind = 46
+	KindUnmodified   Kind = 47
 	KindGatewayHello Kind = 48
 	KindHalves       Kind = 49
 	KindInstalled    Kind = 50
@@ -156,6 +157,8 @@ func newMessage(k Kind) Message {
 		return &CookiesTaken{}
 	case KindUnmade:
 		return &Unmade{}
+	case KindUnmodified:
+		return &Unmodified{}
 	case KindGatewayHello:
 		return &GatewayHello{}
 	case KindHalves:
@@ -238,6 +241,7 @@ func (*Relocate) Kind() Kind     { return KindRelocate }
 func (*Cookies) Kind() Kind      { return KindCookies }
 func (*CookiesTaken) Kind() Kind { return KindCookiesTaken }
 func (*Unmade) Kind() Kind       { return KindUnmade }
+func (*Unmodified) Kind() Kind   { return KindUnmodified }
 func (*GatewayHello) Kind() Kind { return KindGatewayHello }
 func (*Halves) Kind() Kind       { return KindHalves }
 func (*Installed) Kind() Kind    { return KindInstalled }
