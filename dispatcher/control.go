@@ -104,12 +104,12 @@ func (p *pool) message(which func(*member) bool) *api.Pool {
 
 func (m *member) message() *api.Backend {
 	m.mu.Lock()
-	weight, drained := m.weight, m.drained
+	weight, drained, starting := m.weight, m.drained, m.starting(time.Now())
 	m.mu.Unlock()
 	r := &api.Backend{
 		Name: m.name, Host: m.host.name, Address: m.host.addr, Node: uint32(m.host.node), State: m.host.state(),
 		Weight: uint32(weight), ConfiguredWeight: uint32(m.configured), Drained: drained, Draining: m.host.leaving(),
-		Active: m.host.active.Load(),
+		Active: m.host.active.Load(), SlowStartLeftMillis: starting.Milliseconds(),
 	}
 	if m.condition != nil {
 		r.Health, r.HealthError = m.condition.words()
@@ -157,12 +157,19 @@ func (b *backend) state() string {
 
 // SetBackend implements api.DispatcherServer.
 func (c *control) SetBackend(ctx context.Context, req *api.SetBackendRequest) (*api.SetBackendResponse, error) {
-	var weight *int
+	var (
+		weight    *int
+		slowStart *time.Duration
+	)
 	switch {
 	case req.GetBackend() == "":
 		return nil, status.Error(codes.InvalidArgument, "no backend is named")
-	case req.Weight == nil && req.Drained == nil:
-		return nil, status.Error(codes.InvalidArgument, "neither a weight nor drained is given")
+	case req.Weight == nil && req.Drained == nil && req.SlowStartMillis == nil:
+		return nil, status.Error(codes.InvalidArgument, "neither a weight nor drained nor a slow start is given")
+	case req.SlowStartMillis != nil && req.GetPool() == "":
+		return nil, status.Error(codes.InvalidArgument, "a slow start is within a pool: name the pool, too")
+	case req.GetSlowStartMillis() < 0 || req.GetSlowStartMillis() > maxSlowStart.Milliseconds():
+		return nil, status.Errorf(codes.InvalidArgument, "slow start of %d ms: want 0 to %v", req.GetSlowStartMillis(), maxSlowStart)
 	case req.Weight != nil && req.GetPool() == "":
 		return nil, status.Error(codes.InvalidArgument, "a weight is within a pool: name the pool, too")
 	case req.GetWeight() > maxWeight:
@@ -170,6 +177,9 @@ func (c *control) SetBackend(ctx context.Context, req *api.SetBackendRequest) (*
 	}
 	if req.Weight != nil {
 		weight = new(int(req.GetWeight()))
+	}
+	if req.SlowStartMillis != nil {
+		slowStart = new(time.Duration(req.GetSlowStartMillis()) * time.Millisecond)
 	}
 	r := &api.SetBackendResponse{}
 	err := c.d.command(ctx, func(context.Context) error {
@@ -185,9 +195,10 @@ func (c *control) SetBackend(ctx context.Context, req *api.SetBackendRequest) (*
 			}
 			for _, m := range p.members {
 				if named(m) {
-					m.set(weight, req.Drained, time.Now())
+					m.set(weight, req.Drained, slowStart, time.Now())
 					now := m.message()
-					c.d.log.Info("an operator has set a backend", "pool", cfg.Name, "backend", m.name, "weight", now.GetWeight(), "drained", now.GetDrained())
+					c.d.log.Info("an operator has set a backend", "pool", cfg.Name, "backend", m.name, "weight", now.GetWeight(), "drained", now.GetDrained(),
+						"slow_start_left_ms", now.GetSlowStartLeftMillis())
 				}
 			}
 			r.Pools = append(r.Pools, p.message(named))

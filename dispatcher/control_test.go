@@ -86,7 +86,7 @@ func TestBackendStates(t *testing.T) {
 	m.host.draining.Store(true)
 	state("drained")
 	m.host.draining.Store(false)
-	m.set(nil, new(true), time.Now())
+	m.set(nil, new(true), nil, time.Now())
 	state("drained")
 	if got := m.message(); !got.GetDrained() || got.GetDraining() {
 		t.Errorf("drained by its operator: %v", got)
@@ -101,13 +101,21 @@ func TestSetBackend(t *testing.T) {
 		name string
 		req  *api.SetBackendRequest
 		code codes.Code
-		want []string // what has changed, as pool/backend, weight, drained
+		want []string // what has changed, as pool/backend, weight, slow start, drained
 	}{
 		{"drain everywhere", &api.SetBackendRequest{Backend: "b2", Drained: new(true)}, codes.OK, []string{"files/b2 1 drained", "shop/b2 1 drained"}},
 		{"undrain in one pool", &api.SetBackendRequest{Pool: "files", Backend: "b2", Drained: new(false)}, codes.OK, []string{"files/b2 1"}},
 		{"weight", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Weight: new(uint32(1000))}, codes.OK, []string{"shop/b2 1000 drained"}},
 		{"weight 0", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Weight: new(uint32(0))}, codes.OK, []string{"shop/b2 0 drained"}},
 		{"both", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Weight: new(uint32(2)), Drained: new(false)}, codes.OK, []string{"shop/b2 2"}},
+		{"slow start", &api.SetBackendRequest{Pool: "shop", Backend: "b2", SlowStartMillis: new(int64(60_000))}, codes.OK, []string{"shop/b2 2 slow"}},
+		{"no slow start", &api.SetBackendRequest{Pool: "shop", Backend: "b2", SlowStartMillis: new(int64(0))}, codes.OK, []string{"shop/b2 2"}},
+		{"slow start and weight", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Weight: new(uint32(3)), SlowStartMillis: new(int64(60_000))}, codes.OK, []string{"shop/b2 3 slow"}},
+		{"undrained as the pool says", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Drained: new(true)}, codes.OK, []string{"shop/b2 3 slow drained"}},
+		{"and again", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Drained: new(false)}, codes.OK, []string{"shop/b2 3"}},
+		{"too slow", &api.SetBackendRequest{Pool: "shop", Backend: "b2", SlowStartMillis: new(int64(25 * 3600_000))}, codes.InvalidArgument, nil},
+		{"slower than never", &api.SetBackendRequest{Pool: "shop", Backend: "b2", SlowStartMillis: new(int64(-1))}, codes.InvalidArgument, nil},
+		{"slow in all pools", &api.SetBackendRequest{Backend: "b2", SlowStartMillis: new(int64(1))}, codes.InvalidArgument, nil},
 		{"too heavy", &api.SetBackendRequest{Pool: "shop", Backend: "b2", Weight: new(uint32(1001))}, codes.InvalidArgument, nil},
 		{"weight in all pools", &api.SetBackendRequest{Backend: "b2", Weight: new(uint32(1))}, codes.InvalidArgument, nil},
 		{"nothing", &api.SetBackendRequest{Backend: "b2"}, codes.InvalidArgument, nil},
@@ -125,6 +133,11 @@ func TestSetBackend(t *testing.T) {
 			for _, p := range r.GetPools() {
 				for _, b := range p.GetBackends() {
 					line := p.GetName() + "/" + b.GetName() + " " + big.NewInt(int64(b.GetWeight())).String()
+					if left := b.GetSlowStartLeftMillis(); left > 59_000 && left <= 60_000 {
+						line += " slow"
+					} else if left != 0 {
+						t.Errorf("%d ms of a slow start are left", left)
+					}
 					if b.GetDrained() {
 						line += " drained"
 					}

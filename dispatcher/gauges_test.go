@@ -28,7 +28,7 @@ func TestGauges(t *testing.T) {
 	until(t, "b2 is up", s.backend("b2").up)
 	s.backend("b1").active.Store(4)
 	s.live.Load().services[0].active.Store(5)
-	s.live.Load().pools["shop"].members[0].set(new(6), new(true), time.Now())
+	s.live.Load().pools["shop"].members[0].set(new(6), new(true), nil, time.Now())
 	visit(t, cfg.Services[0].Addresses[0], "x.example")
 	until(t, "the dispatcher looks", func() bool { return s.live.Load().peeking() == 1 })
 

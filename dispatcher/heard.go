@@ -9,13 +9,14 @@ import (
 	"github.com/rehome-net/rehome/dispatcher/monitor"
 )
 
-// heard tells Prometheus what hosts have said, by reports and as gateways, and what of it was not believed. Reports are absent without `reports`,
-// gateways without services of sessions.
+// heard tells Prometheus what hosts have said, by reports and as gateways, and what of it was not believed; and what clients have said while they were
+// handed off. Reports are absent without `reports`, gateways without services of sessions, what was held with nftables.
 type heard struct {
 	d *Dispatcher
 
 	reports, refused, strangers, dropped, blind, blindSeconds, late *prometheus.Desc
 	said, unwanted, malformed, gateways                             *prometheus.Desc
+	held, overflow                                                  *prometheus.Desc
 }
 
 // reportReasons are those of vitals.Reason: each is told from the beginning, so that its first increase is one.
@@ -38,13 +39,15 @@ func newHeard(d *Dispatcher) *heard {
 		unwanted:     desc("gateway_reports_rejected_total", "Gateways' reports whose flows could not be installed."),
 		malformed:    desc("gateway_messages_refused_total", "Messages of gateways that no gateway sends; each ends its connection."),
 		gateways:     desc("gateways", "Gateways that are connected."),
+		held:         desc("held_bytes", "Memory that clients' packets take while their connections are handed off."),
+		overflow:     desc("held_dropped_total", "Packets that were dropped during a handoff, by the bound that was reached.", "bound"),
 	}
 }
 
 // Describe implements prometheus.Collector.
 func (h *heard) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		h.reports, h.refused, h.strangers, h.dropped, h.blind, h.blindSeconds, h.late, h.said, h.unwanted, h.malformed, h.gateways,
+		h.reports, h.refused, h.strangers, h.dropped, h.blind, h.blindSeconds, h.late, h.said, h.unwanted, h.malformed, h.gateways, h.held, h.overflow,
 	} {
 		ch <- d
 	}
@@ -54,6 +57,12 @@ func (h *heard) Describe(ch chan<- *prometheus.Desc) {
 func (h *heard) Collect(ch chan<- prometheus.Metric) {
 	if h.d.live.Load() == nil {
 		return // Run is still making what is asked below
+	}
+	if p, ok := h.d.path.(*kernelPath); ok && p.gate != nil {
+		s := p.gate.Stats()
+		ch <- prometheus.MustNewConstMetric(h.held, prometheus.GaugeValue, float64(s.Kept))
+		counting(ch)(h.overflow, float64(s.Overflow-s.Crowded), "flow")
+		counting(ch)(h.overflow, float64(s.Crowded), "total")
 	}
 	if m := h.d.management; m != nil {
 		h.collectReports(ch, m.monitor.Stats())

@@ -50,10 +50,9 @@ func scrape(t *testing.T, d *Dispatcher, names ...string) map[string]float64 {
 // hearing is a dispatcher that listens to reports, agents and a gateway, on ports of its own and over TLS.
 type hearing struct {
 	*stand
-	ca          *authority
-	agents      string
-	reports     net.Conn
-	key, second *vitals.Sealer
+	ca      *authority
+	agents  string
+	reports net.Conn
 }
 
 func newHearing(t *testing.T) *hearing {

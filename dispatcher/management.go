@@ -5,10 +5,10 @@ package dispatcher
 import (
 	"context"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
@@ -37,6 +37,14 @@ type vital struct {
 	report         uint64
 	// sessions are how many connections it says that it serves.
 	sessions uint32
+	// since is when state began.
+	since time.Time
+}
+
+// watched is a host of the plan. The monitor's thread alone changes what is in it; everybody reads.
+type watched struct {
+	vital  atomic.Pointer[vital]
+	series *forecast.Series // the monitor's thread's
 }
 
 // management carries out what SARA's engines decide: who is available (24-27), how loaded everybody will be (18-21, 29), and so what is refused
@@ -45,9 +53,12 @@ type management struct {
 	d       *Dispatcher
 	monitor *monitor.Monitor
 
-	mu     sync.Mutex
-	series map[uint32]*forecast.Series
-	vitals map[uint32]vital
+	// hosts are those of the plan. The map is replaced with the plan: the monitor's thread must wait for nobody.
+	hosts atomic.Pointer[map[uint32]*watched]
+	// news are what the log has to say, and unsaid counts what there was no room for. fell says that some host is down.
+	news   chan availability.Event
+	unsaid atomic.Uint64
+	fell   chan struct{}
 
 	policy   admission.Policy // owned by decide
 	decision atomic.Pointer[admission.Decision]
@@ -55,7 +66,8 @@ type management struct {
 }
 
 func newManagement(d *Dispatcher) (_ *management, err error) {
-	m := &management{d: d, series: make(map[uint32]*forecast.Series), vitals: make(map[uint32]vital)}
+	m := &management{d: d, news: make(chan availability.Event, newsRoom), fell: make(chan struct{}, 1)}
+	m.hosts.Store(&map[uint32]*watched{})
 	m.decision.Store(&admission.Decision{})
 	if d.cfg.Admission.Policy != "" {
 		if m.policy, err = admission.New(d.cfg.Admission.policy()); err != nil {
@@ -79,24 +91,29 @@ func newManagement(d *Dispatcher) (_ *management, err error) {
 
 // watch has the hosts of a plan watched.
 func (m *management) watch(p *plan) {
-	ids := make([]uint32, 0, len(p.backends))
+	old, hosts := *m.hosts.Load(), make(map[uint32]*watched, len(p.backends))
 	for _, b := range p.backends {
-		ids = append(ids, uint32(b.node))
-	}
-	m.mu.Lock()
-	for id := range m.vitals { // who comes back must not be what it was when it left
-		if !slices.Contains(ids, id) {
-			delete(m.vitals, id)
-			delete(m.series, id)
+		id := uint32(b.node)
+		if hosts[id] = old[id]; hosts[id] != nil {
+			continue // who comes back is not what it was when it left
+		}
+		// The error is Config.Validate's, which has seen to it.
+		if s, err := forecast.New(m.d.cfg.Forecast.series()); err == nil {
+			hosts[id] = &watched{series: s}
+			hosts[id].vital.Store(&vital{})
 		}
 	}
-	m.mu.Unlock()
-	m.monitor.SetHosts(ids)
+	m.hosts.Store(&hosts)
+	m.monitor.SetHosts(slices.Collect(maps.Keys(hosts)))
 }
 
 // run works until ctx ends.
 func (m *management) run(ctx context.Context) error {
 	m.watch(m.d.live.Load())
+	m.d.roster.spawn(ctx, m.tell)
+	if m.d.sessions != nil {
+		m.d.roster.spawn(ctx, m.bury)
+	}
 	if m.policy != nil {
 		m.d.roster.spawn(ctx, m.decide)
 	}
@@ -108,69 +125,126 @@ func (m *management) run(ctx context.Context) error {
 // also be that of a machine that is busy: then the host is back at once, and nobody must have been cut off.
 const abandonAfter = 250 * time.Millisecond
 
-// changed takes in that a host is there, or is not. The monitor's thread calls it.
+// changed takes in that a host is there, or is not. The monitor's thread calls it, as the next two: they must not wait, for a lock or the log. A thread
+// of less priority that has the lock may not run for as long as the monitor's does.
 func (m *management) changed(e availability.Event) {
-	m.mu.Lock()
-	v := m.vitals[e.Host]
-	v.state, v.failsAt, v.silent = e.To, e.FailsAt, e.Silent()
-	m.vitals[e.Host] = v
-	m.mu.Unlock()
-	m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
-	if e.To == availability.Down && m.d.sessions != nil {
-		// Not on this thread, which must not wait; and the dispatcher does not end before it has.
-		m.d.roster.spawn(context.Background(), func(ctx context.Context) error {
-			wait(ctx, abandonAfter)
-			if m.of(gate.Node(e.Host)).state == availability.Down {
-				m.d.sessions.abandon(gate.Node(e.Host))
-			}
-			return nil
-		})
+	w := (*m.hosts.Load())[e.Host]
+	if w == nil {
+		return // it has left the configuration
+	}
+	v := *w.vital.Load()
+	v.state, v.since, v.failsAt, v.silent = e.To, time.Now(), e.FailsAt, e.Silent()
+	w.vital.Store(&v)
+	select {
+	case m.news <- e:
+	default:
+		m.unsaid.Add(1)
+	}
+	if e.To == availability.Down {
+		select {
+		case m.fell <- struct{}{}:
+		default: // it has not looked yet
+		}
 	}
 }
 
 // loadChanged takes in that a host's load is not known any more.
 func (m *management) loadChanged(e load.Event) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if _, ok := m.monitor.Host(e.Host); !ok || !e.Failed {
+	w := (*m.hosts.Load())[e.Host]
+	if w == nil || !e.Failed {
 		return
 	}
-	v := m.vitals[e.Host]
+	v := *w.vital.Load()
 	v.known, v.report = false, 0
-	m.vitals[e.Host] = v
-	if s := m.series[e.Host]; s != nil {
-		s.Reset()
-	}
+	w.vital.Store(&v)
+	w.series.Reset()
 }
 
 // reported takes in a load vector.
 func (m *management) reported(host uint32, sample load.Sample) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s := m.series[host]
-	if s == nil {
-		var err error
-		if s, err = forecast.New(m.d.cfg.Forecast.series()); err != nil {
-			return // Config.Validate has seen to it
-		}
-		m.series[host] = s
+	w := (*m.hosts.Load())[host]
+	if w == nil {
+		return
 	}
-	e, err := s.Observe(sample.Load)
+	e, err := w.series.Observe(sample.Load)
 	if err != nil {
 		return
 	}
-	v := m.vitals[host]
+	v := *w.vital.Load()
 	v.load, v.measured, v.known = e.Value, sample.Load, true
 	v.report++
 	v.sessions = sample.Vector.Sessions
-	m.vitals[host] = v
+	w.vital.Store(&v)
+}
+
+// newsRoom is how many changes wait for the log.
+const newsRoom = 1024
+
+// tell writes to the log what has changed, until ctx ends.
+func (m *management) tell(ctx context.Context) error {
+	for {
+		select {
+		case e := <-m.news:
+			m.d.log.Info("availability", "backend", m.d.HostOf(gate.Node(e.Host)), "from", e.From, "to", e.To, "cause", e.Cause)
+			if n := m.unsaid.Swap(0); n > 0 {
+				m.d.log.Warn("the log was too slow for what has changed: the next lines are missing", "changes", n)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// bury ends the sessions of hosts that are down for abandonAfter, until ctx ends and none is waited for.
+func (m *management) bury(ctx context.Context) error {
+	buried := make(map[*watched]time.Time) // those whose sessions have been ended, and since when they were down
+	for {
+		next := m.abandon(time.Now(), buried)
+		var due <-chan time.Time
+		if next > 0 {
+			due = time.After(next)
+		} else if ctx.Err() != nil {
+			return nil
+		}
+		ended := ctx.Done()
+		if next > 0 {
+			ended = nil // the dispatcher does not end before it has
+		}
+		select {
+		case <-m.fell:
+		case <-due:
+		case <-ended:
+		}
+	}
+}
+
+// abandon ends the sessions of hosts that have been down for long enough, and returns in what time the next one has; 0: no other is down.
+func (m *management) abandon(now time.Time, buried map[*watched]time.Time) (next time.Duration) {
+	hosts := *m.hosts.Load()
+	for id, w := range hosts {
+		v := w.vital.Load()
+		if v.state != availability.Down || buried[w].Equal(v.since) {
+			continue
+		}
+		if left := v.since.Add(abandonAfter).Sub(now); left > 0 {
+			if next == 0 || left < next {
+				next = left
+			}
+			continue
+		}
+		buried[w] = v.since
+		m.d.sessions.abandon(gate.Node(id))
+	}
+	maps.DeleteFunc(buried, func(w *watched, _ time.Time) bool { return w.vital.Load().state != availability.Down })
+	return next
 }
 
 // of returns what is known of a host.
 func (m *management) of(n gate.Node) vital {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.vitals[uint32(n)]
+	if w := (*m.hosts.Load())[uint32(n)]; w != nil {
+		return *w.vital.Load()
+	}
+	return vital{}
 }
 
 // fails is when a host will fail, as it has announced; zero when it has not, or has already.

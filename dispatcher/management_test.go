@@ -3,6 +3,7 @@
 package dispatcher
 
 import (
+	"context"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -81,6 +82,7 @@ func managed(t *testing.T, change func(*Config)) (*Dispatcher, *seenTable) {
 		s.take()
 	}
 	d.live.Store(p)
+	d.management.watch(p)
 	return d, path
 }
 
@@ -213,31 +215,89 @@ func TestEnforce(t *testing.T) {
 	}
 }
 
-// TestDownAbandons ends a server's sessions when its heartbeats do.
+// TestDownAbandons ends a server's sessions when its heartbeats do, and not when they were only late.
 func TestDownAbandons(t *testing.T) {
 	s := newSessionStand(t)
 	d, _ := managed(t, func(*Config) {})
 	s.d.management = d.management
 	d.management.d = s.d
 	group := new(errgroup.Group)
-	s.d.roster = newRoster(group)
 	for port := range uint16(10) {
 		s.connect(tcpKey(stranger, 1000+port, 554))
 	}
+	m, buried := d.management, make(map[*watched]time.Time)
 	for _, state := range []availability.State{availability.Up, availability.Draining, availability.ApplicationDown} {
 		available(s.d, "b1", state)
 	}
-	_ = group.Wait()
-	s.active(5, 5)
+	if next := m.abandon(time.Now().Add(time.Hour), buried); next != 0 {
+		t.Errorf("waits %v for nobody", next)
+	}
 	available(s.d, "b1", availability.Down)
+	if next := m.abandon(time.Now(), buried); next <= 0 || next > abandonAfter {
+		t.Errorf("waits %v, want %v", next, abandonAfter)
+	}
 	available(s.d, "b1", availability.Up) // it was only late
-	_ = group.Wait()
+	m.abandon(time.Now().Add(time.Hour), buried)
 	s.active(5, 5)
+
+	ctx, cancel := context.WithCancel(t.Context())
+	group.Go(func() error { return m.bury(ctx) })
 	available(s.d, "b1", availability.Down)
+	for deadline := time.Now().Add(limit); len(m.fell) > 0; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("nobody looks")
+		}
+	}
+	cancel() // the dispatcher does not end before it has
 	if err := group.Wait(); err != nil {
 		t.Error(err)
 	}
 	s.active(0, 5)
+}
+
+// stuck is a log that nobody reads.
+type stuck struct{ release chan struct{} }
+
+func (s stuck) Write(b []byte) (int, error) {
+	<-s.release
+	return len(b), nil
+}
+
+// TestMonitorWaitsForNobody: with a log that is blocked, what hosts say is taken in by the monitor's thread without delay, and all of it can be seen.
+func TestMonitorWaitsForNobody(t *testing.T) {
+	d, _ := managed(t, func(*Config) {})
+	log := stuck{make(chan struct{})}
+	d.log = slog.New(slog.NewTextHandler(log, nil))
+	m, node := d.management, d.backend("b1").node
+	ctx, cancel := context.WithCancel(t.Context())
+	var group errgroup.Group
+	group.Go(func() error { return m.tell(ctx) })
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		for range 2 * newsRoom {
+			available(d, "b1", availability.Up)
+			available(d, "b1", availability.Down)
+			report(d, "b1", 0.5)
+		}
+	}()
+	select {
+	case <-done:
+	case <-time.After(limit):
+		t.Error("the monitor's thread waits for the log")
+	}
+	if v := m.of(node); v.state != availability.Down || v.report != 2*newsRoom {
+		t.Errorf("%+v is known", v)
+	}
+	if m.unsaid.Load() == 0 {
+		t.Error("what is not in the log is not counted")
+	}
+	cancel()
+	close(log.release)
+	<-done
+	if err := group.Wait(); err != nil {
+		t.Error(err)
+	}
 }
 
 // hot returns a dispatcher that sheds, with b1 at full load, b2 and b3 idle, and four connections of b1's: of a service of linked servers at b1 and
@@ -327,7 +387,7 @@ func TestSheddingTakes(t *testing.T) {
 	}{
 		{"its agent is away", func(d *Dispatcher) { d.backend("b2").link = nil }},
 		{"its own wish", func(d *Dispatcher) { d.backend("b2").draining.Store(true) }},
-		{"an operator's wish", func(d *Dispatcher) { d.live.Load().pools["linked"].members[1].set(nil, new(true), time.Now()) }},
+		{"an operator's wish", func(d *Dispatcher) { d.live.Load().pools["linked"].members[1].set(nil, new(true), nil, time.Now()) }},
 		{"it has announced its end", func(d *Dispatcher) { available(d, "b2", availability.Draining) }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

@@ -46,6 +46,9 @@ type member struct {
 	weight  int
 	drained bool
 	since   time.Time
+	// slowStart is what an operator wants of the slow start that began at since; 0: the pool's.
+	slowStart time.Duration
+	usual     time.Duration // the pool's
 }
 
 func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
@@ -70,7 +73,7 @@ func newPool(cfg PoolConfig, hosts map[string]*backend) (*pool, error) {
 		if host == nil {
 			return nil, fmt.Errorf("pool %s: %q is no peer", cfg.Name, b.Host)
 		}
-		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, configured: *b.Weight, weight: *b.Weight})
+		p.members = append(p.members, &member{name: b.Name(), socket: b.Socket, host: host, configured: *b.Weight, weight: *b.Weight, usual: cfg.SlowStart})
 	}
 	for _, m := range p.members {
 		if n := uint32(m.host.node); !slices.Contains(p.nodes, n) {
@@ -100,7 +103,7 @@ func (p *pool) inherit(old *pool) {
 			m.condition = o.condition
 		}
 		o.mu.Lock()
-		m.drained, m.since = o.drained, o.since
+		m.drained, m.since, m.slowStart = o.drained, o.since, o.slowStart
 		if m.configured == o.configured {
 			m.weight = o.weight
 		}
@@ -142,7 +145,7 @@ func (m *member) view(tried []*member) balance.Backend { return m.viewed(tried, 
 
 func (m *member) viewed(tried []*member, mercy bool) balance.Backend {
 	m.mu.Lock()
-	b := balance.Backend{Name: m.name, Weight: m.weight, Since: m.since, Drained: m.drained}
+	b := balance.Backend{Name: m.name, Weight: m.weight, Since: m.since, SlowStart: m.slowStart, Drained: m.drained}
 	m.mu.Unlock()
 	b.Active = int(m.host.active.Load())
 	b.Drained = b.Drained || m.host.draining.Load()
@@ -163,7 +166,7 @@ func (m *member) unable() string {
 }
 
 // set changes what an operator may change at run time; nil leaves a value as it is.
-func (m *member) set(weight *int, drained *bool, now time.Time) {
+func (m *member) set(weight *int, drained *bool, slowStart *time.Duration, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if weight != nil {
@@ -171,8 +174,25 @@ func (m *member) set(weight *int, drained *bool, now time.Time) {
 	}
 	if drained != nil {
 		if m.drained && !*drained {
-			m.since = now
+			m.since, m.slowStart = now, 0
 		}
 		m.drained = *drained
 	}
+	if slowStart != nil {
+		if m.since, m.slowStart = now, *slowStart; *slowStart == 0 {
+			m.since = time.Time{}
+		}
+	}
+}
+
+// starting returns how long the slow start still takes. It is called with mu held.
+func (m *member) starting(now time.Time) time.Duration {
+	length := m.usual
+	if m.slowStart > 0 {
+		length = m.slowStart
+	}
+	if m.since.IsZero() {
+		return 0
+	}
+	return max(0, length-now.Sub(m.since))
 }

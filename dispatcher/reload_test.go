@@ -284,7 +284,7 @@ func TestReloadKeepsOperators(t *testing.T) {
 	set := func(pool, backend string, weight *int, drained *bool) {
 		for _, m := range s.live.Load().pools[pool].members {
 			if m.name == backend {
-				m.set(weight, drained, time.Now())
+				m.set(weight, drained, nil, time.Now())
 			}
 		}
 	}

@@ -34,7 +34,8 @@ func (p *pool) visit(f tcprepair.Flow, key *peek.Key) balance.Visit {
 }
 
 // identifier returns a session's identifier that is in a request's target: a parameter of the path (";NAME=" behind a segment, RFC 3986 section
-// 3.3), else of the query. It is compared as sent: who wrote it writes it again in the same way.
+// 3.3), else of the query. The path's is compared as package peek leaves it, its escapes decoded, so that one value written in two ways is one; the
+// query's as sent: who wrote it writes it again in the same way.
 func identifier(key *peek.Key, name string) (value string, ok bool) {
 	for _, list := range []struct{ text, separator string }{{key.Path, ";"}, {key.Query, "&"}} {
 		for part := range strings.SplitSeq(list.text, list.separator) {

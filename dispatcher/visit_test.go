@@ -122,12 +122,12 @@ func TestStickyPool(t *testing.T) {
 		t.Errorf("from another address to %s, the cookie is %s's", m.name, login.name)
 	}
 
-	login.set(nil, new(true), now)
+	login.set(nil, new(true), nil, now)
 	second := get("192.0.2.7", cookie)
 	if second == login {
 		t.Error("a drained backend gets a connection by stickiness")
 	}
-	login.set(nil, new(false), now)
+	login.set(nil, new(false), nil, now)
 	if m := get("192.0.2.7", cookie); m != second {
 		t.Errorf("to %s although %s has the session now", m.name, second.name)
 	}

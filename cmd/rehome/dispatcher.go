@@ -53,7 +53,7 @@ off go on, and the next dispatcher takes up where this one ended.`,
 	cmd.Flags().StringVar(&config, "config", defaultDispatcherConfig, "configuration file")
 	cmd.Flags().StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	cmd.AddCommand(
-		newDispatcherStatus(), newDispatcherDrain(true), newDispatcherDrain(false), newDispatcherWeight(), newDispatcherReload(),
+		newDispatcherStatus(), newDispatcherDrain(true), newDispatcherDrain(false), newDispatcherWeight(), newDispatcherSlowStart(), newDispatcherReload(),
 		newDispatcherCheck(),
 	)
 	return cmd

@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"strings"
 	"text/tabwriter"
+	"time"
 
 	"github.com/spf13/cobra"
 	"google.golang.org/grpc/codes"
@@ -131,6 +132,35 @@ BACKEND is a host, or a backend's name as "rehome dispatcher status" shows it.`,
 	if !drain {
 		cmd.Use, cmd.Short = "undrain {POOL/BACKEND | BACKEND}", "Give a backend new connections again, slowly at first if its pool says so"
 		cmd.Long, cmd.Example = "", ""
+	}
+	c.register(cmd)
+	output.register(cmd)
+	return cmd
+}
+
+func newDispatcherSlowStart() *cobra.Command {
+	c := &dispatcherControl{}
+	var output outputFormat
+	cmd := &cobra.Command{
+		Use:   "slow-start POOL/BACKEND DURATION",
+		Short: "Let a backend come to its full weight slowly, from now on",
+		Long: `Let a backend come to its full weight in a straight line within DURATION from now on, whatever its pool's slow_start says; 0 gives it its
+full weight at once. Its connections are not touched. It holds for this time: when the backend is drained and undrained again, its pool's slow_start counts.`,
+		Example: `  rehome dispatcher slow-start files/web-3 2m
+  rehome dispatcher slow-start files/web-3 0`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			pool, backend := splitBackend(args[0])
+			if pool == "" {
+				return fmt.Errorf("slow-start: %q: want POOL/BACKEND", args[0])
+			}
+			d, err := time.ParseDuration(args[1])
+			if err != nil || d < 0 || d%time.Millisecond != 0 {
+				return fmt.Errorf("slow-start: %q is no duration: want 0 to 24h, such as 90s", args[1])
+			}
+			millis := d.Milliseconds()
+			return c.set(cmd, output, &api.SetBackendRequest{Pool: pool, Backend: backend, SlowStartMillis: &millis})
+		},
 	}
 	c.register(cmd)
 	output.register(cmd)
@@ -324,6 +354,9 @@ func printPools(w io.Writer, pools []poolStatus) error {
 				state += fmt.Sprintf(" (unmodified servers: %.160s)", b.Unable)
 			}
 			weight := strconv.Itoa(int(b.Weight))
+			if b.SlowStartLeft > 0 {
+				weight += fmt.Sprintf(" (in %v)", (time.Duration(b.SlowStartLeft) * time.Millisecond).Round(time.Second))
+			}
 			if b.Weight != b.ConfiguredWeight {
 				weight += fmt.Sprintf(" (configured %d)", b.ConfiguredWeight)
 			}

@@ -58,6 +58,7 @@ type (
 		ConfiguredWeight uint32 `json:"configuredWeight"`
 		Drained          bool   `json:"drained"`
 		Draining         bool   `json:"draining"`
+		SlowStartLeft    int64  `json:"slowStartLeftMillis,omitempty"`
 		Active           int64  `json:"active"`
 		Health           string `json:"health,omitempty"`
 		HealthError      string `json:"healthError,omitempty"`
@@ -100,7 +101,7 @@ func poolStatuses(list []*api.Pool) []poolStatus {
 			pool.Backends = append(pool.Backends, backendStatus{
 				Name: b.GetName(), Host: b.GetHost(), Address: b.GetAddress(), Node: b.GetNode(), State: b.GetState(),
 				Weight: b.GetWeight(), ConfiguredWeight: b.GetConfiguredWeight(), Drained: b.GetDrained(),
-				Draining: b.GetDraining(), Active: b.GetActive(), Health: b.GetHealth(), HealthError: b.GetHealthError(),
+				Draining: b.GetDraining(), SlowStartLeft: b.GetSlowStartLeftMillis(), Active: b.GetActive(), Health: b.GetHealth(), HealthError: b.GetHealthError(),
 				Unable: b.GetUnable(),
 			})
 		}

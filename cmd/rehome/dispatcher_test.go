@@ -105,6 +105,10 @@ func TestDispatcherExitCodes(t *testing.T) {
 		{"weight without a pool", []string{"weight", "b2", "5", "--control", good}, exitUsage, "", "POOL/BACKEND"},
 		{"weight that is none", []string{"weight", "files/b2", "-5", "--control", good}, exitUsage, "", ""},
 		{"weight too great", []string{"weight", "files/b2", "5000", "--control", failing(codes.InvalidArgument)}, exitUsage, "", "because"},
+		{"slow-start", []string{"slow-start", "files/b2", "90s", "--control", good}, 0, "files/b2", ""},
+		{"slow-start without a pool", []string{"slow-start", "b2", "90s", "--control", good}, exitUsage, "", "POOL/BACKEND"},
+		{"slow-start for no time", []string{"slow-start", "files/b2", "soon", "--control", good}, exitUsage, "", "no duration"},
+		{"slow-start too long", []string{"slow-start", "files/b2", "48h", "--control", failing(codes.InvalidArgument)}, exitUsage, "", "because"},
 		{"nobody there", []string{"status", "--control", nowhere}, exitNoAgent, "", nowhere},
 		{"no address", []string{"status", "--control", "front"}, exitUsage, "", "--control"},
 		{"TCP without certificate", []string{"status", "--control", "127.0.0.1:7071"}, exitUsage, "", "--tls-cert"},
@@ -140,6 +144,8 @@ func TestDispatcherAsks(t *testing.T) {
 		{[]string{"drain", "files/b2"}, &api.SetBackendRequest{Pool: "files", Backend: "b2", Drained: new(true)}},
 		{[]string{"undrain", "b2:/run/shop.sock"}, &api.SetBackendRequest{Backend: "b2:/run/shop.sock", Drained: new(false)}},
 		{[]string{"undrain", "two/b2:/run/shop.sock"}, &api.SetBackendRequest{Pool: "two", Backend: "b2:/run/shop.sock", Drained: new(false)}},
+		{[]string{"slow-start", "files/b2", "90s"}, &api.SetBackendRequest{Pool: "files", Backend: "b2", SlowStartMillis: new(int64(90_000))}},
+		{[]string{"slow-start", "files/b2", "0"}, &api.SetBackendRequest{Pool: "files", Backend: "b2", SlowStartMillis: new(int64(0))}},
 		{[]string{"weight", "files/b2", "0"}, &api.SetBackendRequest{Pool: "files", Backend: "b2", Weight: new(uint32(0))}},
 	} {
 		if code, _, errs := command(append(append([]string{"dispatcher"}, tt.args...), "--control", path)...); code != 0 {

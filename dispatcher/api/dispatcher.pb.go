@@ -333,9 +333,11 @@ type Backend struct {
 	// Why the last probe failed; empty when it succeeded.
 	HealthError string `protobuf:"bytes,12,opt,name=health_error,json=healthError,proto3" json:"health_error,omitempty"`
 	// Why its host cannot make connections for unmodified servers; empty when it can, or need not.
-	Unable        string `protobuf:"bytes,13,opt,name=unable,proto3" json:"unable,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Unable string `protobuf:"bytes,13,opt,name=unable,proto3" json:"unable,omitempty"`
+	// What is left of its slow start; 0 when it has its full weight.
+	SlowStartLeftMillis int64 `protobuf:"varint,14,opt,name=slow_start_left_millis,json=slowStartLeftMillis,proto3" json:"slow_start_left_millis,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *Backend) Reset() {
@@ -457,6 +459,13 @@ func (x *Backend) GetUnable() string {
 		return x.Unable
 	}
 	return ""
+}
+
+func (x *Backend) GetSlowStartLeftMillis() int64 {
+	if x != nil {
+		return x.SlowStartLeftMillis
+	}
+	return 0
 }
 
 // Table is the packet path's flow table.
@@ -618,10 +627,13 @@ type SetBackendRequest struct {
 	// The backend's name within its pool, or its host.
 	Backend string `protobuf:"bytes,2,opt,name=backend,proto3" json:"backend,omitempty"`
 	// What is left out stays as it is.
-	Weight        *uint32 `protobuf:"varint,3,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
-	Drained       *bool   `protobuf:"varint,4,opt,name=drained,proto3,oneof" json:"drained,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Weight  *uint32 `protobuf:"varint,3,opt,name=weight,proto3,oneof" json:"weight,omitempty"`
+	Drained *bool   `protobuf:"varint,4,opt,name=drained,proto3,oneof" json:"drained,omitempty"`
+	// The backend comes to its full weight in this time from now on, in a straight line; 0 ends a slow start. Needs a pool. It holds for this
+	// time only: the next one takes what the pool's configuration says.
+	SlowStartMillis *int64 `protobuf:"varint,5,opt,name=slow_start_millis,json=slowStartMillis,proto3,oneof" json:"slow_start_millis,omitempty"`
+	unknownFields   protoimpl.UnknownFields
+	sizeCache       protoimpl.SizeCache
 }
 
 func (x *SetBackendRequest) Reset() {
@@ -680,6 +692,13 @@ func (x *SetBackendRequest) GetDrained() bool {
 		return *x.Drained
 	}
 	return false
+}
+
+func (x *SetBackendRequest) GetSlowStartMillis() int64 {
+	if x != nil && x.SlowStartMillis != nil {
+		return *x.SlowStartMillis
+	}
+	return 0
 }
 
 type SetBackendResponse struct {
@@ -857,7 +876,7 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
 	"\bdelivery\x18\x02 \x01(\tR\bdelivery\x12\x18\n" +
 	"\abalance\x18\x03 \x01(\tR\abalance\x129\n" +
-	"\bbackends\x18\x04 \x03(\v2\x1d.rehome.dispatcher.v1.BackendR\bbackends\"\xdb\x02\n" +
+	"\bbackends\x18\x04 \x03(\v2\x1d.rehome.dispatcher.v1.BackendR\bbackends\"\x90\x03\n" +
 	"\aBackend\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
 	"\x04host\x18\x02 \x01(\tR\x04host\x12\x18\n" +
@@ -872,7 +891,8 @@ const file_dispatcher_proto_rawDesc = "" +
 	" \x01(\x03R\x06active\x12\x16\n" +
 	"\x06health\x18\v \x01(\tR\x06health\x12!\n" +
 	"\fhealth_error\x18\f \x01(\tR\vhealthError\x12\x16\n" +
-	"\x06unable\x18\r \x01(\tR\x06unable\"\xbd\x01\n" +
+	"\x06unable\x18\r \x01(\tR\x06unable\x123\n" +
+	"\x16slow_start_left_millis\x18\x0e \x01(\x03R\x13slowStartLeftMillis\"\xbd\x01\n" +
 	"\x05Table\x12\x14\n" +
 	"\x05flows\x18\x01 \x01(\x04R\x05flows\x12\x1b\n" +
 	"\tmax_flows\x18\x02 \x01(\x04R\bmaxFlows\x12\x1c\n" +
@@ -883,15 +903,17 @@ const file_dispatcher_proto_rawDesc = "" +
 	"\x03Way\x12\x1c\n" +
 	"\tinterface\x18\x01 \x01(\tR\tinterface\x12\x1a\n" +
 	"\bshortcut\x18\x02 \x01(\bR\bshortcut\x12\x10\n" +
-	"\x03why\x18\x03 \x01(\tR\x03why\"\x94\x01\n" +
+	"\x03why\x18\x03 \x01(\tR\x03why\"\xdb\x01\n" +
 	"\x11SetBackendRequest\x12\x12\n" +
 	"\x04pool\x18\x01 \x01(\tR\x04pool\x12\x18\n" +
 	"\abackend\x18\x02 \x01(\tR\abackend\x12\x1b\n" +
 	"\x06weight\x18\x03 \x01(\rH\x00R\x06weight\x88\x01\x01\x12\x1d\n" +
-	"\adrained\x18\x04 \x01(\bH\x01R\adrained\x88\x01\x01B\t\n" +
+	"\adrained\x18\x04 \x01(\bH\x01R\adrained\x88\x01\x01\x12/\n" +
+	"\x11slow_start_millis\x18\x05 \x01(\x03H\x02R\x0fslowStartMillis\x88\x01\x01B\t\n" +
 	"\a_weightB\n" +
 	"\n" +
-	"\b_drained\"F\n" +
+	"\b_drainedB\x14\n" +
+	"\x12_slow_start_millis\"F\n" +
 	"\x12SetBackendResponse\x120\n" +
 	"\x05pools\x18\x01 \x03(\v2\x1a.rehome.dispatcher.v1.PoolR\x05pools\"\x0f\n" +
 	"\rReloadRequest\"r\n" +

@@ -27,6 +27,8 @@ type Backend struct {
 	// Since is when it came into service, for the slow start; zero: long ago. The backends that are there when the
 	// dispatcher starts are best left at zero.
 	Since time.Time
+	// SlowStart is how long its slow start takes; 0: as long as Config.SlowStart.
+	SlowStart time.Duration
 	// Drained means that an operator keeps new connections away from it.
 	Drained bool
 	// Down means that it is known not to answer.

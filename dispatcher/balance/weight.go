@@ -22,13 +22,17 @@ func (r ramp) weight(now time.Time, b *Backend) int64 {
 	}
 	full := int64(min(b.Weight, maxWeight)) * weightUnit
 	// The zero Time is asked for first: a Sub that must saturate costs ten times the rest of the loop.
-	if r.length <= 0 || b.Since.IsZero() {
+	length := r.length
+	if b.SlowStart > 0 {
+		length = b.SlowStart
+	}
+	if length <= 0 || b.Since.IsZero() {
 		return full
 	}
 	age := now.Sub(b.Since)
-	if age >= r.length {
+	if age >= length {
 		return full
 	}
 	// A backend at its very start, or one whose clock is ahead, still serves when nobody else does.
-	return max(1, int64(float64(full)*float64(age)/float64(r.length)))
+	return max(1, int64(float64(full)*float64(age)/float64(length)))
 }

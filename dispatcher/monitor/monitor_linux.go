@@ -30,7 +30,8 @@ type Monitor struct {
 	mu     sync.Mutex
 	closed bool
 	orders []func()
-	stats  Stats // as of the last pass of Run
+	// stats are as of the last time that Run has published them.
+	stats atomic.Pointer[Stats]
 
 	// hosts is what everybody may read, replaced when something changes.
 	hosts atomic.Pointer[map[uint32]Host]
@@ -55,6 +56,7 @@ func Open(config Config) (*Monitor, error) {
 	}
 	m := &Monitor{cfg: config, count: Stats{Refused: make(map[string]uint64)}}
 	m.hosts.Store(&map[uint32]Host{})
+	m.stats.Store(&Stats{})
 	var err error
 	if m.opener, err = vitals.NewOpener(vitals.OpenerConfig{Keys: config.Keys, Skew: config.Skew}); err != nil {
 		return nil, fmt.Errorf("keys: %w", err)
@@ -99,9 +101,7 @@ func (m *Monitor) Hosts() map[uint32]Host { return maps.Clone(*m.hosts.Load()) }
 
 // Stats returns what has been counted.
 func (m *Monitor) Stats() Stats {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	s := m.stats
+	s := *m.stats.Load()
 	s.Refused = maps.Clone(s.Refused)
 	return s
 }

@@ -159,11 +159,14 @@ func (m *Monitor) tell(changes []availability.Event, loads []load.Event) {
 	}
 }
 
-// takeOrders does what other goroutines have asked for.
+// takeOrders does what other goroutines have asked for. It does not wait for one that has the lock, which may have less priority: with the next pass
+// is soon enough.
 func (m *Monitor) takeOrders() {
 	var b [8]byte
 	_, _ = unix.Read(m.wake, b[:]) // empty when nobody has kicked
-	m.mu.Lock()
+	if !m.mu.TryLock() {
+		return
+	}
 	orders := m.orders
 	m.orders = nil
 	m.mu.Unlock()
@@ -199,12 +202,9 @@ func (m *Monitor) publish(now time.Time) {
 	}
 	m.hosts.Store(&hosts)
 	m.count.Strangers, m.count.Dropped = m.detector.Strangers(), uint64(m.socket.drops)
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	refused := m.stats.Refused
-	m.stats = m.count
-	if refused == nil || !maps.Equal(refused, m.count.Refused) {
-		refused = maps.Clone(m.count.Refused)
+	stats := m.count
+	if stats.Refused = m.stats.Load().Refused; stats.Refused == nil || !maps.Equal(stats.Refused, m.count.Refused) {
+		stats.Refused = maps.Clone(m.count.Refused)
 	}
-	m.stats.Refused = refused
+	m.stats.Store(&stats)
 }

@@ -25,7 +25,7 @@ func (g *Gate) Shut(vip netip.AddrPort, ttl time.Duration) error {
 	}
 	q := g.doors[vip]
 	if q == nil {
-		q = &queue{maxPackets: g.config.HoldPackets, maxBytes: g.config.HoldBytes}
+		q = &queue{maxPackets: g.config.HoldPackets, maxBytes: g.config.HoldBytes, room: &g.room}
 		g.doors[vip] = q
 	}
 	q.deadline = time.Now().Add(ttl)

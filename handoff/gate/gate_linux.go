@@ -35,6 +35,7 @@ type Gate struct {
 	mu       sync.Mutex
 	queues   map[tcprepair.Flow]*queue
 	doors    map[netip.AddrPort]*queue // of services whose new connections wait
+	room     room                      // of both
 	overflow uint64
 	lapsed   uint64
 	vain     time.Time // when frames were last waited for in vain
@@ -66,6 +67,7 @@ func Open(config Config) (_ *Gate, err error) {
 	if g.nl, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
+	g.room.max = g.config.HoldTotal
 	objects, err := load(g.config)
 	if err != nil {
 		return nil, err

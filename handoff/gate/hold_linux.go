@@ -70,7 +70,7 @@ func (g *Gate) hold(d Direction, ttl time.Duration, serves uint64, flows ...tcpr
 	}
 	for i := range ops {
 		if err := answer(&ops[i]); err != nil {
-			delete(g.queues, flows[i])
+			g.leave(flows[i])
 			return &OpError{Op: "hold", Flow: flows[i], Err: err}
 		}
 	}
@@ -80,10 +80,18 @@ func (g *Gate) hold(d Direction, ttl time.Duration, serves uint64, flows ...tcpr
 func (g *Gate) queue(f tcprepair.Flow) *queue {
 	q := g.queues[f]
 	if q == nil {
-		q = &queue{maxPackets: g.config.HoldPackets, maxBytes: g.config.HoldBytes}
+		q = &queue{maxPackets: g.config.HoldPackets, maxBytes: g.config.HoldBytes, room: &g.room}
 		g.queues[f] = q
 	}
 	return q
+}
+
+// leave drops a flow's queue, with what is still in it.
+func (g *Gate) leave(f tcprepair.Flow) {
+	if q := g.queues[f]; q != nil {
+		q.take()
+		delete(g.queues, f)
+	}
 }
 
 // Release gives what is held to the local stack, in order, and ends the hold. The host then serves the flow: a Forward
@@ -147,7 +155,7 @@ func (g *Gate) release(f tcprepair.Flow) (Held, error) {
 			failed = errors.Join(failed, g.taps[q.tap].send(q.acknowledgement))
 		}
 	}
-	delete(g.queues, f)
+	g.leave(f)
 	if err := answer(o); err != nil && (!known || !errors.Is(err, ErrNoFlow)) {
 		failed = errors.Join(failed, err)
 	}
@@ -278,7 +286,7 @@ func (g *Gate) lapse(now time.Time) {
 			err = errors.Join(g.table.run(ops), g.drain(drainFrames), g.inject(q.tap, q.take(), toTable))
 			held = g.outcome(q, &ops[0])
 		}
-		delete(g.queues, f)
+		g.leave(f)
 		g.config.Logger.Warn("hold ended by its deadline", "flow", f, "packets", held.Packets, "error", err)
 	}
 }
@@ -306,7 +314,7 @@ func (g *Gate) letGo(op string, f tcprepair.Flow, anyway bool) error {
 		if (anyway || routeInfo(&ops[0]).Node != 0) && len(q.frames) > 0 {
 			err = errors.Join(err, g.inject(q.tap, q.take(), toTable))
 		}
-		delete(g.queues, f)
+		g.leave(f)
 	}
 	if err != nil {
 		return &OpError{Op: op, Flow: f, Err: err}
@@ -339,7 +347,7 @@ func (g *Gate) divert(f tcprepair.Flow, to Node, ttl time.Duration, frames [][]b
 	if q == nil {
 		return ErrNoFlow
 	}
-	defer delete(g.queues, f)
+	defer g.leave(f)
 	t, mac, err := g.wayTo(to)
 	if err != nil {
 		return err
@@ -396,7 +404,7 @@ func (g *Gate) Unhold(f tcprepair.Flow) error {
 	}
 	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
 	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
-	delete(g.queues, f)
+	g.leave(f)
 	if err == nil {
 		err = answer(&ops[0])
 	}
@@ -454,7 +462,7 @@ func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, 
 			err = g.drain(drainFrames)
 		}
 		frames = q.take()
-		delete(g.queues, f)
+		g.leave(f)
 	}
 	if err != nil {
 		return frames, &OpError{Op: "forward", Flow: f, Err: err}

@@ -5,6 +5,7 @@
 package gate
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -418,5 +419,68 @@ func TestTakeReplay(t *testing.T) {
 	wait(t, done, len(msg))
 	if n := tcpInfo(t, c).Total_retrans; n != 0 {
 		t.Errorf("client retransmitted %d", n)
+	}
+}
+
+// TestHoldTotal: what is kept of two flows together is bounded; what is dropped comes again, and the room is there again afterwards.
+func TestHoldTotal(t *testing.T) {
+	hosts := network(t, 2)
+	client, server := hosts[0], hosts[1]
+	listener := server.listen(t, "10.66.0.2:8080")
+	const room = 20_000
+	g, err := server.open(t, Config{Interfaces: []string{"eth0"}, HoldTotal: room})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	ran := make(chan error, 1)
+	go func() { ran <- g.Run(ctx) }()
+	defer func() {
+		cancel()
+		if err := <-ran; err != nil {
+			t.Error(err)
+		}
+	}()
+	msg := make([]byte, 14_000) // ten segments: the initial window
+	ramp(msg, 0)
+	var (
+		conns []net.Conn
+		ends  []<-chan received
+	)
+	for range 2 {
+		ends = append(ends, accept(listener))
+		c, err := client.dial(t, 0, "10.66.0.2:8080")
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		conns = append(conns, c)
+		if err := g.Hold(flowOf(c), Ingress, 5*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Write(msg); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "there is no room", func() bool { return g.Stats().Crowded > 0 })
+	dropped := 0
+	for _, c := range conns {
+		held, err := g.Release(flowOf(c))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if dropped += held.Dropped; held.Bytes > room {
+			t.Errorf("%+v of one flow", held)
+		}
+	}
+	if s := g.Stats(); dropped == 0 || s.Crowded != s.Overflow || s.Crowded < uint64(dropped) || s.Kept != 0 {
+		t.Errorf("%d packets dropped: %+v", dropped, s)
+	}
+	for i, c := range conns {
+		if err := c.(*net.TCPConn).CloseWrite(); err != nil {
+			t.Fatal(err)
+		}
+		wait(t, ends[i], len(msg)) // the clients' retransmission heals it
 	}
 }

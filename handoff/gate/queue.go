@@ -18,12 +18,39 @@ type queue struct {
 	kept       Held
 	maxPackets int
 	maxBytes   int
+	// room is what all queues of the gate share; nil: there is no bound.
+	room *room
+}
+
+// room is the memory that queues share: many flows that are each within their own bound may not be so together.
+type room struct {
+	used, max int    // bytes
+	crowded   uint64 // frames for which there was none
+}
+
+// take reports whether there is room for so many bytes more, and takes it.
+func (r *room) take(n int) bool {
+	if r == nil {
+		return true
+	}
+	if r.used+n > r.max {
+		r.crowded++
+		return false
+	}
+	r.used += n
+	return true
+}
+
+func (r *room) give(n int) {
+	if r != nil {
+		r.used -= n
+	}
 }
 
 // add keeps a copy of the frame, or counts it as dropped when the queue is full.
 func (q *queue) add(frame []byte, tap int) bool {
 	q.seen++
-	if len(q.frames) >= q.maxPackets || q.bytes+len(frame) > q.maxBytes {
+	if len(q.frames) >= q.maxPackets || q.bytes+len(frame) > q.maxBytes || !q.room.take(len(frame)) {
 		q.kept.Dropped++
 		return false
 	}
@@ -38,6 +65,7 @@ func (q *queue) add(frame []byte, tap int) bool {
 // take empties the queue.
 func (q *queue) take() [][]byte {
 	frames := q.frames
+	q.room.give(q.bytes)
 	q.frames, q.bytes = nil, 0
 	return frames
 }

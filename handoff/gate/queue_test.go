@@ -46,3 +46,34 @@ func TestQueueCopies(t *testing.T) {
 		t.Errorf("queued %q", got)
 	}
 }
+
+// TestQueuesShareRoom: flows that are each within their bound are so together, and what leaves makes room.
+func TestQueuesShareRoom(t *testing.T) {
+	r := room{max: 100}
+	queues := make([]queue, 5)
+	for i := range queues {
+		queues[i] = queue{maxPackets: 10, maxBytes: 40, room: &r}
+		for range 2 {
+			queues[i].add(make([]byte, 20), 0)
+		}
+	}
+	for i, want := range []int{0, 0, 1, 2, 2} {
+		if got := queues[i].kept.Dropped; got != want {
+			t.Errorf("queue %d has dropped %d frames, want %d", i, got, want)
+		}
+	}
+	if r.used != 100 || r.crowded != 5 {
+		t.Errorf("%d bytes are used, %d frames found no room; want 100 and 5", r.used, r.crowded)
+	}
+	queues[0].take()
+	queues[0].take()
+	if r.used != 60 || !queues[4].add(make([]byte, 40), 0) || queues[3].add([]byte{0}, 0) {
+		t.Errorf("%d bytes are used, want 60, and then 100", r.used)
+	}
+	for i := range queues {
+		queues[i].take()
+	}
+	if r.used != 0 {
+		t.Errorf("%d bytes are used by nobody", r.used)
+	}
+}

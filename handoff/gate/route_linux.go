@@ -160,7 +160,7 @@ func (g *Gate) Forget(flows ...tcprepair.Flow) error {
 	ops := make([]gateOperation, len(flows))
 	for i, f := range flows {
 		ops[i] = newOperation(gateCodeOP_FORGET, f)
-		delete(g.queues, f)
+		g.leave(f)
 	}
 	if err := g.table.run(ops); err != nil {
 		return &OpError{Op: "forget", Err: err}
@@ -191,6 +191,7 @@ func (g *Gate) Stats() Stats {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	s.Overflow, s.Lapsed = g.overflow, g.lapsed
+	s.Crowded, s.Kept = g.room.crowded, uint64(g.room.used)
 	s.Flows, s.Holds = uint64(g.swept.Live), uint64(g.swept.Holds)
 	return s
 }

@@ -39,6 +39,9 @@ type Config struct {
 	// HoldPackets and HoldBytes bound what is kept of one flow; what comes beyond is dropped and counted.
 	// 0 means 4,096 packets and 8 MiB.
 	HoldPackets, HoldBytes int
+	// HoldTotal bounds what is kept of all flows together, in bytes: what comes beyond is dropped and counted, and its sender sends it again. 0 means
+	// 256 MiB.
+	HoldTotal int
 	// IdleTimeout is how long an entry remembers the owner of a flow it sees no packet of. 0 means 4 hours, twice the
 	// usual keepalive time. Flows whose handshake never ends go after two minutes.
 	IdleTimeout time.Duration
@@ -55,6 +58,9 @@ func (c Config) withDefaults() Config {
 	}
 	if c.HoldBytes == 0 {
 		c.HoldBytes = 8 << 20
+	}
+	if c.HoldTotal == 0 {
+		c.HoldTotal = 256 << 20
 	}
 	if c.IdleTimeout == 0 {
 		c.IdleTimeout = 4 * time.Hour
@@ -76,8 +82,8 @@ func (c Config) validate() error {
 		}
 		seen[name] = true
 	}
-	if c.HoldPackets < 0 || c.HoldBytes < 0 || c.IdleTimeout < 0 {
-		return errors.New("HoldPackets, HoldBytes and IdleTimeout cannot be negative")
+	if c.HoldPackets < 0 || c.HoldBytes < 0 || c.HoldTotal < 0 || c.IdleTimeout < 0 {
+		return errors.New("HoldPackets, HoldBytes, HoldTotal and IdleTimeout cannot be negative")
 	}
 	return nil
 }
@@ -86,7 +92,7 @@ func (c Config) validate() error {
 type Held struct {
 	Packets    int // kept (after segmentation)
 	Bytes      int // of those, with their Ethernet headers
-	Dropped    int // lost: beyond Config.HoldPackets or HoldBytes, or because nobody read the tap in time
+	Dropped    int // lost: beyond Config.HoldPackets, HoldBytes or HoldTotal, or because nobody read the tap in time
 	Suppressed int // own packets stopped at egress
 }
 
@@ -115,7 +121,9 @@ type Stats struct {
 	Loop       uint64 // dropped: would have gone back where it came from
 	Full       uint64 // SYNs dropped: the flow table is full
 
-	Overflow uint64 // dropped by this process: beyond a flow's bound
+	Overflow uint64 // dropped by this process: beyond a flow's bound, or Config.HoldTotal
+	Crowded  uint64 // of those: beyond Config.HoldTotal
+	Kept     uint64 // bytes of held packets that this process has now
 	Lapsed   uint64 // holds of this process that ended by their deadline
 	Flows    uint64 // entries alive at the last sweep
 	Holds    uint64 // holds alive at the last sweep

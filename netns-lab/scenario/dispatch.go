@@ -35,16 +35,21 @@ type DispatchConfig struct {
 type DispatchResult struct {
 	Scenario string `json:"scenario"`
 	Front    string `json:"front"`
-	OK       bool   `json:"ok"`
+	// OK means that nothing failed, every delivery was used, nothing was relayed, and no check was left out for want of a program.
+	OK bool `json:"ok"`
 	// Failed counts checks, requests and downloads that failed; Problems says which.
 	Failed   int      `json:"failed"`
 	Problems []string `json:"problems,omitempty"`
 	// Checks counts the checks with real clients, Skipped those that could not be made.
 	Checks  int `json:"checks"`
 	Skipped int `json:"skipped"`
+	// Missing are the programs that some of those need.
+	Missing []string `json:"missing,omitempty"`
 	// Requests are wrk's, each with a connection of its own.
 	Requests          int64   `json:"requests"`
 	RequestsPerSecond float64 `json:"requestsPerSecond"`
+	// DescriptorRequests came to a server that takes descriptors.
+	DescriptorRequests int `json:"descriptorRequests"`
 	// Downloads ran while the front was killed. Retransmitted is what all hosts sent again meanwhile, in segments.
 	Downloads     int `json:"downloads"`
 	Retransmitted int `json:"retransmitted"`
@@ -62,6 +67,8 @@ type Handoffs struct {
 	Micros    Quantiles
 	// BytesRelayed is what it has passed on in user space.
 	BytesRelayed int64
+	// Deliveries are those that it was to use.
+	Deliveries []string
 }
 
 // FrontCounter is a Front that counts its handoffs.
@@ -98,17 +105,25 @@ func Dispatch(ctx context.Context, cfg DispatchConfig) (_ *DispatchResult, err e
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, farm.Close()) }()
+	s := &dispatch{cfg: cfg, farm: farm, result: DispatchResult{Scenario: "dispatch", Front: cfg.Front.Name()}}
+	if front, ok := cfg.Front.(descriptorFront); ok {
+		socket := farm.path(NginxHost, "fd.sock")
+		if s.given, err = serveDescriptors(socket); err != nil {
+			return nil, err
+		}
+		defer func() { err = errors.Join(err, s.given.close()) }()
+		front.giveTo(socket)
+	}
 	if err := cfg.Front.Start(ctx, farm); err != nil {
 		return nil, err
 	}
 	defer func() { err = errors.Join(err, cfg.Front.Stop()) }()
-	s := &dispatch{cfg: cfg, farm: farm, result: DispatchResult{Scenario: "dispatch", Front: cfg.Front.Name()}}
-	for _, act := range []func(context.Context) error{s.clients, s.load, s.count, s.restart, s.drain, s.count} {
+	for _, act := range []func(context.Context) error{s.clients, s.descriptors, s.load, s.count, s.restart, s.drain, s.count} {
 		if err := act(ctx); err != nil {
 			return nil, err
 		}
 	}
-	s.result.OK = s.result.Failed == 0
+	s.result.judge(s.deliveries)
 	return &s.result, nil
 }
 
@@ -116,6 +131,10 @@ type dispatch struct {
 	cfg    DispatchConfig
 	farm   *Farm
 	result DispatchResult
+	// given is nil unless the front gives connections to it.
+	given *descriptorServer
+	// deliveries are those that the front was to use.
+	deliveries []string
 }
 
 func (s *dispatch) say(format string, args ...any) { fmt.Fprintf(s.cfg.Report, format+"\n", args...) }
@@ -143,6 +162,9 @@ func (s *dispatch) clients(ctx context.Context) error {
 			return ctx.Err()
 		case missing != nil || errors.Is(err, ErrNotServed):
 			s.result.Skipped++
+			if missing != nil {
+				s.result.Missing = append(s.result.Missing, check.Program)
+			}
 			s.say("%-24s skipped: %v", check.Name, err)
 		case err != nil:
 			s.result.Checks++
@@ -230,6 +252,7 @@ func (s *dispatch) count(ctx context.Context) error {
 		s.result.Handoffs[delivery] += n
 	}
 	s.result.BytesRelayed += h.BytesRelayed
+	s.deliveries = h.Deliveries
 	s.say("handoffs: %v, median %d us, p99 %d us", h.Delivered, h.Micros.Median, h.Micros.P99)
 	return nil
 }

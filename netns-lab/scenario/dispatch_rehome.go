@@ -88,7 +88,12 @@ type rehome struct {
 	adjust     func(*dispatcher.Config) // may be nil
 	forward    dispatcher.ForwardMode
 	running    *program
+	// handed is the socket of a server on NginxHost that takes descriptors; empty: there is none.
+	handed string
 }
+
+// giveTo implements descriptorFront.
+func (r *rehome) giveTo(socket string) { r.handed = socket }
 
 func (r *rehome) Name() string {
 	if r.socketless {
@@ -150,6 +155,13 @@ func (r *rehome) write(f *Farm, routes []Route) error {
 	web := dispatcher.ServiceConfig{
 		Name: "web", Mode: dispatcher.ModeHTTP, Addresses: at(topo.VIPs, Files.Port()), Default: string(Files),
 		Routes: []dispatcher.RouteConfig{{Path: LinkedPath, Pool: string(Linked)}},
+	}
+	if r.handed != "" {
+		cfg.Pools = append(cfg.Pools, dispatcher.PoolConfig{
+			Name: "handed", Delivery: dispatcher.DeliveryFD, Service: pools[Files].Service,
+			Backends: []dispatcher.BackendConfig{{Host: NginxHost, Socket: r.handed}},
+		})
+		web.Routes = append(web.Routes, dispatcher.RouteConfig{Path: DescriptorPath, Pool: "handed"})
 	}
 	for _, route := range routes {
 		web.Routes = append(web.Routes, dispatcher.RouteConfig{Host: route.Host, Pool: string(route.Service)})
@@ -250,6 +262,10 @@ func (r *rehome) Handoffs(ctx context.Context, f *Farm) (Handoffs, error) {
 		h.BytesRelayed = int64(m.GetCounter().GetValue())
 	}
 	h.Micros = histogramQuantiles(families["rehome_dispatcher_handoff_seconds"].GetMetric())
+	h.Deliveries = []string{string(dispatcher.DeliveryLinked), string(dispatcher.DeliveryUnmodified)}
+	if r.handed != "" {
+		h.Deliveries = append(h.Deliveries, string(dispatcher.DeliveryFD))
+	}
 	return h, nil
 }
 

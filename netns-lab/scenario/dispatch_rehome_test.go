@@ -55,4 +55,7 @@ func dispatcherScene(t *testing.T, front scenario.Front) {
 	if r.Handoffs["linked"] == 0 || r.Handoffs["unmodified"] < r.Requests {
 		t.Errorf("%d requests, handoffs %v", r.Requests, r.Handoffs)
 	}
+	if n := r.Handoffs["fd"]; n != int64(r.DescriptorRequests) || n < 20 {
+		t.Errorf("%d connections handed off by delivery fd, %d came", n, r.DescriptorRequests)
+	}
 }
