@@ -255,6 +255,9 @@ func openSessionIn(tb testing.TB, table *Table) ID {
 // TestMemory holds the figure: at most 200 bytes for a flow with its share of session, client and indexes, here each of its own. More
 // flows to a session take less: BenchmarkMemory.
 func TestMemory(t *testing.T) {
+	if underRace {
+		t.Skip("the race detector keeps more about memory than the memory is")
+	}
 	if testing.Short() {
 		t.Skip("fills a table of a million flows")
 	}
