@@ -26,6 +26,9 @@ import (
 // maxDirty bounds how many links frames wait in while there is more to do.
 const maxDirty = 64
 
+// manyMoves are so many moves at the same time that all processors are of use: who waits then waits for the others.
+const manyMoves = 16
+
 // tickInterval is how precisely deadlines are kept.
 const tickInterval = 20 * time.Millisecond
 
@@ -308,7 +311,7 @@ func (e *engine) tick(now time.Time) {
 		in.settle(now)
 	}
 	e.entry.Sweep(now)
-	e.processors.SetParallel(len(e.processes)+len(e.arrivals) > 0)
+	e.processors.SetParallel(len(e.processes)+len(e.arrivals) > 0 || len(e.sources)+len(e.targets) >= manyMoves)
 }
 
 // newID returns the id of a new migration or request: random, so that it is unique across hosts and restarts.
