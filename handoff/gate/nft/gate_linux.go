@@ -31,7 +31,8 @@ type Gate struct {
 
 	mu     sync.Mutex
 	conn   *nftables.Conn
-	reader *nftables.Conn // used by Run alone, without mu
+	reader *nftables.Conn                    // used by Run alone, without mu
+	unseen map[tcprepair.Flow]gate.RouteInfo // the same: flows that were not seen the last time
 	ledger ledger
 	holds  holds
 	nodes  map[gate.Node]way

@@ -74,6 +74,17 @@ func (l *ledger) unchanged(before map[tcprepair.Flow]gate.RouteInfo) (same []tcp
 	return same
 }
 
+// inBoth returns the flows that are in two lists, and are the same there.
+func inBoth(a, b map[tcprepair.Flow]gate.RouteInfo) map[tcprepair.Flow]gate.RouteInfo {
+	common := make(map[tcprepair.Flow]gate.RouteInfo)
+	for f, r := range a {
+		if other, ok := b[f]; ok && other == r {
+			common[f] = r
+		}
+	}
+	return common
+}
+
 // elsewhere counts the flows of other nodes.
 func (l *ledger) elsewhere() (n int) {
 	for _, r := range l.flows {

@@ -153,3 +153,20 @@ func FuzzKey(f *testing.F) {
 		}
 	})
 }
+
+func TestInBoth(t *testing.T) {
+	type list = map[tcprepair.Flow]gate.RouteInfo
+	one, other := gate.RouteInfo{Node: 1, Epoch: 2}, gate.RouteInfo{Node: 1, Epoch: 3}
+	for _, tt := range []struct {
+		name       string
+		a, b, want list
+	}{
+		{"the first list", nil, list{flow4(): one}, list{}},
+		{"missing twice", list{flow4(): one, flow6(): other}, list{flow4(): one}, list{flow4(): one}},
+		{"moved meanwhile", list{flow4(): one}, list{flow4(): other}, list{}},
+	} {
+		if diff := cmp.Diff(tt.want, inBoth(tt.a, tt.b), cmpopts.EquateComparable(tcprepair.Flow{})); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
+		}
+	}
+}

@@ -114,7 +114,8 @@ func (g *Gate) tend(now time.Time, idle bool) error {
 }
 
 // forgetIdle removes those flows that no packet was seen of for long. What is seen is read without the lock, as it can be much: a flow that
-// was in the ledger before that, and is not seen, has been idle.
+// was in the ledger before that, and is not seen, has been idle. But the kernel gives a long list in parts, and where elements come and go
+// in between it may leave one out that is there: only who is missing the next time, too, is forgotten.
 func (g *Gate) forgetIdle(before map[tcprepair.Flow]gate.RouteInfo) error {
 	for i := range g.rules.versions {
 		seen := g.rules.versions[i].seen
@@ -128,12 +129,14 @@ func (g *Gate) forgetIdle(before map[tcprepair.Flow]gate.RouteInfo) error {
 			}
 		}
 	}
+	idle := inBoth(g.unseen, before)
+	g.unseen = before
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.closed {
 		return ErrClosed
 	}
-	return g.remove(g.ledger.begun(g.ledger.unchanged(before)))
+	return g.remove(g.ledger.begun(g.ledger.unchanged(idle)))
 }
 
 // sweep removes entries of connections whose ports have been used again. It is called with the lock held.
