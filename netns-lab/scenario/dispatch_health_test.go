@@ -100,8 +100,8 @@ func (s *checkedServer) stop(t *testing.T) {
 	s.cmd = nil
 }
 
-// healthOf returns what the operator sees of the pool's backends: their states, and what their checks say.
-func (o *operated) healthOf(t *testing.T) map[string][2]string {
+// healthOf returns what the operator sees of a pool's backends: their states, and what their checks say.
+func (o *operated) healthOf(t *testing.T, pool string) map[string][2]string {
 	t.Helper()
 	out, _ := o.order(t, 0, "status", "--output", "json")
 	var st struct {
@@ -116,7 +116,7 @@ func (o *operated) healthOf(t *testing.T) map[string][2]string {
 	all := make(map[string][2]string)
 	for _, p := range st.Pools {
 		for _, b := range p.Backends {
-			if p.Name == checkedPool {
+			if p.Name == pool {
 				all[b.Host] = [2]string{b.State, b.Health}
 			}
 		}
@@ -124,19 +124,19 @@ func (o *operated) healthOf(t *testing.T) map[string][2]string {
 	return all
 }
 
-// becomes waits until the operator sees a backend so.
-func (o *operated) becomes(t *testing.T, host, state, found string) {
+// becomes waits until the operator sees a pool's backend so.
+func (o *operated) becomes(t *testing.T, pool, host, state, found string) {
 	t.Helper()
 	begin := time.Now()
 	for {
-		now := o.healthOf(t)
+		now := o.healthOf(t, pool)
 		if now[host] == [2]string{state, found} {
-			t.Logf("%s is %s after %v", host, state, time.Since(begin).Round(time.Millisecond))
+			t.Logf("%s of %s is %s after %v", host, pool, state, time.Since(begin).Round(time.Millisecond))
 			return
 		}
 		if time.Since(begin) > 5*time.Second {
 			out, _ := o.order(t, 0, "status")
-			t.Fatalf("%v, want %s %s, %s\n%s\n%s", now, host, state, found, out, o.Logs(scenario.FrontHost))
+			t.Fatalf("%s: %v, want %s %s, %s\n%s\n%s", pool, now, host, state, found, out, o.Logs(scenario.FrontHost))
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
@@ -233,15 +233,15 @@ func TestDispatcherChecks(t *testing.T) {
 	b2, b3 := newCheckedServer(t, o, scenario.NginxHost), newCheckedServer(t, o, scenario.MixedHost)
 	both := func(when string) {
 		t.Helper()
-		o.becomes(t, scenario.NginxHost, "up", "up")
-		o.becomes(t, scenario.MixedHost, "up", "up")
+		o.becomes(t, checkedPool, scenario.NginxHost, "up", "up")
+		o.becomes(t, checkedPool, scenario.MixedHost, "up", "up")
 		if by := o.asked(t, 20); by[scenario.NginxHost] != 10 || by[scenario.MixedHost] != 10 {
 			t.Errorf("%s: %v, want 10 connections for each", when, by)
 		}
 	}
 	without := func(out, other, when string) {
 		t.Helper()
-		o.becomes(t, out, "unhealthy", "down")
+		o.becomes(t, checkedPool, out, "unhealthy", "down")
 		if by := o.asked(t, 20); by[other] != 20 {
 			t.Errorf("%s: %v, want all at %s", when, by, other)
 		}
@@ -263,9 +263,9 @@ func TestDispatcherChecks(t *testing.T) {
 
 	// A pool that is not checked any more forgets what was found.
 	b2.stop(t)
-	o.becomes(t, scenario.NginxHost, "unhealthy", "down")
+	o.becomes(t, checkedPool, scenario.NginxHost, "unhealthy", "down")
 	o.reload(t, func(c *dispatcher.Config) { c.Pools[len(c.Pools)-1].Health = nil })
-	o.becomes(t, scenario.NginxHost, "up", "")
+	o.becomes(t, checkedPool, scenario.NginxHost, "up", "")
 	b2.start(t)
 	o.reload(t, func(c *dispatcher.Config) { c.Pools[len(c.Pools)-1].Health = pool.Health })
 	both("checked again")
