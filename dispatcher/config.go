@@ -111,8 +111,8 @@ func (c *Config) validateSessions() error {
 		key   string
 		value int
 	}{{"max_flows", c.Sessions.MaxFlows}, {"per_client", c.Sessions.PerClient}} {
-		if f.value < 0 || f.value > maxFlows {
-			bad("sessions.%s: %d: want 1 to %d, or 0 for the default", f.key, f.value, maxFlows)
+		if f.value < 0 || f.value > session.MaxFlows {
+			bad("sessions.%s: %d: want 1 to %d, or 0 for the default", f.key, f.value, session.MaxFlows)
 		}
 	}
 	for _, f := range []struct {

@@ -14,7 +14,9 @@ const (
 	MinTimeout = 10 * time.Second
 	MaxTimeout = 24 * time.Hour
 
-	maxFlows      = 1 << 26
+	// MaxFlows is the most that Config.MaxFlows may be.
+	MaxFlows = maxRecords
+
 	maxPerSession = 4096
 )
 
@@ -70,8 +72,8 @@ func (c Config) validate() error {
 		name       string
 		value, max int
 	}{
-		{"MaxFlows", c.MaxFlows, maxFlows},
-		{"MaxPerClient", c.MaxPerClient, maxFlows},
+		{"MaxFlows", c.MaxFlows, MaxFlows},
+		{"MaxPerClient", c.MaxPerClient, MaxFlows},
 		{"MaxAnnounced", c.MaxAnnounced, maxPerSession},
 		{"MaxSignalling", c.MaxSignalling, maxPerSession},
 		{"MaxNames", c.MaxNames, maxPerSession},

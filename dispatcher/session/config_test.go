@@ -18,9 +18,9 @@ func TestConfig(t *testing.T) {
 		want   string // part of the error; empty: none
 	}{
 		{"zero", Config{}, ""},
-		{"largest", Config{MaxPerClient: maxFlows, MaxAnnounced: 4096, MaxSignalling: 4096, MaxNames: 4096}, ""},
+		{"largest", Config{MaxPerClient: MaxFlows, MaxAnnounced: 4096, MaxSignalling: 4096, MaxNames: 4096}, ""},
 		{"flows", Config{MaxFlows: -1}, "MaxFlows -1"},
-		{"too many flows", Config{MaxFlows: maxFlows + 1}, "MaxFlows 67108865: want 0 to 67108864"},
+		{"too many flows", Config{MaxFlows: MaxFlows + 1}, "MaxFlows 16777216: want 0 to 16777215"},
 		{"client", Config{MaxPerClient: -1}, "MaxPerClient -1"},
 		{"announced", Config{MaxAnnounced: 4097}, "MaxAnnounced 4097"},
 		{"signalling", Config{MaxSignalling: 4097}, "MaxSignalling 4097"},

@@ -17,21 +17,36 @@ import (
 // while it waits for memory.
 type index struct{ buckets []bucket }
 
-// bucket is one line of the CPU's cache, and on average five sixths full at most: with as many records as there may be, one in fifteen is not at home.
-// More room would cost more than it saves: the smaller the index, the more of it stays in the CPU's cache between records that do not.
+// bucket is one line of the CPU's cache, and on average thirteen fifteenths full at most: with as many records as there may be, one in fifteen is not
+// at home. More room would cost more than it saves: the smaller the index, the more of it stays in the CPU's cache between records that do not. That is
+// why numbers have three bytes.
 type bucket struct {
 	// tags are a byte of each record's digest; 0: free.
 	tags [bucketSize]uint8
+	refs [refSize * bucketSize]uint8
 	// passed counts the records that are elsewhere because there was no room here. A search goes on only for these, so nothing needs to move
 	// when a record goes.
 	passed uint32
-	refs   [bucketSize]uint32
 }
 
 const (
-	bucketSize = 12
-	fullBucket = 10 // on average, when the index is full
+	bucketSize = 15
+	fullBucket = 13 // on average, when the index is full
+	refSize    = 3
+	// maxRecords is how many records have numbers.
+	maxRecords = 1<<(8*refSize) - 1
 )
+
+func (b *bucket) ref(i int) uint32 {
+	r := b.refs[refSize*i : refSize*i+refSize]
+	return uint32(r[0]) | uint32(r[1])<<8 | uint32(r[2])<<16
+}
+
+func (b *bucket) set(i int, tag uint8, ref uint32) {
+	b.tags[i] = tag
+	r := b.refs[refSize*i : refSize*i+refSize]
+	r[0], r[1], r[2] = uint8(ref), uint8(ref>>8), uint8(ref>>16)
+}
 
 // reserve makes an empty index for n records.
 func (x *index) reserve(n int) (err error) {
@@ -65,7 +80,7 @@ func (x *index) candidates(digest uint32) iter.Seq[uint32] {
 		for p := x.home(digest); ; p = x.after(p) {
 			b := &x.buckets[p]
 			for m := b.having(tagOf(digest)); m != 0; m &= m - 1 {
-				if !yield(b.refs[first(m)]) {
+				if !yield(b.ref(first(m))) {
 					return
 				}
 			}
@@ -81,8 +96,7 @@ func (x *index) add(digest, ref uint32) {
 	for p := x.home(digest); ; p = x.after(p) {
 		b := &x.buckets[p]
 		if m := b.having(0); m != 0 {
-			i := first(m)
-			b.tags[i], b.refs[i] = tagOf(digest), ref
+			b.set(first(m), tagOf(digest), ref)
 			return
 		}
 		b.passed++
@@ -94,8 +108,8 @@ func (x *index) remove(digest, ref uint32) {
 	for p := x.home(digest); ; p = x.after(p) {
 		b := &x.buckets[p]
 		for m := b.having(tagOf(digest)); m != 0; m &= m - 1 {
-			if i := first(m); b.refs[i] == ref {
-				b.tags[i], b.refs[i] = 0, 0
+			if i := first(m); b.ref(i) == ref {
+				b.set(i, 0, 0)
 				return
 			}
 		}
@@ -106,8 +120,8 @@ func (x *index) remove(digest, ref uint32) {
 // having returns the places that have a tag, one bit for each: see first.
 func (b *bucket) having(tag uint8) uint64 {
 	low := equal(binary.LittleEndian.Uint64(b.tags[:8]), tag)
-	high := equal(uint64(binary.LittleEndian.Uint32(b.tags[8:])), tag)
-	return low>>7 | high<<32>>38
+	high := equal(binary.LittleEndian.Uint64(b.tags[7:])>>8, tag) // its last byte is none
+	return low>>7 | high<<8>>14
 }
 
 // first returns the first of the places that having has found: bit 8i stands for place i, bit 8i+1 for place 8+i.

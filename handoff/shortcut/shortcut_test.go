@@ -169,12 +169,13 @@ func TestProve(t *testing.T) {
 	t.Run("arrives", func(t *testing.T) {
 		b := labtest.Network(t, 2)
 		h := b.Hosts[0]
+		// IPv6 has something of its own to say when a link is young.
+		h.Do(t, func() error { return os.WriteFile("/proc/sys/net/ipv6/conf/eth0/disable_ipv6", []byte("1"), 0o600) })
 		before := h.Link(t, "eth0").Attrs().Statistics.TxPackets
 		if err := prove(t, h, nobody, there); err != nil {
 			t.Error(err)
 		}
-		// IPv6 may have something of its own to say; the questions are two.
-		if sent := h.Link(t, "eth0").Attrs().Statistics.TxPackets - before; sent > 1 {
+		if sent := h.Link(t, "eth0").Attrs().Statistics.TxPackets - before; sent > 0 {
 			t.Errorf("%d frames left by the interface", sent)
 		}
 	})
