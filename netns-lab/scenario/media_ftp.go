@@ -14,6 +14,9 @@ import (
 	"strconv"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+
 	netnslab "github.com/rehome-net/rehome/netns-lab"
 )
 
@@ -137,12 +140,48 @@ func (m *Media) FetchFTPSlowly(ctx context.Context, mode FTPMode, rate int) erro
 	}
 	defer os.RemoveAll(dir) //nolint:errcheck // goes with the lab at the latest
 	options := map[FTPMode][]string{FTPPassive: {"--disable-epsv"}, FTPActive: {"--ftp-port", "-", "--disable-eprt"}}[mode]
-	got := filepath.Join(dir, "file")
-	command := []string{"curl", "-sS", "--max-time", "30", "--limit-rate", strconv.Itoa(rate), "-o", got, "ftp://" + netip.AddrPortFrom(m.VIP(), FTPPort).String() + "/file"}
-	if _, err := m.run(ctx, 2*startTimeout, dir, append(command, options...)...); err != nil {
+	// Curl's own limit looks at the clock after it has read what is there, which may be the whole file. Nobody gets more through a pipe than is taken.
+	pipe := filepath.Join(dir, "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
 		return err
 	}
-	return sameNoise(got, ftpContent())
+	reader, err := os.OpenFile(pipe, os.O_RDWR, 0) // also to write: opening does not wait for curl, and there is no end before curl's
+	if err != nil {
+		return err
+	}
+	var group errgroup.Group
+	got := make([]byte, ftpSize)
+	group.Go(func() error { return readSlowly(reader, got, rate) })
+	command := []string{"curl", "-sS", "--max-time", "30", "-o", pipe, "ftp://" + netip.AddrPortFrom(m.VIP(), FTPPort).String() + "/file"}
+	_, err = m.run(ctx, 2*startTimeout, dir, append(command, options...)...)
+	if err != nil {
+		_ = reader.Close() // nothing comes any more
+	}
+	err = errors.Join(err, group.Wait())
+	_ = reader.Close()
+	want := make([]byte, ftpSize)
+	if _, e := ftpContent().ReadAt(want, 0); e != nil {
+		return e
+	}
+	if err == nil && !bytes.Equal(got, want) {
+		err = errors.New("the file that arrived is not the one that was sent")
+	}
+	return err
+}
+
+// readSlowly fills b, with so many bytes a second.
+func readSlowly(r io.Reader, b []byte, rate int) error {
+	const pause = 50 * time.Millisecond
+	piece := max(int(int64(rate)*int64(pause)/int64(time.Second)), 1)
+	for len(b) > 0 {
+		n, err := io.ReadFull(r, b[:min(piece, len(b))])
+		if err != nil {
+			return err
+		}
+		b = b[n:]
+		time.Sleep(pause)
+	}
+	return nil
 }
 
 // storeFTP sends a file, which must be whole on exactly one server.
