@@ -317,7 +317,9 @@ func TestAdvice(t *testing.T) {
 	w := newWire(t)
 	p := w.connect(t, v4, nil)
 	talk(t, p)
-	info := infoOf(t, p.server)
+	var info tcpInfo
+	// The last acknowledgement changes all of them.
+	waitFor(t, "acknowledgements", func() bool { info = infoOf(t, p.server); return info.unacked == 0 })
 	s := w.move(t, p, false)
 	if s.Advice.CongestionWindow != info.congestionWindow || s.Advice.RTT.Microseconds() != int64(info.rtt) || s.Advice.RTT == 0 {
 		t.Errorf("%+v of %+v", s.Advice, info)

@@ -39,6 +39,8 @@ type Gate struct {
 	overflow uint64
 	lapsed   uint64
 	vain     time.Time // when frames were last waited for in vain
+	rests    int       // queues that are resting
+	rested   sync.Cond // rests has become smaller; its lock is mu
 	swept    gateSweep
 	closed   bool
 }
@@ -59,6 +61,7 @@ func Open(config Config) (_ *Gate, err error) {
 		return nil, err
 	}
 	g := &Gate{config: config.withDefaults(), queues: make(map[tcprepair.Flow]*queue), doors: make(map[netip.AddrPort]*queue)}
+	g.rested.L = &g.mu
 	defer func() {
 		if err != nil {
 			_ = g.Close()
@@ -180,7 +183,10 @@ func (g *Gate) Close() error {
 		g.mu.Unlock()
 		return nil
 	}
-	g.closed = true
+	g.closed = true // whoever rests does so no more, and ends
+	for g.rests > 0 {
+		g.rested.Wait()
+	}
 	g.queues = nil
 	// Closing a tap waits for its reader, which may be waiting for mu. Nobody touches a tap once closed is set.
 	g.mu.Unlock()

@@ -55,11 +55,10 @@ func (g *Gate) hold(d Direction, ttl time.Duration, serves uint64, flows ...tcpr
 		ops[i] = newOperation(gateCodeOP_HOLD, f)
 		ops[i].Direction, ops[i].Ttl, ops[i].Frames = uint8(d), uint64(ttl+lapseGrace), serves
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return &OpError{Op: "hold", Err: ErrClosed}
+	if err := g.enter(flows...); err != nil {
+		return &OpError{Op: "hold", Err: err}
 	}
+	defer g.mu.Unlock()
 	// The queues come first: a held packet must find one.
 	deadline := time.Now().Add(ttl)
 	for _, f := range flows {
@@ -97,11 +96,10 @@ func (g *Gate) leave(f tcprepair.Flow) {
 // Release gives what is held to the local stack, in order, and ends the hold. The host then serves the flow: a Forward
 // left by an earlier move is cancelled. ErrNoFlow when nothing is known of the flow.
 func (g *Gate) Release(f tcprepair.Flow) (Held, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return Held{}, &OpError{Op: "release", Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return Held{}, &OpError{Op: "release", Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	held, err := g.release(f)
 	if err != nil {
 		return held, &OpError{Op: "release", Flow: f, Err: err}
@@ -167,14 +165,15 @@ func (g *Gate) patience(q *queue) patience {
 	return newPatience(time.Now(), q.deadline.Add(lapseGrace/2), g.vain)
 }
 
-// goOn reports whether to look once more for a queue's frames. The lock stays: whoever else reads the tap could bring frames out of order.
+// goOn reports whether to look once more for a queue's frames. It gives the gate's lock away between two looks, but not the flow: whoever
+// reads the tap meanwhile puts the flow's frames into its queue, in order.
 func (g *Gate) goOn(pass int, wait *patience, q *queue) bool {
 	if pass+1 < drainRounds {
 		return true
 	}
 	now := time.Now()
-	if wait.more(now, q.seen) {
-		time.Sleep(waitPause)
+	if !g.closed && wait.more(now, q.seen) {
+		g.rest(q, waitPause)
 		return true
 	}
 	if wait.vain(now, q.seen) {
@@ -272,7 +271,7 @@ func (g *Gate) acknowledges(f tcprepair.Flow, frame []byte) bool {
 func (g *Gate) lapse(now time.Time) {
 	g.lapseDoors(now)
 	for f, q := range g.queues {
-		if now.Before(q.deadline) {
+		if now.Before(q.deadline) || q.resting {
 			continue
 		}
 		g.lapsed++
@@ -300,11 +299,10 @@ func (g *Gate) Yield(f tcprepair.Flow) error { return g.letGo("yield", f, false)
 func (g *Gate) Requeue(f tcprepair.Flow) error { return g.letGo("requeue", f, true) }
 
 func (g *Gate) letGo(op string, f tcprepair.Flow, anyway bool) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return &OpError{Op: op, Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return &OpError{Op: op, Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
 	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
 	if err == nil {
@@ -331,11 +329,10 @@ func (g *Gate) Divert(f tcprepair.Flow, to Node, ttl time.Duration, before ...[]
 			return &OpError{Op: "divert", Flow: f, Err: ErrFrame}
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return &OpError{Op: "divert", Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return &OpError{Op: "divert", Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	if err := g.divert(f, to, ttl, before); err != nil {
 		return &OpError{Op: "divert", Flow: f, Err: err}
 	}
@@ -397,11 +394,10 @@ func (g *Gate) wayTo(n Node) (*tap, []byte, error) {
 
 // Unhold ends a hold and throws away what was kept.
 func (g *Gate) Unhold(f tcprepair.Flow) error {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return &OpError{Op: "unhold", Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return &OpError{Op: "unhold", Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	ops := []gateOperation{newOperation(gateCodeOP_UNHOLD, f)}
 	err := errors.Join(g.table.run(ops), g.drain(drainFrames))
 	g.leave(f)
@@ -416,11 +412,10 @@ func (g *Gate) Unhold(f tcprepair.Flow) error {
 
 // Take removes and returns the frames held so far; the hold stays.
 func (g *Gate) Take(f tcprepair.Flow) ([][]byte, error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return nil, &OpError{Op: "take", Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return nil, &OpError{Op: "take", Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	if err := g.drain(drainFrames); err != nil {
 		return nil, &OpError{Op: "take", Flow: f, Err: err}
 	}
@@ -439,11 +434,10 @@ func (g *Gate) Forward(f tcprepair.Flow, to Node, ttl time.Duration) ([][]byte, 
 	if to == 0 || to >= MaxNodes || ttl <= 0 {
 		return fail(fmt.Errorf("to node %d for %v: want another host, for some time", to, ttl))
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return fail(ErrClosed)
+	if err := g.enter(f); err != nil {
+		return fail(err)
 	}
+	defer g.mu.Unlock()
 	ops := []gateOperation{newOperation(gateCodeOP_FORWARD, f)}
 	ops[0].Node, ops[0].Ttl = uint16(to), uint64(ttl)
 	if err := g.table.run(ops); err != nil {
@@ -488,11 +482,10 @@ func (g *Gate) put(op string, f tcprepair.Flow, frames [][]byte, to string) erro
 			return &OpError{Op: op, Flow: f, Err: ErrFrame}
 		}
 	}
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if g.closed {
-		return &OpError{Op: op, Flow: f, Err: ErrClosed}
+	if err := g.enter(f); err != nil {
+		return &OpError{Op: op, Flow: f, Err: err}
 	}
+	defer g.mu.Unlock()
 	tap := 0
 	if q := g.queues[f]; q != nil {
 		tap = q.tap

@@ -10,8 +10,7 @@ const (
 	waitTime = 250 * time.Millisecond
 	// waitPause is between two looks.
 	waitPause = 100 * time.Microsecond
-	// vainTime is for how long after a wait in vain nobody waits: where frames are lost, as a tap is full, each flow would wait for its own,
-	// and all others with it.
+	// vainTime is for how long after a wait in vain nobody waits: where frames are lost, as a tap is full, each flow would wait for its own.
 	vainTime = 10 * time.Second
 )
 

@@ -12,6 +12,8 @@ type queue struct {
 	deadline time.Time
 
 	acknowledgement []byte // the host's latest, kept back during Release
+	// resting: the operation that ends the hold waits for frames, without the gate's lock. No other operation on the flow begins.
+	resting bool
 
 	// Over the whole hold:
 	seen       uint64 // frames read, kept or not: compared with the kernel's count

@@ -155,7 +155,9 @@ func decided(op string, f tcprepair.Flow, o *gateOperation, err error) Changed {
 
 // Forget removes what the gate knows of flows, because their connections have ended. Unknown flows are no error.
 func (g *Gate) Forget(flows ...tcprepair.Flow) error {
-	g.mu.Lock()
+	if err := g.enter(flows...); err != nil {
+		return &OpError{Op: "forget", Err: err}
+	}
 	defer g.mu.Unlock()
 	ops := make([]gateOperation, len(flows))
 	for i, f := range flows {
