@@ -37,6 +37,7 @@ type Forwarder struct {
 	nodes sync.Mutex // a node's entry is read and written back
 
 	namespace netns.NsHandle // of points; Run may be called elsewhere
+	handles   sync.RWMutex   // who uses nl or namespace has it for reading, as Close may come at any time
 	ports     sync.Mutex     // of what of points changes
 
 	scan  sync.Mutex
@@ -265,6 +266,8 @@ func (f *Forwarder) Close() error {
 	if f.Flows != nil {
 		errs = append(errs, f.table.close())
 	}
+	f.handles.Lock()
+	defer f.handles.Unlock()
 	if f.nl != nil {
 		f.nl.Close()
 	}
@@ -275,6 +278,19 @@ func (f *Forwarder) Close() error {
 		return &OpError{Op: "close", Err: err}
 	}
 	return nil
+}
+
+// withHandles calls use, unless the forwarder is closed, and reports whether it has.
+func (f *Forwarder) withHandles(use func()) bool {
+	f.handles.RLock()
+	defer f.handles.RUnlock()
+	f.mu.Lock()
+	closed := f.closed
+	f.mu.Unlock()
+	if !closed {
+		use()
+	}
+	return !closed
 }
 
 // Remove unpins what Config.PinPath keeps and closes the forwarder: nothing is left in the kernel.

@@ -51,7 +51,7 @@ func (f *Forwarder) tend(ctx context.Context) error {
 		if err := f.sweep(); err != nil {
 			return &OpError{Op: "run", Err: err}
 		}
-		f.refresh()
+		f.withHandles(f.refresh)
 	}
 }
 

@@ -61,7 +61,14 @@ type proof struct {
 // doing so is no fault: frames go the whole way.
 func (f *Forwarder) tendShortcuts(ctx context.Context) {
 	runtime.LockOSThread()
-	stay, err := f.enter()
+	var (
+		stay bool
+		err  error
+	)
+	if !f.withHandles(func() { stay, err = f.enter() }) {
+		runtime.UnlockOSThread()
+		return
+	}
 	if err != nil {
 		for _, p := range f.points {
 			f.setShortcut(p, fmt.Errorf("enter the interface's network namespace: %w", err))
@@ -77,8 +84,13 @@ func (f *Forwarder) tendShortcuts(ctx context.Context) {
 	proofs := make([]proof, len(f.points))
 	for {
 		for i, p := range f.points {
-			if err, known := f.examine(p, &proofs[i], time.Now()); known {
-				f.setShortcut(p, err)
+			open := f.withHandles(func() {
+				if err, known := f.examine(p, &proofs[i], time.Now()); known {
+					f.setShortcut(p, err)
+				}
+			})
+			if !open {
+				return
 			}
 		}
 		select {

@@ -32,6 +32,9 @@ type Proxy struct {
 	reader  *ringbuf.Reader
 	sender  *sender
 
+	ring       sync.Mutex // reader is not closed while it is asked what it has
+	ringClosed bool
+
 	mu     sync.Mutex
 	closed bool
 	short  bool // answers take the shortcut
@@ -263,7 +266,7 @@ func (p *Proxy) release() error {
 		errs = append(errs, p.ingress.Close())
 	}
 	if p.reader != nil {
-		errs = append(errs, p.reader.Close())
+		errs = append(errs, p.closeRing())
 	}
 	if p.sender != nil {
 		errs = append(errs, p.sender.close())

@@ -23,7 +23,7 @@ func (p *Proxy) Run(ctx context.Context) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error {
 		<-ctx.Done()
-		return p.reader.Close()
+		return p.closeRing()
 	})
 	group.Go(func() error { return p.keepClock(ctx) })
 	group.Go(func() error {
@@ -68,7 +68,7 @@ func (p *Proxy) read() error {
 		case err != nil:
 			return wrap("read packets", err)
 		default:
-			if soon := now.Add(p.config.Patience / 10); p.receive(record.RawSample, now, p.reader.AvailableBytes() == 0) && next.After(soon) {
+			if soon := now.Add(p.config.Patience / 10); p.receive(record.RawSample, now, p.ringIsEmpty()) && next.After(soon) {
 				next = soon
 				p.reader.SetDeadline(next)
 			}
@@ -79,4 +79,19 @@ func (p *Proxy) read() error {
 		next = now.Add(p.sweep(now))
 		p.reader.SetDeadline(next)
 	}
+}
+
+// ringIsEmpty reports whether there is nothing to read now. Reader guards its other methods against Close, but not that one.
+func (p *Proxy) ringIsEmpty() bool {
+	p.ring.Lock()
+	defer p.ring.Unlock()
+	return p.ringClosed || p.reader.AvailableBytes() == 0
+}
+
+// closeRing interrupts read.
+func (p *Proxy) closeRing() error {
+	p.ring.Lock()
+	defer p.ring.Unlock()
+	p.ringClosed = true
+	return p.reader.Close()
 }
