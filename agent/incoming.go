@@ -160,8 +160,11 @@ func (e *engine) request(in *incoming, f wire.Frame) {
 		}
 		t := e.targets[f.ID]
 		if t == nil || t.from != in {
-			if _, ok := m.(*wire.Transfer); ok {
+			switch m.(type) {
+			case *wire.Transfer:
 				in.send(f.ID, &wire.Refuse{Code: wire.CodeNoFlow, Reason: "nothing was accepted under this id"})
+			case *wire.Cancel:
+				e.stopWaiting(in, f.ID)
 			}
 			return
 		}

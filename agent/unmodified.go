@@ -36,6 +36,8 @@ type injecting struct {
 	// opening means that a try is under way, and waiting who wants to know how it ends.
 	opening bool
 	waiting []func()
+	// handoffs are those that wait, by their ids, and who sent them.
+	handoffs map[uint64]*incoming
 	// open is openInjector but in tests.
 	open func(*engine) (injector, error)
 }
@@ -138,7 +140,14 @@ func (e *engine) awaitInjector(in *incoming, id uint64, m *wire.Handoff) bool {
 	if m.Delivery != wire.DeliverUnmodified || !e.inject.opening && e.inject.known(now) || len(e.inject.waiting) >= e.cfg.Migration.Incoming {
 		return false
 	}
+	if e.inject.handoffs == nil {
+		e.inject.handoffs = make(map[uint64]*incoming)
+	}
+	e.inject.handoffs[id] = in
 	e.prepareInjector(now, func() {
+		if !e.stopWaiting(in, id) {
+			return // it was canceled
+		}
 		if _, ok := e.incoming[in]; !ok {
 			return
 		}
@@ -148,6 +157,15 @@ func (e *engine) awaitInjector(in *incoming, id uint64, m *wire.Handoff) bool {
 		e.handedOff(in, id, m)
 	})
 	return true
+}
+
+// stopWaiting reports whether a handoff waits for the injector, which it does no more.
+func (e *engine) stopWaiting(in *incoming, id uint64) bool {
+	waits := e.inject.handoffs[id] == in
+	if waits {
+		delete(e.inject.handoffs, id)
+	}
+	return waits
 }
 
 // injector returns what makes connections for unmodified servers, or why there is none.

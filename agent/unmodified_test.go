@@ -119,6 +119,24 @@ func TestInjectorIsTriedBesideTheEngine(t *testing.T) {
 	expectRefusal(t, link, 5, "snapshot") // it has none
 }
 
+// TestCanceledWhileItWaits: a dispatcher takes one of three connections back while they wait. It is not tried, and nothing is said of it.
+func TestCanceledWhileItWaits(t *testing.T) {
+	e, _, in, link := injectingEngine(t, nil)
+	other, _ := sourceLink(t, e, 0)
+	for id := range uint64(3) {
+		e.handedOff(in, id+1, handoffTo(int(id)))
+	}
+	e.request(in, wire.Frame{ID: 2, Message: &wire.Cancel{Reason: "it took too long"}})
+	e.request(other, wire.Frame{ID: 3, Message: &wire.Cancel{Reason: "it is not this one's"}})
+	refused := e.counters.refused
+	opened(t, e)
+	expectRefusal(t, link, 1, "snapshot") // it has none
+	expectRefusal(t, link, 3, "snapshot")
+	if n := e.counters.refused - refused; n != 2 || len(e.takers) != 0 || len(e.inject.handoffs) != 0 {
+		t.Errorf("%d connections refused, %d under way, %d wait; want 2, 0 and 0", n, len(e.takers), len(e.inject.handoffs))
+	}
+}
+
 // TestLinkedConnectionsDoNotWait hands a connection for a linked server to such a host.
 func TestLinkedConnectionsDoNotWait(t *testing.T) {
 	e, o, in, link := injectingEngine(t, errors.New("needs Linux 6.9"))
