@@ -99,6 +99,8 @@ type GateConfig struct {
 	// 64 MiB).
 	HoldPackets int `yaml:"hold_packets"`
 	HoldBytes   int `yaml:"hold_bytes"`
+	// HoldTotal bounds what is held of all flows together, in bytes: HoldBytes at least (256 MiB, or HoldBytes if that is more).
+	HoldTotal int `yaml:"hold_total"`
 	// IdleTimeout is when an entry forgets a flow without packets.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
 	// StrayTime is how long a source forwards packets that still come to it; 10 s when zero.
@@ -223,6 +225,9 @@ func (c *Config) Validate() error {
 		}
 		ids[p.ID] = p.Name
 	}
+	if c.Gate.HoldTotal < c.Gate.HoldBytes {
+		bad("gate.hold_total: %d: gate.hold_bytes at least, which is %d: what one flow may have, all may have together", c.Gate.HoldTotal, c.Gate.HoldBytes)
+	}
 	if err := c.validateGate(); err != nil {
 		errs = append(errs, err)
 	}
@@ -274,6 +279,9 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Gate.EndLinger, 65*time.Second)
 	defaultTo(&c.Gate.HoldPackets, 32<<10)
 	defaultTo(&c.Gate.HoldBytes, 64<<20)
+	if c.Gate.HoldTotal == 0 {
+		c.Gate.HoldTotal = max(256<<20, c.Gate.HoldBytes)
+	}
 	defaultTo(&c.Migration.Limit, migration.Config{}.WithDefaults().Limit)
 	defaultTo(&c.Migration.Concurrency, 64)
 	defaultTo(&c.Migration.Incoming, 1024)

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 	"go.yaml.in/yaml/v3"
+
+	"github.com/rehome-net/rehome/handoff/gate"
 )
 
 const goodConfig = `
@@ -49,7 +51,7 @@ func TestReadConfig(t *testing.T) {
 			Name: "files", Entry: "entry-1", Servers: []string{"web-1", "web-2"},
 			Addresses: []netip.AddrPort{netip.MustParseAddrPort("198.51.100.1:80"), netip.MustParseAddrPort("[2001:db8::1]:80")},
 		}},
-		Gate: GateConfig{Mode: GateAuto, Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20},
+		Gate: GateConfig{Mode: GateAuto, Pin: "/sys/fs/bpf/rehome", IdleTimeout: time.Hour, StrayTime: 10 * time.Second, EndLinger: 65 * time.Second, HoldPackets: 32768, HoldBytes: 64 << 20, HoldTotal: 256 << 20},
 		Migration: MigrationConfig{
 			Limit: 5 * time.Second, Concurrency: 64, Incoming: 1024, StateBytes: 64 << 20, QueueBytes: 64 << 20, BufferBytes: 1 << 30,
 		},
@@ -78,6 +80,9 @@ func TestReadConfigRefuses(t *testing.T) {
 		{"address without port", `"198.51.100.1:80"`, `"198.51.100.1:0"`, "a virtual address and a port are needed"},
 		{"bad address", `"198.51.100.1:80"`, `"198.51.100:80"`, "198.51.100"},
 		{"bad listen", "plaintext: true", "plaintext: true\nlisten: nowhere", "listen:"},
+		{"less for all than for one", "gate:\n", "gate:\n  hold_bytes: 1000\n  hold_total: 999\n", "gate.hold_total: 999: gate.hold_bytes at least, which is 1000"},
+		{"less for all than for one by default", "gate:\n", "gate:\n  hold_total: 1000\n", "gate.hold_total: 1000: gate.hold_bytes at least, which is 67108864"},
+		{"less than nothing", "gate:\n", "gate:\n  hold_total: -1\n", "gate.hold_total: -1: gate.hold_bytes at least"},
 		{"empty", goodConfig, "", "the file is empty"},
 		{"two documents", goodConfig, goodConfig + "\n---\nhost: x\n", "more than one YAML document"},
 	} {
@@ -89,6 +94,30 @@ func TestReadConfigRefuses(t *testing.T) {
 			_, err := ReadConfig(strings.NewReader(text))
 			if err == nil || !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("error %v, want one with %q", err, tt.want)
+			}
+		})
+	}
+}
+
+// TestHoldBounds holds what the gate is given.
+func TestHoldBounds(t *testing.T) {
+	for _, tt := range []struct {
+		name, keys string
+		want       gate.Config
+	}{
+		{"by default", "", gate.Config{HoldPackets: 32 << 10, HoldBytes: 64 << 20, HoldTotal: 256 << 20}},
+		{"as configured", "  hold_packets: 10\n  hold_bytes: 1000\n  hold_total: 5000\n", gate.Config{HoldPackets: 10, HoldBytes: 1000, HoldTotal: 5000}},
+		{"much for one", "  hold_bytes: 1000000000\n", gate.Config{HoldPackets: 32 << 10, HoldBytes: 1_000_000_000, HoldTotal: 1_000_000_000}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c, err := ReadConfig(strings.NewReader(strings.Replace(goodConfig, "gate:\n", "gate:\n"+tt.keys, 1)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := c.gate(nil)
+			got = gate.Config{HoldPackets: got.HoldPackets, HoldBytes: got.HoldBytes, HoldTotal: got.HoldTotal}
+			if d := cmp.Diff(tt.want, got); d != "" {
+				t.Errorf("(-want +got):\n%s", d)
 			}
 		})
 	}

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 	"time"
@@ -64,10 +65,7 @@ func (a *Agent) openGate() (packetGate, error) {
 		}
 		return g, nil
 	}
-	g, err := gate.Open(gate.Config{
-		Interfaces: a.cfg.Interfaces, PinPath: a.cfg.pinPath(), MaxFlows: c.MaxFlows,
-		HoldPackets: c.HoldPackets, HoldBytes: c.HoldBytes, IdleTimeout: c.IdleTimeout, Logger: a.log,
-	})
+	g, err := gate.Open(a.cfg.gate(a.log))
 	if errors.Is(err, gate.ErrPermission) || errors.Is(err, gate.ErrUnsupported) {
 		return nil, fmt.Errorf("gate: %w (where the kernel refuses BPF for good: gate.mode: nft)", err)
 	}
@@ -75,6 +73,14 @@ func (a *Agent) openGate() (packetGate, error) {
 		return nil, fmt.Errorf("gate: %w", err)
 	}
 	return g, nil
+}
+
+// gate returns what the gate of BPF is to be.
+func (c *Config) gate(log *slog.Logger) gate.Config {
+	return gate.Config{
+		Interfaces: c.Interfaces, PinPath: c.pinPath(), MaxFlows: c.Gate.MaxFlows,
+		HoldPackets: c.Gate.HoldPackets, HoldBytes: c.Gate.HoldBytes, HoldTotal: c.Gate.HoldTotal, IdleTimeout: c.Gate.IdleTimeout, Logger: log,
+	}
 }
 
 // validateGate returns what the chosen gate cannot do.

@@ -39,6 +39,7 @@ func needRestart(old, cfg *Config) error {
 		{"gate.max_flows", old.Gate.MaxFlows == cfg.Gate.MaxFlows},
 		{"gate.hold_packets", old.Gate.HoldPackets == cfg.Gate.HoldPackets},
 		{"gate.hold_bytes", old.Gate.HoldBytes == cfg.Gate.HoldBytes},
+		{"gate.hold_total", old.Gate.HoldTotal == cfg.Gate.HoldTotal},
 		{"gate.idle_timeout", old.Gate.IdleTimeout == cfg.Gate.IdleTimeout},
 		{"gate.report_ends", isOn(old.Gate.ReportEnds) == isOn(cfg.Gate.ReportEnds)},
 		{"report", old.Report.equal(&cfg.Report)},

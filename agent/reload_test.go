@@ -81,6 +81,7 @@ func TestReloadRefuses(t *testing.T) {
 		{"flows", func(c *Config) { c.Gate.MaxFlows = 5 }, "gate.max_flows: cannot"},
 		{"held packets", func(c *Config) { c.Gate.HoldPackets = 5 }, "gate.hold_packets: cannot"},
 		{"held bytes", func(c *Config) { c.Gate.HoldBytes = 5 }, "gate.hold_bytes: cannot"},
+		{"held bytes of all", func(c *Config) { c.Gate.HoldTotal = 1 << 30 }, "gate.hold_total: cannot"},
 		{"idle time", func(c *Config) { c.Gate.IdleTimeout = time.Second }, "gate.idle_timeout: cannot"},
 		{"reports", func(c *Config) { c.Gate.ReportEnds = &off }, "gate.report_ends: cannot"},
 		{"seeding", func(c *Config) { c.Migration.SeedWindow = &off }, "migration.seed_window: cannot"},

@@ -167,6 +167,9 @@ type ForwardConfig struct {
 	MaxFlows uint32 `yaml:"max_flows"`
 	// IdleTimeout is when a flow without packets is forgotten (4 h), should nobody have reported its end.
 	IdleTimeout time.Duration `yaml:"idle_timeout"`
+	// HoldTotal bounds what is held of all connections together while they are handed over, in bytes: 8 MiB at least, which one of them may
+	// have (256 MiB). With mode nft nothing is held.
+	HoldTotal int `yaml:"hold_total"`
 	// Shortcut is for mode tcx in a container; auto when empty.
 	Shortcut Shortcut `yaml:"shortcut"`
 }
@@ -234,6 +237,7 @@ func (c *Config) setDefaults() {
 	defaultTo(&c.Forward.Mode, ForwardTCX)
 	defaultTo(&c.Forward.MaxFlows, 1<<20)
 	defaultTo(&c.Forward.IdleTimeout, 4*time.Hour)
+	defaultTo(&c.Forward.HoldTotal, 256<<20)
 	defaultTo(&c.Forward.Shortcut, ShortcutAuto)
 	for i := range c.Peers {
 		p := &c.Peers[i]
@@ -319,6 +323,8 @@ const (
 	maxWorkers = 1024
 	maxFlows   = 1 << 26
 	minTimeout = time.Second
+	// minHoldTotal is what gate.Config lets one flow have.
+	minHoldTotal = 8 << 20
 )
 
 func (f ForwardConfig) validate() error {
@@ -329,6 +335,8 @@ func (f ForwardConfig) validate() error {
 		return fmt.Errorf("forward.shortcut: %q: want %s or %s", f.Shortcut, ShortcutAuto, ShortcutOff)
 	case f.MaxFlows > maxFlows:
 		return fmt.Errorf("forward.max_flows: %d: at most %d", f.MaxFlows, maxFlows)
+	case f.HoldTotal < minHoldTotal:
+		return fmt.Errorf("forward.hold_total: %d: at least %d", f.HoldTotal, minHoldTotal)
 	case f.IdleTimeout < minTimeout:
 		return fmt.Errorf("forward.idle_timeout: %v: at least %v", f.IdleTimeout, minTimeout)
 	}

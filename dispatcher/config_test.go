@@ -70,7 +70,7 @@ func TestReadConfig(t *testing.T) {
 	want := Config{
 		Host: "front", Interfaces: []string{"eth0"}, Plaintext: true,
 		Listen: ":7070", Control: DefaultControlSocket, Pin: DefaultPin,
-		Forward: ForwardConfig{Mode: ForwardTCX, MaxFlows: 1 << 20, IdleTimeout: 4 * time.Hour, Shortcut: ShortcutAuto},
+		Forward: ForwardConfig{Mode: ForwardTCX, MaxFlows: 1 << 20, IdleTimeout: 4 * time.Hour, HoldTotal: 256 << 20, Shortcut: ShortcutAuto},
 		Peers: []PeerConfig{
 			{Name: "b1", Address: "10.0.0.11:7070", ID: 1},
 			{Name: "b2", Address: "10.0.0.12:7171", ID: 9},
@@ -139,6 +139,8 @@ func TestReadConfigRefuses(t *testing.T) {
 		{"forward mode", "plaintext: true", "plaintext: true\nforward: {mode: fast}", `forward.mode: "fast": want tcx, xdp or nft`},
 		{"shortcut", "plaintext: true", "plaintext: true\nforward: {shortcut: long}", `forward.shortcut: "long": want auto or off`},
 		{"too many flows", "plaintext: true", "plaintext: true\nforward: {max_flows: 100000000}", "forward.max_flows: 100000000: at most"},
+		{"too little to hold", "plaintext: true", "plaintext: true\nforward: {hold_total: 1000}", "forward.hold_total: 1000: at least 8388608"},
+		{"less than nothing to hold", "plaintext: true", "plaintext: true\nforward: {hold_total: -1}", "forward.hold_total: -1: at least"},
 		{"negative timeout", "plaintext: true", "plaintext: true\nforward: {idle_timeout: -1s}", "forward.idle_timeout: -1s: at least"},
 
 		{"peer's name twice", "name: b2, address", "name: b1, address", `the name "b1" stands twice`},

@@ -96,7 +96,7 @@ func openPath(cfg *Config, log *slog.Logger) (*kernelPath, error) {
 		}
 		return &kernelPath{flowTable: f, holds: f, nft: f}, nil
 	}
-	g, err := gate.Open(gate.Config{Interfaces: cfg.Interfaces, PinPath: within("gate"), Logger: log})
+	g, err := gate.Open(gate.Config{Interfaces: cfg.Interfaces, PinPath: within("gate"), HoldTotal: cfg.Forward.HoldTotal, Logger: log})
 	if err != nil {
 		return nil, fmt.Errorf("gate: %w", err)
 	}
