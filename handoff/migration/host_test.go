@@ -50,31 +50,6 @@ const (
 	sockFrozen
 )
 
-// app is an application built with package handoff: it exports and imports, and tells a new agent what the old one left.
-type app struct {
-	alive, linked bool
-	phase         appPhase
-	id            uint8
-	epoch         uint32
-	importer      bool // what it waits for is an import
-	orphan        bool // the agent that asked for the import is gone
-}
-
-type appPhase uint8
-
-const (
-	appIdle appPhase = iota
-	appServing
-	appExporting
-	appExported
-	appImporting
-	appImported
-)
-
-func (p appPhase) String() string {
-	return [...]string{"idle", "serving", "exporting", "exported", "importing", "imported"}[p]
-}
-
 type localEvent struct {
 	kind EventKind
 	id   uint8
@@ -325,33 +300,6 @@ func (w *world) releaseIfUnheld(h node) {
 	x.sock = socket{}
 }
 
-// toEntry sends f to the entry, now or as soon as a connection stands.
-func (w *world) toEntry(h node, f frame) {
-	l := w.link(h, entryE)
-	if g := l.view[l.side(h)]; g != 0 {
-		w.send(h, entryE, g, f)
-		return
-	}
-	w.note("%v: %v waits for a connection", h, f)
-	w.hosts[h].waiting = push(w.hosts[h].waiting, f)
-}
-
-func (w *world) toApp(h node, f frame) {
-	x := &w.hosts[h]
-	w.note("%v: agent -> app: %v", h, f)
-	if x.appLinked && x.app.alive {
-		x.toApp = push(x.toApp, f)
-	}
-}
-
-func (w *world) fromApp(h node, f frame) {
-	x := &w.hosts[h]
-	w.note("%v: app -> agent: %v", h, f)
-	if x.app.linked && x.appLinked {
-		x.toAgent = push(x.toAgent, f)
-	}
-}
-
 // hostReceives is the agent's end of its connections with other hosts.
 func (w *world) hostReceives(h, from node, g uint8, f frame) {
 	x := &w.hosts[h]
@@ -419,16 +367,6 @@ func (w *world) hostLost(h, from node, g uint8) {
 		return
 	}
 	w.entryLost(h)
-}
-
-func (w *world) entryLost(h node) {
-	x := &w.hosts[h]
-	if x.hasSource {
-		w.sourceStep(h, Event{Kind: EntryLost})
-	}
-	if x.hasTarget && !w.crashed {
-		w.targetStep(h, Event{Kind: EntryLost})
-	}
 }
 
 // agentHears is the agent's end of its connection with the application.
@@ -500,166 +438,4 @@ func (w *world) recover(h node, f frame) {
 		}
 	}
 	w.dies(h)
-}
-
-// appHears is the application's end of its connection with the agent.
-func (w *world) appHears(h node, f frame) {
-	x := &w.hosts[h]
-	a := &x.app
-	mine := a.id == f.id
-	switch f.kind {
-	case frameLost:
-		a.linked = false
-		switch a.phase {
-		case appExporting:
-			a.phase = appServing
-		case appImporting:
-			a.orphan = true
-		}
-	case framePrepare:
-		w.fromApp(h, frame{kind: framePrepared, id: f.id})
-	case frameExport:
-		if a.phase == appServing && x.sock.state == sockLive {
-			a.phase, a.id = appExporting, f.id
-		} else {
-			w.fromApp(h, frame{kind: frameExportRefused, id: f.id})
-		}
-	case frameResume:
-		if mine && (a.phase == appExporting || a.phase == appExported) {
-			a.phase = appServing
-		}
-	case frameMigrated:
-		if mine && a.phase == appExported {
-			a.phase = appIdle
-			x.sock.app = false
-			w.releaseIfUnheld(h)
-		}
-	case frameImport:
-		// A descriptor of a socket that has been discarded meanwhile is worth nothing, but it is one.
-		x.sock.app = x.sock.state != sockNone
-		a.phase, a.id, a.epoch, a.orphan = appImporting, f.id, f.epoch, false
-	case frameActivate:
-		if mine && a.phase == appImported {
-			a.phase, a.epoch = appServing, f.epoch
-		}
-	case frameWithdraw:
-		if mine && (a.phase == appImporting || a.phase == appImported) {
-			a.phase = appIdle
-			x.sock.app = false
-			w.releaseIfUnheld(h)
-		}
-	}
-}
-
-// appWorks lets the application finish an export or import.
-func (w *world) appWorks(h node, refuse bool) {
-	x := &w.hosts[h]
-	a := &x.app
-	switch {
-	case a.phase == appExporting && refuse:
-		a.phase = appServing
-		w.fromApp(h, frame{kind: frameExportRefused, id: a.id})
-	case a.phase == appExporting:
-		a.phase, a.importer = appExported, false
-		w.fromApp(h, frame{kind: frameExported, id: a.id, epoch: a.epoch, large: w.large})
-	case a.phase == appImporting && refuse:
-		a.phase = appIdle
-		w.fromApp(h, frame{kind: frameImportRefused, id: a.id})
-		x.sock.app = false
-		w.releaseIfUnheld(h)
-	case a.phase == appImporting:
-		a.phase, a.importer = appImported, true
-		if a.orphan {
-			w.appRecovers(h)
-			return
-		}
-		w.fromApp(h, frame{kind: frameImported, id: a.id})
-	}
-}
-
-// appLinks connects the application to a new agent, and tells it what the old one left.
-func (w *world) appLinks(h node) {
-	x := &w.hosts[h]
-	x.app.linked, x.appLinked = true, true
-	if p := x.app.phase; p == appExported || p == appImported {
-		w.appRecovers(h)
-	}
-}
-
-func (w *world) appRecovers(h node) {
-	a := &w.hosts[h].app
-	epoch := a.epoch
-	if a.importer {
-		epoch--
-	}
-	w.fromApp(h, frame{kind: frameRecover, id: a.id, epoch: epoch, target: a.importer})
-}
-
-// entryReceives is the entry's end of its connections; the owner table is asked and changed in one step with the ledger.
-func (w *world) entryReceives(from node, g uint8, f frame) {
-	now := w.clock(entryE)
-	e := &w.entry
-	answer := func(x frame) {
-		if w.dies(entryE) {
-			return
-		}
-		x.id = f.id
-		w.send(entryE, from, g, x)
-	}
-	switch f.kind {
-	case frameLease:
-		if w.dies(entryE) {
-			return
-		}
-		kind := frameLeased
-		w.withLedger(func(l *Ledger) {
-			if w.rules.renewLease {
-				if old, ok := l.leases[flowUnderTest]; ok && old.id == uint64(f.id) {
-					old.until = now.Add(w.cfg.Limit)
-				}
-			}
-			err := l.Lease(now, LeaseRequest{
-				ID: uint64(f.id), Flow: flowUnderTest, Epoch: f.epoch, From: from.String(), To: from.other().String(), TTL: w.cfg.Limit,
-			}, e.owner)
-			if err != nil {
-				kind = frameLeaseRefused
-			}
-		})
-		answer(frame{kind: kind})
-	case frameCommit:
-		w.commit(now, from, f, answer)
-	case frameAbort:
-		if w.dies(entryE) {
-			return
-		}
-		w.withLedger(func(l *Ledger) {
-			l.Abort(now, uint64(f.id), flowUnderTest, from.String())
-			if w.rules.forgetAborted {
-				l.ended = nil
-				l.order.Init()
-			}
-		})
-		answer(frame{kind: frameOwner, owner: e.owner})
-	case frameQuery:
-		answer(frame{kind: frameOwner, owner: e.owner})
-	}
-}
-
-func (w *world) commit(now time.Time, from node, f frame, answer func(frame)) {
-	e := &w.entry
-	if w.dies(entryE) {
-		return
-	}
-	epoch, err := e.ledger.Commit(now, uint64(f.id), flowUnderTest, from.String())
-	if w.rules.commitWithoutLease {
-		epoch, err = f.epoch, nil
-	}
-	if err == nil && epoch == f.epoch {
-		w.changeOwner(epoch, from)
-		if w.dies(entryE) {
-			return
-		}
-		w.withLedger(func(l *Ledger) { l.End(now, uint64(f.id), flowUnderTest) })
-	}
-	answer(frame{kind: frameOwner, owner: e.owner})
 }
