@@ -5,9 +5,9 @@ package agent
 import (
 	"context"
 	"os"
+	"runtime"
 	"runtime/debug"
 	runtimemetrics "runtime/metrics"
-	"time"
 )
 
 const (
@@ -19,8 +19,6 @@ const (
 	// standardPercent and largestPercent bound the collector's target (GOGC). With the largest, smallestHeap is collectAfter.
 	standardPercent = 100
 	largestPercent  = standardPercent * collectAfter / smallestHeap
-	// followTime is how often the target follows what is in use.
-	followTime = 20 * time.Millisecond
 )
 
 // scannedMetrics are what the last collection has looked at, in bytes: the target is a percentage of their sum.
@@ -38,16 +36,26 @@ func CollectRarely(ctx context.Context) {
 	c := collector{percent: largestPercent, scanned: scannedMetrics()}
 	before := debug.SetGCPercent(c.percent)
 	defer debug.SetGCPercent(before)
-	t := time.NewTicker(followTime)
-	defer t.Stop()
 	for {
+		next := collection() // before follow looks at the one before
+		c.follow()
 		select {
-		case <-t.C:
-			c.follow()
+		case <-next:
 		case <-ctx.Done():
 			return
 		}
 	}
+}
+
+// mark is what the collector finds unused. It holds a pointer, or it could share its memory with others.
+type mark struct{ _ *mark }
+
+// collection returns a channel that is closed after the next collection. What is in use is counted by collections alone, so in between, and
+// in an agent at rest, there is nothing to look at.
+func collection() <-chan struct{} {
+	over := make(chan struct{})
+	runtime.AddCleanup(new(mark), func(over chan struct{}) { close(over) }, over)
+	return over
 }
 
 // collector knows the target that it has set. One goroutine uses it.

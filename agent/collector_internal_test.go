@@ -54,6 +54,25 @@ func nextCollection() (next, live uint64) {
 	return m.NextGC, samples[0].Value.Uint64()
 }
 
+// TestCollection: without a collection nobody is woken; each wakes those who wait.
+func TestCollection(t *testing.T) {
+	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	for range 3 {
+		next := collection()
+		select {
+		case <-next:
+			t.Fatal("woken without a collection")
+		case <-time.After(50 * time.Millisecond):
+		}
+		runtime.GC()
+		select {
+		case <-next:
+		case <-time.After(10 * time.Second):
+			t.Fatal("a collection has not woken it")
+		}
+	}
+}
+
 // collected runs CollectRarely until f returns.
 func collected(f func()) {
 	ctx, cancel := context.WithCancel(context.Background())
@@ -79,10 +98,11 @@ func TestCollectorChild(t *testing.T) {
 	kept := make([]byte, mebibytes<<20)
 	collected(func() {
 		if mebibytes > 0 {
+			runtime.GC() // may have begun before anybody waits for it
 			runtime.GC()
 		}
 		var next, live uint64
-		for rests := 0; rests < 5; time.Sleep(followTime) {
+		for rests := 0; rests < 5; time.Sleep(20 * time.Millisecond) {
 			was := next
 			if next, live = nextCollection(); next == was {
 				rests++
