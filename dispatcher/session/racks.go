@@ -103,13 +103,6 @@ func (x *racks) beside(ref uint32) *siblings {
 	return &r.beside[place]
 }
 
-// find returns the flow with exactly that tuple, nil if there is none.
-func (x *racks) find(digest uint32, want *tuple) (uint32, *flow) {
-	r, level := x.of(digest)
-	f, place := r.find(digest, want)
-	return number(level, place), f
-}
-
 // take finds a place for a flow. There must be one.
 func (x *racks) take(digest uint32) uint32 {
 	r, level := x.of(digest)

@@ -173,8 +173,9 @@ func (t *Table) search(want *tuple) (uint32, *flow) {
 // find returns the flow with exactly that tuple, nil if there is none, and the digest in any case.
 func (t *Table) find(want *tuple) (ref uint32, f *flow, dig uint32) {
 	dig = t.hasher.tuple(want)
-	ref, f = t.flows.find(dig, want)
-	return ref, f, dig
+	r, level := t.flows.of(dig)
+	f, place := r.find(dig, want)
+	return number(level, place), f, dig
 }
 
 func (t *Table) findClient(address address) (ref, dig uint32) {
