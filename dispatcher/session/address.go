@@ -24,7 +24,9 @@ func addressOf(a netip.Addr) address {
 
 // mapped4 makes the four bytes a number in one step. Sixteen are written as two halves and copied as a whole, for which the CPU waits until the halves
 // have reached its cache.
-func mapped4(b [4]byte) address { return address{0, mapped<<32 | uint64(binary.BigEndian.Uint32(b[:]))} }
+func mapped4(b [4]byte) address {
+	return address{0, mapped<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
+}
 
 func (a address) ip() netip.Addr {
 	if a.is4() {
