@@ -13,15 +13,19 @@ type address struct{ high, low uint64 }
 // mapped is what stands before the 32 bits of an IPv4 address (RFC 4291 section 2.5.5.2).
 const mapped = 0xffff
 
-// addressOf has a way of its own for IPv4: the four bytes become a number in one step. Sixteen are written as two halves and copied as a whole,
-// for which the CPU waits until the halves have reached its cache.
+// addressOf has a way of its own for IPv4: see mapped4.
 func addressOf(a netip.Addr) address {
 	if a.Is4() {
-		b := a.As4()
-		return address{0, mapped<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
+		return mapped4(a.As4())
 	}
 	b := a.As16()
 	return address{binary.BigEndian.Uint64(b[:8]), binary.BigEndian.Uint64(b[8:])}
+}
+
+// mapped4 makes the four bytes a number in one step. Sixteen are written as two halves and copied as a whole, for which the CPU waits until the halves
+// have reached its cache.
+func mapped4(b [4]byte) address {
+	return address{0, mapped<<32 | uint64(binary.BigEndian.Uint32(b[:]))}
 }
 
 func (a address) ip() netip.Addr {

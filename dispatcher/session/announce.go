@@ -9,7 +9,7 @@ type promise struct {
 	tuple  tuple
 	digest uint32
 	media  uint8
-	known  uint32 // the flow with that tuple, 0: none
+	taken  bool // another session has it
 }
 
 // Announce adds the flows that a session's signalling has promised (SARA 7), all of them or, with an error, none. What the session has
@@ -51,19 +51,18 @@ func (t *Table) consider(at int64, session uint32, a Announcement, key Key, need
 	if !tuple.pack(&key) || tuple.clientPort == 0 && tuple.serverPort == 0 {
 		return ErrKey
 	}
-	ref, dig := t.find(&tuple)
-	p := promise{tuple, dig, t.media.number(a.Media), ref}
-	if ref == 0 {
-		for i := range t.scratch {
-			if t.scratch[i].tuple == tuple {
-				return nil
-			}
+	_, f, dig := t.find(&tuple)
+	p := promise{tuple, dig, t.media.number(a.Media), f != nil}
+	for i := range t.scratch {
+		if t.scratch[i].tuple == tuple {
+			return nil
 		}
+	}
+	if f == nil {
 		need.fresh++
 		t.scratch = append(t.scratch, p)
 		return nil
 	}
-	f := t.flows.at(ref)
 	server := t.sessions.at(session).server
 	switch {
 	case f.session == session:
@@ -76,11 +75,6 @@ func (t *Table) consider(at int64, session uint32, a Announcement, key Key, need
 	case f.marks.identity() == Signalling || f.server != server && !f.overdue(at):
 		return &ConflictError{Session: f.id(), Server: f.server}
 	}
-	for i := range t.scratch {
-		if t.scratch[i].known == ref {
-			return nil
-		}
-	}
 	need.taken++
 	t.scratch = append(t.scratch, p)
 	return nil
@@ -88,21 +82,21 @@ func (t *Table) consider(at int64, session uint32, a Announcement, key Key, need
 
 // accept does what consider has found possible.
 func (t *Table) accept(at int64, session uint32, p *promise, actions []Action) []Action {
-	if p.known == 0 {
+	if !p.taken {
 		var f *flow
 		f, actions = t.insert(at, session, Announced, p.tuple, p.digest, actions)
 		f.media = p.media
 		t.counters.Announced++
 		return actions
 	}
-	f := t.flows.at(p.known)
+	ref, f, _ := t.find(&p.tuple) // the flows before may have moved it
 	from := f.session
 	if f.server != t.sessions.at(session).server {
 		t.counters.Replaced++
 	}
-	t.detach(p.known)
+	t.detach(ref)
 	f.seen, f.media = max(f.seen, at), p.media
-	t.attach(p.known, session)
+	t.attach(ref, session)
 	return t.settle(from, append(actions, t.action(Install, f)))
 }
 
@@ -130,7 +124,7 @@ func (t *Table) space(d *dialog, need demand) error {
 
 // overdue counts the session's announced and secondary flows that are.
 func (t *Table) overdue(at int64, d *dialog) (n int) {
-	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.flows.beside(ref).next {
 		if f := t.flows.at(ref); f.marks.identity() != Signalling && f.overdue(at) {
 			n++
 		}
@@ -142,7 +136,7 @@ func (t *Table) overdue(at int64, d *dialog) (n int) {
 func (t *Table) reclaim(at int64, session uint32, actions []Action) []Action {
 	for ref := t.sessions.at(session).flows; ref != 0; {
 		f := t.flows.at(ref)
-		next := t.neighbours.at(ref).next
+		next := t.flows.beside(ref).next
 		if f.marks.identity() != Signalling && f.overdue(at) {
 			actions = t.remove(ref, actions)
 			t.counters.Purged++

@@ -50,15 +50,3 @@ func (a *arena[T, P]) release(ref uint32) {
 	a.spare = ref
 	a.used--
 }
-
-// beside keeps what belongs to records of an arena and is seldom looked at, by the same numbers.
-type beside []siblings
-
-func (b *beside) reserve(n int) (err error) {
-	*b, err = slab.Make[siblings](n + 1)
-	return err
-}
-
-func (b *beside) free() error { return slab.Free(*b) }
-
-func (b beside) at(ref uint32) *siblings { return &b[ref] }

@@ -8,7 +8,7 @@ import (
 	"unsafe"
 )
 
-// TestSizes holds what the memory figure and the two lines of the cache rest on.
+// TestSizes holds what the memory figure and the one line of the cache rest on.
 func TestSizes(t *testing.T) {
 	for what, c := range map[string]struct{ got, want uintptr }{
 		"flow":     {unsafe.Sizeof(flow{}), 64},
@@ -17,6 +17,7 @@ func TestSizes(t *testing.T) {
 		"client":   {unsafe.Sizeof(client{}), 24},
 		"name":     {unsafe.Sizeof(name{}), 40},
 		"bucket":   {unsafe.Sizeof(bucket{}), 64},
+		"shelf":    {unsafe.Sizeof(shelf{}), 16},
 
 		"flow's end": {unsafe.Offsetof(flow{}.generation) + 4, 64},
 	} {
@@ -30,7 +31,7 @@ func TestSizes(t *testing.T) {
 func TestAlignment(t *testing.T) {
 	table := newTable(t, Config{})
 	for what, p := range map[string]unsafe.Pointer{
-		"flow": unsafe.Pointer(table.flows.at(1)), "bucket": unsafe.Pointer(&table.byTuple.buckets[1]),
+		"flow": unsafe.Pointer(&table.flows.now.flows[1]), "bucket": unsafe.Pointer(&table.byClient.buckets[1]),
 	} {
 		if uintptr(p)%64 != 0 {
 			t.Errorf("%s at %p", what, p)
@@ -40,7 +41,7 @@ func TestAlignment(t *testing.T) {
 
 // TestNoPointers holds that records lie where the garbage collector does not look.
 func TestNoPointers(t *testing.T) {
-	for _, record := range []any{flow{}, siblings{}, dialog{}, client{}, name{}, bucket{}} {
+	for _, record := range []any{flow{}, siblings{}, dialog{}, client{}, name{}, bucket{}, shelf{}} {
 		if at := pointerIn(reflect.TypeOf(record)); at != "" {
 			t.Errorf("%T has a pointer in %s", record, at)
 		}

@@ -17,13 +17,13 @@ func (d *duel) consistent() {
 		}
 		sessions++
 		signalling, media, previous := 0, 0, uint32(0)
-		for fr := s.flows; fr != 0; fr = t.neighbours.at(fr).next {
+		for fr := s.flows; fr != 0; fr = t.flows.beside(fr).next {
 			f := t.flows.at(fr)
-			if f.session != ref || t.neighbours.at(fr).prev != previous {
-				d.fail("flow %d is of session %d after %d, want %d after %d", fr, f.session, t.neighbours.at(fr).prev, ref, previous)
+			if f.session != ref || t.flows.beside(fr).prev != previous {
+				d.fail("flow %d is of session %d after %d, want %d after %d", fr, f.session, t.flows.beside(fr).prev, ref, previous)
 			}
 			tuple := f.tuple()
-			if found, _ := t.find(&tuple); found != fr || f.server != s.server || f.generation != s.generation {
+			if found, _, _ := t.find(&tuple); found != fr || f.server != s.server || f.generation != s.generation {
 				d.fail("flow %d is found as %d", fr, found)
 			}
 			if tuple.exact() == (f.marks.identity() == Announced && tuple.openings() != 0) {
@@ -69,11 +69,23 @@ func (d *duel) consistent() {
 	for _, c := range []struct {
 		index index
 		want  int
-	}{{t.byTuple, flows}, {t.byClient, len(perClient)}, {t.byName, t.names.used}} {
+	}{{t.byClient, len(perClient)}, {t.byName, t.names.used}} {
 		filled := 0
 		for i := range c.index.buckets {
-			filled += bucketSize - bits.OnesCount64(c.index.buckets[i].having(0))
+			filled += perLine - bits.OnesCount64(c.index.buckets[i].tags.having(0))
 		}
 		d.same(filled, c.want)
 	}
+	taken := 0
+	for _, r := range []*rack{&t.flows.before, &t.flows.now} {
+		for i := range r.shelves {
+			taken += perLine - bits.OnesCount64(r.shelves[i].tags.having(0))
+		}
+		for i := range r.flows {
+			if free := r.shelves[i/perLine].tags[i%perLine] == 0; free && (r.flows[i] != flow{} || r.beside[i] != siblings{}) {
+				d.fail("place %d is free, and there is %+v", i, r.flows[i])
+			}
+		}
+	}
+	d.same(taken, flows)
 }

@@ -99,10 +99,3 @@ func strays(t *testing.T, n int, digest func(i int) uint32) (passed int) {
 	}
 	return passed
 }
-
-func freed(t *testing.T, s store) {
-	t.Helper()
-	if err := s.free(); err != nil {
-		t.Error(err)
-	}
-}

@@ -48,8 +48,9 @@
 // # Bounds
 //
 // Flows are bounded in all, for one session and for one client; a client is an IPv4 address or an IPv6 /64. A flow counts for the
-// client that opened its session, whatever addresses were announced. A flow and a session of its own take less than 200 bytes, without
-// a pointer for the garbage collector to follow, in memory of the table's own on large pages (package slab), which Free gives back. Nothing is ever rehashed or copied as
+// client that opened its session, whatever addresses were announced. A flow and a session of its own take less than 200 bytes when the table is full, without
+// a pointer for the garbage collector to follow, in memory of the table's own on large pages (package slab), which Free gives back. A table begins small,
+// and grows while flows are added, each time by the flows of one shelf (see racks): nothing is rehashed or copied as
 // a whole, and no call does work in proportion to the table. Digests have secret keys, and full keys are compared, so clients cannot choose collisions (SARA 10).
 //
 // The package has no clock, socket or goroutine. It parses no signalling: packages rtsp, sip and ftp do. A Table is not

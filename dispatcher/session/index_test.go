@@ -54,29 +54,3 @@ func TestIndex(t *testing.T) {
 }
 
 func candidates(x *index, digest uint32) []uint32 { return slices.Collect(x.candidates(digest)) }
-
-// TestHaving compares the places found at once with those found one after another.
-func TestHaving(t *testing.T) {
-	random := rand.New(rand.NewPCG(1, 2))
-	for range 10_000 {
-		var b bucket
-		for i := range b.tags {
-			b.tags[i] = []uint8{0, 1, 0x7f, 0x80, 0x81, 0xfe, 0xff}[random.IntN(7)]
-		}
-		for _, tag := range []uint8{0, 1, 0x7f, 0x80, 0xff} {
-			var got, want []int
-			for m := b.having(tag); m != 0; m &= m - 1 {
-				got = append(got, first(m))
-			}
-			for i, has := range b.tags {
-				if has == tag {
-					want = append(want, i)
-				}
-			}
-			slices.Sort(got)
-			if !slices.Equal(got, want) {
-				t.Fatalf("%x: places %v have %#x, want %v", b.tags, got, tag, want)
-			}
-		}
-	}
-}

@@ -6,10 +6,11 @@ package session
 
 // insert adds a flow with that tuple to a session, and has it installed. There must be room, and no such flow.
 func (t *Table) insert(at int64, session uint32, i Identity, tuple tuple, dig uint32, actions []Action) (*flow, []Action) {
-	ref, f := t.flows.alloc()
+	t.grow()
+	ref := t.flows.take(dig)
+	f := t.flows.at(ref)
 	f.setTuple(&tuple)
 	f.marks, f.seen = marks(i), at
-	t.byTuple.add(dig, ref)
 	if i == Announced {
 		t.patterns[tuple.openings()]++
 		t.counters.Waiting++
@@ -22,9 +23,9 @@ func (t *Table) insert(at int64, session uint32, i Identity, tuple tuple, dig ui
 func (t *Table) attach(ref, session uint32) {
 	f, d := t.flows.at(ref), t.sessions.at(session)
 	f.session, f.generation, f.server = session, d.generation, d.server
-	*t.neighbours.at(ref) = siblings{next: d.flows}
+	*t.flows.beside(ref) = siblings{next: d.flows}
 	if d.flows != 0 {
-		t.neighbours.at(d.flows).prev = ref
+		t.flows.beside(d.flows).prev = ref
 	}
 	d.flows = ref
 	d.count(f.marks.identity(), 1)
@@ -37,14 +38,14 @@ func (t *Table) attach(ref, session uint32) {
 func (t *Table) detach(ref uint32) {
 	f := t.flows.at(ref)
 	d := t.sessions.at(f.session)
-	beside := *t.neighbours.at(ref)
+	beside := *t.flows.beside(ref)
 	if beside.prev != 0 {
-		t.neighbours.at(beside.prev).next = beside.next
+		t.flows.beside(beside.prev).next = beside.next
 	} else {
 		d.flows = beside.next
 	}
 	if beside.next != 0 {
-		t.neighbours.at(beside.next).prev = beside.prev
+		t.flows.beside(beside.next).prev = beside.prev
 	}
 	d.count(f.marks.identity(), -1)
 	t.clients.at(d.client).flows--
@@ -56,13 +57,54 @@ func (t *Table) remove(ref uint32, actions []Action) []Action {
 	actions = append(actions, t.action(Remove, f))
 	t.detach(ref)
 	tuple := f.tuple()
-	t.byTuple.remove(t.hasher.tuple(&tuple), ref)
 	if f.marks.identity() == Announced {
 		t.patterns[tuple.openings()]--
 		t.counters.Waiting--
 	}
-	t.flows.release(ref)
+	t.flows.clear(t.hasher.tuple(&tuple), ref)
 	return actions
+}
+
+// carry takes a flow to another place. The place where it was is then to be cleared.
+func (t *Table) carry(from, to uint32) {
+	f, beside := t.flows.at(from), *t.flows.beside(from)
+	*t.flows.at(to), *t.flows.beside(to) = *f, beside
+	if beside.prev != 0 {
+		t.flows.beside(beside.prev).next = to
+	} else {
+		t.sessions.at(f.session).flows = to
+	}
+	if beside.next != 0 {
+		t.flows.beside(beside.next).prev = to
+	}
+}
+
+// grow moves the flows of one shelf on, while there is a larger rack for them, and begins one when it is time. What was at home on shelf s comes home
+// on shelves 2s and 2s+1, or behind: so the new rack is filled from its beginning, and its memory comes page by page.
+func (t *Table) grow() {
+	x := &t.flows
+	if x.begin(); !x.moving() {
+		return
+	}
+	r, p := &x.before, x.moved
+	for more := true; more; p = r.after(p) {
+		shelf := &r.shelves[p]
+		more = shelf.passed > 0 && r.after(p) != x.moved
+		for i, tag := range shelf.tags {
+			if tag == 0 {
+				continue
+			}
+			from := p*perLine + i
+			tuple := r.flows[from].tuple()
+			dig := t.hasher.tuple(&tuple)
+			if homeOf(dig, len(r.shelves)) != x.moved {
+				continue
+			}
+			t.carry(number(x.level-1, from), number(x.level, x.now.take(dig)))
+			r.clear(dig, from)
+		}
+	}
+	x.movedOn()
 }
 
 // settle ends a session that has no flows.

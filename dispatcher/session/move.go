@@ -18,7 +18,7 @@ func (t *Table) Move(id ID, server Server, actions []Action) ([]Action, error) {
 	d.server = server
 	t.leave(session)
 	t.enter(session) // in front: the client's next session follows
-	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.flows.beside(ref).next {
 		f := t.flows.at(ref)
 		f.server = server
 		actions = append(actions, t.action(Install, f))
@@ -33,9 +33,9 @@ func (t *Table) Flows(now time.Time, id ID, flows []Flow) []Flow {
 	if d == nil {
 		return flows
 	}
-	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.flows.beside(ref).next {
 		flows = append(flows, Flow{})
-		t.view(t.at(now), ref, &flows[len(flows)-1])
+		t.view(t.at(now), t.flows.at(ref), &flows[len(flows)-1])
 	}
 	return flows
 }

@@ -74,7 +74,7 @@ func (t *Table) SetTimeouts(id ID, timeouts Timeouts) error {
 	}
 	d.setTimeouts(timeouts.or(d.timeouts()))
 	d.until = 0
-	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.flows.beside(ref).next {
 		f := t.flows.at(ref)
 		f.timeout = d.timeout(f.marks.identity())
 		d.until = max(d.until, f.expires())
@@ -88,8 +88,8 @@ func (t *Table) fresh(key Key) (tuple, uint32, error) {
 	if !tuple.pack(&key) || !tuple.exact() {
 		return tuple, 0, ErrKey
 	}
-	ref, dig := t.find(&tuple)
-	if ref != 0 {
+	_, known, dig := t.find(&tuple)
+	if known != nil {
 		return tuple, dig, ErrKnown
 	}
 	return tuple, dig, nil

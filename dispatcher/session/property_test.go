@@ -375,6 +375,9 @@ func TestAgainstModel(t *testing.T) {
 				}
 				d := newDuel(t, config, script)
 				d.table.hasher.keep = keep
+				if seed%3 == 0 {
+					narrow(t, d.table)
+				}
 				d.play()
 			})
 		}
@@ -391,13 +394,16 @@ func FuzzTable(f *testing.F) {
 		}
 		f.Add(script, true, uint32(3))
 	}
-	f.Fuzz(func(t *testing.T, script []byte, narrow bool, keep uint32) {
+	f.Fuzz(func(t *testing.T, script []byte, tight bool, keep uint32) {
 		config := Config{MaxFlows: 1000}
-		if narrow {
+		if tight {
 			config = small()
 		}
 		d := newDuel(t, config, script[:min(len(script), 4096)])
 		d.table.hasher.keep = keep
+		if !tight {
+			narrow(t, d.table)
+		}
 		d.play()
 	})
 }

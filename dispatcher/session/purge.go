@@ -4,20 +4,23 @@ package session
 
 import "time"
 
-// Purge looks at the next budget places for flows, removes what is overdue and not held by its session (SARA 11), and stops at the end
+// Purge looks at the next budget flows, removes what is overdue and not held by its session (SARA 11), and stops at the end
 // of a round. A session that is over leaves as a whole, unless the budget ends within it. Call it often with a small budget: n flows are
-// looked through in n/budget calls, and one with 256 stays below half a millisecond on a busy machine.
+// looked through in about n/budget calls, and one with 256 stays below half a millisecond on a busy machine.
 func (t *Table) Purge(now time.Time, budget int, actions []Action) []Action {
 	at := t.at(now)
 	for ; budget > 0; budget-- {
-		if t.cursor > t.flows.top {
-			t.counters.Inactive, t.inactive, t.cursor = t.inactive, 0, 1
-			return actions
+		ref, found := t.flows.next(t.cursor)
+		if !found {
+			if t.cursor = ref; ref == 0 {
+				t.counters.Inactive, t.inactive = t.inactive, 0
+				return actions
+			}
+			continue
 		}
-		ref := t.cursor
-		t.cursor++
+		t.cursor = ref + 1
 		f := t.flows.at(ref)
-		if f.session == 0 || !f.inactive(at) {
+		if !f.inactive(at) {
 			continue
 		}
 		d := t.sessions.at(f.session)

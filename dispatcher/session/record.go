@@ -6,8 +6,8 @@ import "time"
 
 // Times in records are nanoseconds since the table was made, timeouts are milliseconds: 32 bits of them are 49 days.
 
-// flow is 64 bytes, a line of the CPU's cache. Lookup reads the index and one flow, which is two lines that come from memory when there are a
-// million flows; so a flow repeats what its session knows, and its place in the session's list is kept elsewhere (siblings).
+// flow is 64 bytes, a line of the CPU's cache, and the only one that Lookup reads from memory when there are a million flows; so a flow repeats
+// what its session knows, and its place in the session's list is kept elsewhere (siblings).
 type flow struct {
 	from, to   address
 	ends       // with from and to: the flow's tuple
@@ -16,11 +16,9 @@ type flow struct {
 	seen       int64
 	timeout    uint32 // ms
 	server     Server
-	session    uint32 // 0: the record is free
+	session    uint32
 	generation uint32 // the session's
 }
-
-func (f *flow) link() *uint32 { return &f.generation }
 
 // marks are, from the lowest bit, an Identity (2), whether a packet has been seen since the flow was opened or announced (1), and the openings
 // of the pattern that a secondary flow was announced by (2).
@@ -36,9 +34,6 @@ func (m marks) origin() openings { return openings(m >> 3) }
 
 // confirmed are the marks of an announced flow whose first packet has come.
 func confirmed(origin openings) marks { return marks(Secondary) | usedMark | marks(origin)<<3 }
-
-// siblings are a flow's neighbours in its session's list.
-type siblings struct{ next, prev uint32 }
 
 func (f *flow) tuple() tuple { return tuple{f.from, f.to, f.ends} }
 

@@ -16,14 +16,13 @@ type Table struct {
 	base   time.Time // zero of the records' times
 	hasher hasher
 
-	flows      arena[flow, *flow]
-	neighbours beside // of flows
-	sessions   arena[dialog, *dialog]
-	clients    arena[client, *client]
-	names      arena[name, *name]
+	flows    racks
+	sessions arena[dialog, *dialog]
+	clients  arena[client, *client]
+	names    arena[name, *name]
 
-	// Each has the records above by what they are looked up by; sessions are found by their flows and names.
-	byTuple, byClient, byName index
+	// These have records by what they are looked up by; flows need none, and sessions are found by their flows and names.
+	byClient, byName index
 
 	// patterns counts the announced flows by their open ports, so that nothing is looked up that cannot be there.
 	patterns   [4]int
@@ -31,7 +30,7 @@ type Table struct {
 	media      mediaNames
 	scratch    []promise // of Announce
 
-	cursor   uint32 // where Purge goes on
+	cursor   uint32 // where Purge goes on, 0: at the start
 	inactive int    // inactive flows that this round of Purge has met
 	counters Stats
 }
@@ -41,7 +40,7 @@ func New(now time.Time, config Config) (*Table, error) {
 	if err := config.validate(); err != nil {
 		return nil, fmt.Errorf("session: %w", err)
 	}
-	t := &Table{config: config.withDefaults(), base: now, hasher: newHasher(), cursor: 1}
+	t := &Table{config: config.withDefaults(), base: now, hasher: newHasher()}
 	for _, s := range t.stores() {
 		if err := s.reserve(t.config.MaxFlows); err != nil {
 			return nil, errors.Join(fmt.Errorf("session: no room for %d flows: %w", t.config.MaxFlows, err), t.Free())
@@ -58,7 +57,7 @@ type store interface {
 
 // stores returns all. There are no more of anything than of flows.
 func (t *Table) stores() []store {
-	return []store{&t.flows, &t.neighbours, &t.sessions, &t.clients, &t.names, &t.byTuple, &t.byClient, &t.byName}
+	return []store{&t.flows, &t.sessions, &t.clients, &t.names, &t.byClient, &t.byName}
 }
 
 // Free gives the memory back. The table is empty from then on, and has room for nothing. An error means that some memory is lost.
@@ -66,7 +65,7 @@ func (t *Table) Free() (err error) {
 	for _, s := range t.stores() {
 		err = errors.Join(err, s.free())
 	}
-	*t = Table{base: t.base, hasher: t.hasher, cursor: 1}
+	*t = Table{base: t.base, hasher: t.hasher}
 	return err
 }
 
@@ -77,11 +76,11 @@ func (t *Table) at(now time.Time) int64 { return int64(now.Sub(t.base)) }
 func (t *Table) Lookup(now time.Time, key Key) (f Flow, ok bool) {
 	var packet tuple
 	packet.pack(&key)
-	ref := t.search(&packet)
-	if ref != 0 {
-		t.view(t.at(now), ref, &f)
+	_, found := t.search(&packet)
+	if found != nil {
+		t.view(t.at(now), found, &f)
 	}
-	return f, ref != 0
+	return f, found != nil
 }
 
 // Session returns what is known of a session.
@@ -134,7 +133,7 @@ func (t *Table) signallingOf(d *dialog) Key {
 	if d.signalling == 0 {
 		return Key{}
 	}
-	for ref := d.flows; ref != 0; ref = t.neighbours.at(ref).next {
+	for ref := d.flows; ref != 0; ref = t.flows.beside(ref).next {
 		if f := t.flows.at(ref); f.marks.identity() == Signalling {
 			return f.key()
 		}
@@ -152,34 +151,31 @@ func (t *Table) Named(text string) (ID, bool) {
 }
 
 // search returns the flow of a packet, or the pattern that takes it.
-func (t *Table) search(want *tuple) uint32 {
+func (t *Table) search(want *tuple) (uint32, *flow) {
 	if !want.exact() {
-		return 0
+		return 0, nil
 	}
-	if ref, _ := t.find(want); ref != 0 {
-		return ref
+	if ref, f, _ := t.find(want); f != nil {
+		return ref, f
 	}
 	for _, o := range [...]openings{clientOpen, serverOpen} {
 		if t.patterns[o] == 0 {
 			continue
 		}
 		pattern := want.with(o)
-		if ref, _ := t.find(&pattern); ref != 0 {
-			return ref
+		if ref, f, _ := t.find(&pattern); f != nil {
+			return ref, f
 		}
 	}
-	return 0
+	return 0, nil
 }
 
-// find returns the flow with exactly that tuple, and the digest in any case.
-func (t *Table) find(want *tuple) (ref, dig uint32) {
+// find returns the flow with exactly that tuple, nil if there is none, and the digest in any case.
+func (t *Table) find(want *tuple) (ref uint32, f *flow, dig uint32) {
 	dig = t.hasher.tuple(want)
-	for ref := range t.byTuple.candidates(dig) {
-		if t.flows.at(ref).is(want) {
-			return ref, dig
-		}
-	}
-	return 0, dig
+	r, level := t.flows.of(dig)
+	f, place := r.find(dig, want)
+	return number(level, place), f, dig
 }
 
 func (t *Table) findClient(address address) (ref, dig uint32) {
@@ -220,8 +216,7 @@ func (t *Table) id(session uint32) ID {
 }
 
 // view writes what is known of a flow to v, which is empty, piece by piece: see tuple.pack.
-func (t *Table) view(at int64, ref uint32, v *Flow) {
-	f := t.flows.at(ref)
+func (t *Table) view(at int64, f *flow, v *Flow) {
 	v.Key.Client = netip.AddrPortFrom(f.from.ip(), f.clientPort)
 	v.Key.Server = netip.AddrPortFrom(f.to.ip(), f.serverPort)
 	v.Key.Protocol = uint8(f.protocol)

@@ -11,11 +11,11 @@ func (t *Table) Touch(now time.Time, key Key, actions []Action) (f Flow, _ []Act
 	var packet tuple
 	packet.pack(&key)
 	at := t.at(now)
-	ref, actions := t.hit(at, &packet, actions)
-	if ref != 0 {
-		t.view(at, ref, &f)
+	hit, actions := t.hit(at, &packet, actions)
+	if hit != nil {
+		t.view(at, hit, &f)
 	}
-	return f, actions, ref != 0
+	return f, actions, hit != nil
 }
 
 // Seen is Touch for what the forwarder reports in bulk: at that time, which may be long ago, it had a packet of the flow. A time
@@ -24,32 +24,28 @@ func (t *Table) Touch(now time.Time, key Key, actions []Action) (f Flow, _ []Act
 func (t *Table) Seen(when time.Time, key Key, actions []Action) ([]Action, bool) {
 	var packet tuple
 	packet.pack(&key)
-	ref, actions := t.hit(t.at(when), &packet, actions)
-	return actions, ref != 0
+	hit, actions := t.hit(t.at(when), &packet, actions)
+	return actions, hit != nil
 }
 
-func (t *Table) hit(at int64, packet *tuple, actions []Action) (uint32, []Action) {
-	ref := t.search(packet)
-	if ref == 0 {
-		return 0, actions
-	}
-	f := t.flows.at(ref)
-	if at < f.seen {
-		return ref, actions
+func (t *Table) hit(at int64, packet *tuple, actions []Action) (*flow, []Action) {
+	ref, f := t.search(packet)
+	if f == nil || at < f.seen {
+		return f, actions
 	}
 	f.seen = at
 	f.marks |= usedMark
 	d := t.sessions.at(f.session)
 	d.until = max(d.until, f.expires())
 	if f.marks.identity() == Announced {
-		actions = t.confirm(ref, packet, actions)
+		return t.confirm(ref, packet, actions)
 	}
-	return ref, actions
+	return f, actions
 }
 
 // confirm makes an announced flow secondary, and a pattern a flow of that packet. The forwarder has the full key before
 // the pattern goes, so that no packet falls between.
-func (t *Table) confirm(ref uint32, packet *tuple, actions []Action) []Action {
+func (t *Table) confirm(ref uint32, packet *tuple, actions []Action) (*flow, []Action) {
 	f := t.flows.at(ref)
 	pattern, promised := t.action(Remove, f), f.tuple()
 	origin := promised.openings()
@@ -58,10 +54,12 @@ func (t *Table) confirm(ref uint32, packet *tuple, actions []Action) []Action {
 	t.counters.Waiting--
 	t.counters.Confirmed++
 	if origin == 0 {
-		return actions
+		return f, actions
 	}
-	t.byTuple.remove(t.hasher.tuple(&promised), ref)
+	place := t.flows.take(t.hasher.tuple(packet))
+	t.carry(ref, place)
+	t.flows.clear(t.hasher.tuple(&promised), ref)
+	f = t.flows.at(place)
 	f.setTuple(packet)
-	t.byTuple.add(t.hasher.tuple(packet), ref)
-	return append(actions, t.action(Install, f), pattern)
+	return f, append(actions, t.action(Install, f), pattern)
 }

@@ -19,13 +19,21 @@ type tuple struct {
 type ends struct{ clientPort, serverPort, protocol uint16 }
 
 // pack makes t the key's, and reports whether that names a flow; ports are not looked at. It goes by pointers because what a function returns in
-// several registers is written to memory, and then copied in larger pieces: see addressOf.
+// several registers is written to memory, and then copied in larger pieces: see mapped4.
 func (t *tuple) pack(k *Key) bool {
-	c, s := k.Client.Addr().Unmap(), k.Server.Addr().Unmap()
-	if !c.IsValid() || !s.IsValid() || c.Is4() != s.Is4() || k.Protocol != protocolTCP && k.Protocol != protocolUDP {
+	c, s := k.Client.Addr(), k.Server.Addr()
+	if k.Protocol != protocolTCP && k.Protocol != protocolUDP {
 		return false
 	}
-	t.from, t.to = addressOf(c), addressOf(s)
+	if c.Is4() && s.Is4() {
+		t.from, t.to = mapped4(c.As4()), mapped4(s.As4())
+	} else {
+		c, s = c.Unmap(), s.Unmap()
+		if !c.IsValid() || !s.IsValid() || c.Is4() != s.Is4() {
+			return false
+		}
+		t.from, t.to = addressOf(c), addressOf(s)
+	}
 	t.clientPort, t.serverPort, t.protocol = k.Client.Port(), k.Server.Port(), uint16(k.Protocol)
 	return true
 }

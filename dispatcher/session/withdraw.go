@@ -29,7 +29,7 @@ func (t *Table) withdraw(id ID, actions []Action, which func(*flow) bool) ([]Act
 	}
 	for ref := d.flows; ref != 0; {
 		f := t.flows.at(ref)
-		next := t.neighbours.at(ref).next
+		next := t.flows.beside(ref).next
 		if f.withdrawable() && which(f) {
 			actions = t.remove(ref, actions)
 			t.counters.Withdrawn++
@@ -61,11 +61,11 @@ func (t *Table) End(key Key, actions []Action) ([]Action, bool) {
 	if !exact.pack(&key) || !exact.exact() {
 		return actions, false
 	}
-	ref, _ := t.find(&exact)
-	if ref == 0 {
+	ref, f, _ := t.find(&exact)
+	if f == nil {
 		return actions, false
 	}
-	session := t.flows.at(ref).session
+	session := f.session
 	actions = t.remove(ref, actions)
 	t.counters.Ended++
 	return t.settle(session, actions), true
