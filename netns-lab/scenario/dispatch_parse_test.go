@@ -169,3 +169,20 @@ func TestParseTurn(t *testing.T) {
 		})
 	}
 }
+
+func TestPercent(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		rates, of []float64
+		want      []float64
+	}{
+		{"none", nil, nil, []float64{}},
+		{"turn by turn", []float64{90, 40, 300}, []float64{100, 50, 200}, []float64{90, 80, 150}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if d := cmp.Diff(tt.want, Percent(tt.rates, tt.of)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
