@@ -99,23 +99,43 @@ func BenchmarkDispatchDownload(b *testing.B) {
 // dispatcher's veth pair, and without that.
 func BenchmarkDispatchDownloadTurns(b *testing.B) {
 	needPrograms(b, "curl")
+	eachShortcut(b, downloadTurns)
+}
+
+// BenchmarkDispatchAck is what the way by the front costs the acknowledgements of such a download.
+func BenchmarkDispatchAck(b *testing.B) {
+	eachShortcut(b, func(b *testing.B, f *scenario.Farm, rehome scenario.Front) {
+		c, err := scenario.MeasureAckCost(testContext(b, time.Minute), f, rehome, 500)
+		if err != nil {
+			b.Fatal(err)
+		}
+		report(b, map[string]float64{
+			"direct-ns": float64(c.Direct.Median), "rehome-ns": float64(c.Front.Median), "added-ns": float64(c.Front.Median - c.Direct.Median),
+		})
+	})
+}
+
+// eachShortcut measures rehome with packets that skip one end of the dispatcher's veth pair, which is the default, and without.
+func eachShortcut(b *testing.B, measure func(b *testing.B, f *scenario.Farm, rehome scenario.Front)) {
 	for _, by := range []dispatcher.Shortcut{dispatcher.ShortcutAuto, dispatcher.ShortcutOff} {
-		b.Run("shortcut="+string(by), func(b *testing.B) { downloadTurns(b, by) })
+		b.Run("shortcut="+string(by), func(b *testing.B) {
+			lab := labName("fturns")
+			f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
+			rehome := scenario.RehomeAdjusted(func(c *dispatcher.Config) { c.Forward.Shortcut = by })
+			startFront(b, f, rehome)
+			if by == dispatcher.ShortcutAuto {
+				awaitShortcut(b, lab)
+			}
+			measure(b, f, rehome)
+		})
 	}
 }
 
-func downloadTurns(b *testing.B, by dispatcher.Shortcut) {
-	// A turn is of 4 GiB, which take about 1.2 s.
-	const turns, times = 30, 2
-	lab := labName("fturns")
-	f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
-	direct, rehome := scenario.Direct(), scenario.RehomeAdjusted(func(c *dispatcher.Config) { c.Forward.Shortcut = by })
-	startFront(b, f, direct)
-	startFront(b, f, rehome)
+func downloadTurns(b *testing.B, f *scenario.Farm, rehome scenario.Front) {
+	// A turn is of 4 GiB, which take about 1.3 s.
+	const turns, times = 14, 2
+	direct := scenario.Direct()
 	ctx := testContext(b, 5*time.Minute)
-	if by == dispatcher.ShortcutAuto {
-		awaitShortcut(b, lab)
-	}
 	if err := scenario.WarmUp(ctx, f); err != nil {
 		b.Fatal(err)
 	}
