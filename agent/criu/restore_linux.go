@@ -151,7 +151,6 @@ func (h *Chamber) Restore(restored func(pid int) error, resumed func()) (int, er
 			if pid, err = findInside(h.cmd.Process.Pid, h.config.Root); err != nil {
 				return err
 			}
-			makeRoom(pid)
 			if err = restored(pid); err != nil || h.fetcher != nil {
 				return err
 			}
