@@ -3,6 +3,7 @@
 package scenario_test
 
 import (
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -94,4 +95,22 @@ func report(b *testing.B, metrics map[string]float64) {
 func median(v []float64) float64 {
 	v = slices.Sorted(slices.Values(v))
 	return v[len(v)/2]
+}
+
+func mean(v []float64) float64 {
+	sum := 0.0
+	for _, x := range v {
+		sum += x
+	}
+	return sum / float64(len(v))
+}
+
+// meanError is the standard error of the mean of at least two values.
+func meanError(v []float64) float64 {
+	m, sum := mean(v), 0.0
+	for _, x := range v {
+		sum += (x - m) * (x - m)
+	}
+	n := float64(len(v))
+	return math.Sqrt(sum / (n - 1) / n)
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/rehome-net/rehome/dispatcher"
+	dispatcherapi "github.com/rehome-net/rehome/dispatcher/api"
 	"github.com/rehome-net/rehome/netns-lab/scenario"
 )
 
@@ -93,15 +95,46 @@ func BenchmarkDispatchDownload(b *testing.B) {
 	})
 }
 
-// BenchmarkDispatchDownloadTurns downloads directly and through rehome in turns.
+// BenchmarkDispatchDownloadTurns downloads directly and through rehome in turns: as rehome is by default, where packets skip one end of the
+// dispatcher's veth pair, and without that.
 func BenchmarkDispatchDownloadTurns(b *testing.B) {
 	needPrograms(b, "curl")
-	const turns, times = 10, 4
-	lab := labName("fturns")
-	f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
-	direct, rehome := scenario.Direct(), scenario.Rehome()
-	startFront(b, f, direct)
-	startFront(b, f, rehome)
+	eachShortcut(b, downloadTurns)
+}
+
+// BenchmarkDispatchAck is what the way by the front costs the acknowledgements of such a download.
+func BenchmarkDispatchAck(b *testing.B) {
+	eachShortcut(b, func(b *testing.B, f *scenario.Farm, rehome scenario.Front) {
+		c, err := scenario.MeasureAckCost(testContext(b, time.Minute), f, rehome, 500)
+		if err != nil {
+			b.Fatal(err)
+		}
+		report(b, map[string]float64{
+			"direct-ns": float64(c.Direct.Median), "rehome-ns": float64(c.Front.Median), "added-ns": float64(c.Front.Median - c.Direct.Median),
+		})
+	})
+}
+
+// eachShortcut measures rehome with packets that skip one end of the dispatcher's veth pair, which is the default, and without.
+func eachShortcut(b *testing.B, measure func(b *testing.B, f *scenario.Farm, rehome scenario.Front)) {
+	for _, by := range []dispatcher.Shortcut{dispatcher.ShortcutAuto, dispatcher.ShortcutOff} {
+		b.Run("shortcut="+string(by), func(b *testing.B) {
+			lab := labName("fturns")
+			f := farm(b, scenario.FarmConfig{Lab: lab, Agents: true, Adjust: scenario.DispatchedAgents(scenario.DispatchTopology(lab).VIPs)})
+			rehome := scenario.RehomeAdjusted(func(c *dispatcher.Config) { c.Forward.Shortcut = by })
+			startFront(b, f, rehome)
+			if by == dispatcher.ShortcutAuto {
+				awaitShortcut(b, lab)
+			}
+			measure(b, f, rehome)
+		})
+	}
+}
+
+func downloadTurns(b *testing.B, f *scenario.Farm, rehome scenario.Front) {
+	// A turn is of 4 GiB, which take about 1.3 s.
+	const turns, times = 14, 2
+	direct := scenario.Direct()
 	ctx := testContext(b, 5*time.Minute)
 	if err := scenario.WarmUp(ctx, f); err != nil {
 		b.Fatal(err)
@@ -110,10 +143,37 @@ func BenchmarkDispatchDownloadTurns(b *testing.B) {
 	if err != nil {
 		b.Fatal(err)
 	}
-	b.Logf("Mbit/s, direct %.0f, rehome %.0f", rates[0], rates[1])
+	percent := scenario.Percent(rates[1], rates[0])
+	b.Logf("Mbit/s, direct %.0f, rehome %.0f, percent %.1f", rates[0], rates[1], percent)
 	report(b, map[string]float64{
-		"direct-Mbit/s": median(rates[0]), "rehome-Mbit/s": median(rates[1]), "percent-of-direct": 100 * median(rates[1]) / median(rates[0]),
+		"direct-Mbit/s": median(rates[0]), "rehome-Mbit/s": median(rates[1]),
+		"percent-median": median(percent), "percent-mean": mean(percent), "percent-mean-error": meanError(percent),
 	})
+}
+
+// awaitShortcut waits until the dispatcher of a farm says that frames leave by the shortcut.
+func awaitShortcut(b *testing.B, lab string) {
+	b.Helper()
+	client, err := dispatcherapi.Dial(scenario.ControlSocket(lab, scenario.FrontHost), nil)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer client.Close() //nolint:errcheck // nothing was written
+	ctx := testContext(b, 10*time.Second)
+	for tick := time.NewTicker(20 * time.Millisecond); ; {
+		s, err := client.Status(ctx, &dispatcherapi.StatusRequest{})
+		if err != nil {
+			b.Fatal(err)
+		}
+		if ways := s.GetTable().GetWays(); len(ways) == 1 && ways[0].GetShortcut() {
+			return
+		}
+		select {
+		case <-ctx.Done():
+			b.Fatalf("no shortcut: %v", s.GetTable().GetWays())
+		case <-tick.C:
+		}
+	}
 }
 
 func BenchmarkDispatchPeekedMemory(b *testing.B) {

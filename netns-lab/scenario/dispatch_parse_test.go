@@ -3,6 +3,7 @@
 package scenario
 
 import (
+	"encoding/binary"
 	"os"
 	"strings"
 	"testing"
@@ -165,6 +166,62 @@ func TestParseTurn(t *testing.T) {
 				}
 			case err != nil || got != tt.want:
 				t.Errorf("%v, %v; want %v", got, err, tt.want)
+			}
+		})
+	}
+}
+
+func TestPercent(t *testing.T) {
+	for _, tt := range []struct {
+		name      string
+		rates, of []float64
+		want      []float64
+	}{
+		{"none", nil, nil, []float64{}},
+		{"turn by turn", []float64{90, 40, 300}, []float64{100, 50, 200}, []float64{90, 80, 150}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if d := cmp.Diff(tt.want, Percent(tt.rates, tt.of)); d != "" {
+				t.Error(d)
+			}
+		})
+	}
+}
+
+func TestPayloadFrom(t *testing.T) {
+	const port = 40312
+	segment := func(payload int) []byte {
+		b := make([]byte, 14+20+32+payload)
+		b[12], b[13], b[14], b[23] = 0x08, 0x00, 0x45, 6
+		binary.BigEndian.PutUint16(b[16:], uint16(20+32+payload))
+		binary.BigEndian.PutUint16(b[34:], port)
+		b[46] = 8 << 4
+		return b
+	}
+	with := func(at int, v byte) []byte {
+		b := segment(7)
+		b[at] = v
+		return b
+	}
+	for _, tt := range []struct {
+		name  string
+		frame []byte
+		want  int
+		ours  bool
+	}{
+		{"acknowledgement", segment(0), 0, true},
+		{"padded to what Ethernet wants", append(segment(0), 0, 0), 0, true},
+		{"data", segment(7), 7, true},
+		{"from another port", with(34, 0), 7, false},
+		{"IPv6", with(13, 0xdd), 0, false},
+		{"UDP", with(23, 17), 0, false},
+		{"IP options", with(14, 0x46), 0, false},
+		{"cut", segment(0)[:50], 0, false},
+		{"empty", nil, 0, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			if n, ours := payloadFrom(tt.frame, port); n != tt.want || ours != tt.ours {
+				t.Errorf("%d, %v; want %d, %v", n, ours, tt.want, tt.ours)
 			}
 		})
 	}

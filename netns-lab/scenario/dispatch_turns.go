@@ -10,24 +10,38 @@ import (
 	"time"
 )
 
-// DownloadTurns downloads the file /big through each of some fronts, which have been started, one after the other and all over again, and returns
-// each front's rates in megabits per second, in its order: so that what else the machine does meets all alike. A turn is one connection, on
-// which curl asks for the file several times. Nothing else is measured meanwhile: BPF's statistics, for instance, cost time for each packet.
+// DownloadTurns downloads the file /big through each of some fronts, which have been started, forth and back and all over again, and returns
+// each front's rates in megabits per second, in its order: so that what else the machine does meets all alike, also what grows or fades
+// evenly. A turn is one connection, on which curl asks for the file several times. Nothing else is measured meanwhile: BPF's statistics, for
+// instance, cost time for each packet.
 func DownloadTurns(ctx context.Context, f *Farm, fronts []Front, turns, times int) ([][]float64, error) {
 	if err := need("curl"); err != nil {
 		return nil, err
 	}
 	rates := make([][]float64, len(fronts))
-	for range turns {
-		for i, front := range fronts {
-			rate, err := downloadRate(ctx, f, front, times)
+	for t := range turns {
+		for i := range fronts {
+			if t%2 == 1 {
+				i = len(fronts) - 1 - i
+			}
+			rate, err := downloadRate(ctx, f, fronts[i], times)
 			if err != nil {
-				return nil, fmt.Errorf("%s: %w", front.Name(), err)
+				return nil, fmt.Errorf("%s: %w", fronts[i].Name(), err)
 			}
 			rates[i] = append(rates[i], rate)
 		}
 	}
 	return rates, nil
+}
+
+// Percent compares the rates of a front with another's of the same turns: turn by turn, so that a machine that becomes slow for a while
+// changes both rates of a turn, and not their ratio. The slices are of one length.
+func Percent(rates, of []float64) []float64 {
+	p := make([]float64, len(rates))
+	for i := range rates {
+		p[i] = 100 * rates[i] / of[i]
+	}
+	return p
 }
 
 // downloadRate is one turn.
