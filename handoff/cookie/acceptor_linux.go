@@ -43,7 +43,7 @@ type Acceptor struct {
 	objects cookieObjects
 	maps    Maps
 	ingress link.Link
-	seen    []link.Link // empty where the kernel has no BPF tracepoints
+	made    link.Link // nil where the kernel has no BPF tracepoints
 	reader  *ringbuf.Reader
 
 	mu         sync.Mutex
@@ -149,29 +149,16 @@ func (m *cookieMaps) all() map[string]*ebpf.Map {
 	}
 }
 
-// watch attaches the programs that see connections made, and given up.
+// watch attaches the program that sees connections made.
 func (a *Acceptor) watch(spec *ebpf.CollectionSpec, options *ebpf.CollectionOptions) error {
-	var seen struct {
-		Made   *ebpf.Program `ebpf:"rehome_made"`
-		Unmade *ebpf.Program `ebpf:"rehome_unmade"`
+	var made struct {
+		Program *ebpf.Program `ebpf:"rehome_made"`
 	}
-	if err := spec.LoadAndAssign(&seen, options); err != nil {
+	if err := spec.LoadAndAssign(&made, options); err != nil {
 		return err
 	}
-	a.objects.RehomeMade, a.objects.RehomeUnmade = seen.Made, seen.Unmade
-	// The second one first: what is held to be made must not be given up unseen.
-	if err := a.trace(seen.Unmade, "link_unmade"); err != nil {
-		return fmt.Errorf("attach to tcp_destroy_sock: %w", err)
-	}
-	if err := a.trace(seen.Made, "link_made"); err != nil {
-		return fmt.Errorf("attach to tcp_cong_state_set: %w", err)
-	}
-	return nil
-}
-
-// trace attaches a program, and pins its link in the place of the one of a process before this one.
-func (a *Acceptor) trace(program *ebpf.Program, pin string) error {
-	path := a.pin(pin)
+	a.objects.RehomeMade = made.Program
+	path := a.pin("link_made")
 	if old, err := pinned(path); err != nil {
 		return err
 	} else if old != nil {
@@ -181,11 +168,11 @@ func (a *Acceptor) trace(program *ebpf.Program, pin string) error {
 			return err
 		}
 	}
-	l, err := link.AttachTracing(link.TracingOptions{Program: program})
+	l, err := link.AttachTracing(link.TracingOptions{Program: made.Program})
 	if err != nil {
-		return err
+		return fmt.Errorf("attach to inet_sock_set_state: %w", err)
 	}
-	a.seen = append(a.seen, l)
+	a.made = l
 	if path != "" {
 		return l.Pin(path)
 	}
@@ -333,8 +320,8 @@ func (a *Acceptor) Remove() error {
 	var errs []error
 	if a.config.PinPath != "" {
 		errs = append(errs, unpin(a.ingress))
-		for _, l := range a.seen {
-			errs = append(errs, unpin(l))
+		if a.made != nil {
+			errs = append(errs, unpin(a.made))
 		}
 		for _, m := range a.objects.all() {
 			errs = append(errs, m.Unpin())
@@ -377,7 +364,7 @@ func unpin(l link.Link) error {
 
 func (a *Acceptor) close() error {
 	var errs []error
-	for _, l := range append([]link.Link{a.ingress}, a.seen...) {
+	for _, l := range []link.Link{a.ingress, a.made} {
 		if l != nil {
 			errs = append(errs, l.Close())
 		}
@@ -385,7 +372,7 @@ func (a *Acceptor) close() error {
 	if a.reader != nil {
 		errs = append(errs, a.reader.Close())
 	}
-	for _, p := range []*ebpf.Program{a.objects.RehomeCookie, a.objects.RehomeMade, a.objects.RehomeUnmade} {
+	for _, p := range []*ebpf.Program{a.objects.RehomeCookie, a.objects.RehomeMade} {
 		errs = append(errs, p.Close())
 	}
 	for _, m := range a.objects.all() {

@@ -133,7 +133,6 @@ type cookieSpecs struct {
 type cookieProgramSpecs struct {
 	RehomeCookie *ebpf.ProgramSpec `ebpf:"rehome_cookie"`
 	RehomeMade   *ebpf.ProgramSpec `ebpf:"rehome_made"`
-	RehomeUnmade *ebpf.ProgramSpec `ebpf:"rehome_unmade"`
 }
 
 // cookieMapSpecs contains maps before they are loaded into the kernel.
@@ -208,14 +207,12 @@ type cookieVariables struct {
 type cookiePrograms struct {
 	RehomeCookie *ebpf.Program `ebpf:"rehome_cookie"`
 	RehomeMade   *ebpf.Program `ebpf:"rehome_made"`
-	RehomeUnmade *ebpf.Program `ebpf:"rehome_unmade"`
 }
 
 func (p *cookiePrograms) Close() error {
 	return _CookieClose(
 		p.RehomeCookie,
 		p.RehomeMade,
-		p.RehomeUnmade,
 	)
 }
 

@@ -255,62 +255,31 @@ int rehome_cookie(struct __sk_buff *skb)
 	return verdict;
 }
 
-// of_current returns what is known of the first packet that this CPU has given to the kernel last, if the socket is the child that was made of
-// it and has received nothing yet.
-static __always_inline struct known *of_current(void *sk)
+// Every socket's change of state. The child is made on the CPU, and within the softirq, that has run the program above; nothing else
+// is received there in between.
+SEC("tp_btf/inet_sock_set_state")
+int rehome_made(__u64 *ctx)
 {
-	struct tcp_sock *tp;
-	struct known *k;
+	int before = ctx[1], after = ctx[2];
 	struct flow *f;
+	struct known *k;
 	__u32 zero = 0;
 
+	if (before != TCP_SYN_RECV || after != TCP_ESTABLISHED)
+		return 0;
 	f = bpf_map_lookup_elem(&current, &zero);
 	if (!f || !f->family)
 		return 0;
 	k = bpf_map_lookup_elem(&history, f);
-	if (!k)
-		return 0;
-	tp = bpf_skc_to_tcp_sock(sk);
-	return tp && tp->rcv_nxt == k->isn + 1 && tp->snd_nxt == k->cookie + 1 ? k : 0;
-}
+	if (k) {
+		struct tcp_sock *tp = bpf_skc_to_tcp_sock((void *)ctx[0]);
 
-// Each child is given its congestion control when all else is known of it, and hardly any other socket comes here: it is an event for each
-// connection, where inet_sock_set_state has ten. The child is made on the CPU, and within the softirq, that has run the program above; nothing
-// else is received there in between.
-SEC("tp_btf/tcp_cong_state_set")
-int rehome_made(__u64 *ctx)
-{
-	struct sock *sk = (void *)ctx[0];
-	struct known *k;
-
-	if (sk->__sk_common.skc_state != TCP_SYN_RECV)
-		return 0;
-	k = of_current(sk);
-	if (k && k->phase == PHASE_TRIED) {
+		if (!tp || tp->rcv_nxt != k->isn + 1 || tp->snd_nxt != k->cookie + 1)
+			return 0;
 		k->phase = PHASE_MADE;
 		count(made);
 	}
-	return 0;
-}
-
-// The kernel gives a child up that it cannot keep, for the listener has closed since the look. The client may try again.
-SEC("tp_btf/tcp_destroy_sock")
-int rehome_unmade(__u64 *ctx)
-{
-	struct known *k = of_current((void *)ctx[0]);
-	struct counters *c;
-	struct flow *f;
-	__u32 zero = 0;
-
-	if (!k || k->phase != PHASE_MADE)
-		return 0;
-	k->phase = PHASE_TRIED;
-	c = bpf_map_lookup_elem(&counts, &zero);
-	if (c)
-		c->made--;
-	f = bpf_map_lookup_elem(&current, &zero);
-	if (f)
-		f->family = 0;
+	f->family = 0;
 	return 0;
 }
 
