@@ -11,7 +11,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/tcprepair"
@@ -116,19 +115,6 @@ func currentCPU() (int, bool) {
 	var cpu uint32
 	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
 	return int(cpu), errno == 0
-}
-
-// sweep walks both flow tables once.
-func (t *table) sweep(idle, handshake time.Duration) (gateSweep, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return gateSweep{}, ErrClosed
-	}
-	s := gateSweep{Idle: uint64(idle), Handshake: uint64(handshake)}
-	// The kernel copies the context back: the same program run serves as question and answer.
-	_, err := t.objects.RehomeSweep.Run(&ebpf.RunOptions{Context: s, ContextOut: &s})
-	return s, err
 }
 
 // newOperation fills in code and key.
