@@ -134,6 +134,9 @@ type gateSweep struct {
 	_         structs.HostLayout
 	Idle      uint64
 	Handshake uint64
+	Mark      uint64
+	Begun     uint32
+	Left      uint32
 	Live      uint32
 	Deleted   uint32
 	Holds     uint32
@@ -182,11 +185,12 @@ type gateSpecs struct {
 //
 // It can be passed ebpf.CollectionSpec.Assign.
 type gateProgramSpecs struct {
-	RehomeIn    *ebpf.ProgramSpec `ebpf:"rehome_in"`
-	RehomeOp    *ebpf.ProgramSpec `ebpf:"rehome_op"`
-	RehomeOut   *ebpf.ProgramSpec `ebpf:"rehome_out"`
-	RehomeSweep *ebpf.ProgramSpec `ebpf:"rehome_sweep"`
-	RehomeTap   *ebpf.ProgramSpec `ebpf:"rehome_tap"`
+	RehomeEnlist *ebpf.ProgramSpec `ebpf:"rehome_enlist"`
+	RehomeIn     *ebpf.ProgramSpec `ebpf:"rehome_in"`
+	RehomeOp     *ebpf.ProgramSpec `ebpf:"rehome_op"`
+	RehomeOut    *ebpf.ProgramSpec `ebpf:"rehome_out"`
+	RehomeSweep  *ebpf.ProgramSpec `ebpf:"rehome_sweep"`
+	RehomeTap    *ebpf.ProgramSpec `ebpf:"rehome_tap"`
 }
 
 // gateMapSpecs contains maps before they are loaded into the kernel.
@@ -196,6 +200,8 @@ type gateMapSpecs struct {
 	Doors      *ebpf.MapSpec `ebpf:"doors"`
 	Flows4     *ebpf.MapSpec `ebpf:"flows4"`
 	Flows6     *ebpf.MapSpec `ebpf:"flows6"`
+	Keys4      *ebpf.MapSpec `ebpf:"keys4"`
+	Keys6      *ebpf.MapSpec `ebpf:"keys6"`
 	Nodes      *ebpf.MapSpec `ebpf:"nodes"`
 	Operations *ebpf.MapSpec `ebpf:"operations"`
 	Ports      *ebpf.MapSpec `ebpf:"ports"`
@@ -233,6 +239,8 @@ type gateMaps struct {
 	Doors      *ebpf.Map `ebpf:"doors"`
 	Flows4     *ebpf.Map `ebpf:"flows4"`
 	Flows6     *ebpf.Map `ebpf:"flows6"`
+	Keys4      *ebpf.Map `ebpf:"keys4"`
+	Keys6      *ebpf.Map `ebpf:"keys6"`
 	Nodes      *ebpf.Map `ebpf:"nodes"`
 	Operations *ebpf.Map `ebpf:"operations"`
 	Ports      *ebpf.Map `ebpf:"ports"`
@@ -246,6 +254,8 @@ func (m *gateMaps) Close() error {
 		m.Doors,
 		m.Flows4,
 		m.Flows6,
+		m.Keys4,
+		m.Keys6,
 		m.Nodes,
 		m.Operations,
 		m.Ports,
@@ -265,15 +275,17 @@ type gateVariables struct {
 //
 // It can be passed to loadGateObjects or ebpf.CollectionSpec.LoadAndAssign.
 type gatePrograms struct {
-	RehomeIn    *ebpf.Program `ebpf:"rehome_in"`
-	RehomeOp    *ebpf.Program `ebpf:"rehome_op"`
-	RehomeOut   *ebpf.Program `ebpf:"rehome_out"`
-	RehomeSweep *ebpf.Program `ebpf:"rehome_sweep"`
-	RehomeTap   *ebpf.Program `ebpf:"rehome_tap"`
+	RehomeEnlist *ebpf.Program `ebpf:"rehome_enlist"`
+	RehomeIn     *ebpf.Program `ebpf:"rehome_in"`
+	RehomeOp     *ebpf.Program `ebpf:"rehome_op"`
+	RehomeOut    *ebpf.Program `ebpf:"rehome_out"`
+	RehomeSweep  *ebpf.Program `ebpf:"rehome_sweep"`
+	RehomeTap    *ebpf.Program `ebpf:"rehome_tap"`
 }
 
 func (p *gatePrograms) Close() error {
 	return _GateClose(
+		p.RehomeEnlist,
 		p.RehomeIn,
 		p.RehomeOp,
 		p.RehomeOut,

@@ -71,12 +71,17 @@ func Open(config Config) (_ *Gate, err error) {
 		return nil, fmt.Errorf("netlink: %w", err)
 	}
 	g.room.max = g.config.HoldTotal
-	objects, err := load(g.config)
+	objects, unlisted, err := load(g.config)
 	if err != nil {
 		return nil, err
 	}
 	if g.table, err = newTable(objects); err != nil {
 		return nil, errors.Join(err, objects.Close())
+	}
+	if unlisted {
+		if err := g.table.enlist(); err != nil {
+			return nil, err
+		}
 	}
 	if err := g.forgetDoors(); err != nil {
 		return nil, err
@@ -89,19 +94,20 @@ func Open(config Config) (_ *Gate, err error) {
 	return g, nil
 }
 
-// load brings the tables and programs into the kernel, taking over pinned tables.
-func load(config Config) (*gateObjects, error) {
+// load brings the tables and programs into the kernel, taking over pinned tables. unlisted: they are of a version without queues of keys.
+func load(config Config) (_ *gateObjects, unlisted bool, _ error) {
 	spec, err := loadGate()
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	for _, name := range []string{"flows4", "flows6"} {
 		spec.Maps[name].MaxEntries = config.MaxFlows
 	}
 	options := &ebpf.CollectionOptions{}
+	pinned := make(map[string]bool)
 	if config.PinPath != "" {
 		if err := os.MkdirAll(config.PinPath, 0o700); err != nil {
-			return nil, fmt.Errorf("pin path: %w", err)
+			return nil, false, fmt.Errorf("pin path: %w", err)
 		}
 		options.Maps.PinPath = config.PinPath
 		for name, m := range spec.Maps {
@@ -109,11 +115,17 @@ func load(config Config) (*gateObjects, error) {
 				continue // private to the process
 			}
 			m.Pinning = ebpf.PinByName
-			pinned, err := ebpf.LoadPinnedMap(filepath.Join(config.PinPath, name), nil)
-			if err == nil {
-				m.MaxEntries = pinned.MaxEntries()
-				_ = pinned.Close()
+			if there, err := ebpf.LoadPinnedMap(filepath.Join(config.PinPath, name), nil); err == nil {
+				pinned[name] = true
+				m.MaxEntries = there.MaxEntries()
+				_ = there.Close()
 			}
+		}
+	}
+	for keys, flows := range map[string]string{"keys4": "flows4", "keys6": "flows6"} {
+		if !pinned[keys] {
+			spec.Maps[keys].MaxEntries = spec.Maps[flows].MaxEntries + keysSlack
+			unlisted = unlisted || pinned[flows]
 		}
 	}
 	objects := new(gateObjects)
@@ -121,9 +133,9 @@ func load(config Config) (*gateObjects, error) {
 		if errors.Is(err, ebpf.ErrMapIncompatible) {
 			err = fmt.Errorf("%w: another version pinned it; Remove it, or remove the files in %s", err, config.PinPath)
 		}
-		return nil, err
+		return nil, false, err
 	}
-	return objects, nil
+	return objects, unlisted, nil
 }
 
 // guard makes the interface's tap and attaches the programs. The tap comes first, so that nothing is held without one.
@@ -235,7 +247,7 @@ func (g *Gate) Remove() error {
 			}
 		}
 		o := g.table.objects
-		for _, m := range []*ebpf.Map{o.Flows4, o.Flows6, o.Nodes, o.Services, o.Doors, o.Ports, o.State, o.Stats} {
+		for _, m := range []*ebpf.Map{o.Flows4, o.Flows6, o.Keys4, o.Keys6, o.Nodes, o.Services, o.Doors, o.Ports, o.State, o.Stats} {
 			errs = append(errs, m.Unpin())
 		}
 		if err := os.Remove(g.config.PinPath); err != nil && !errors.Is(err, os.ErrNotExist) {

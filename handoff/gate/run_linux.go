@@ -102,15 +102,3 @@ func (g *Gate) tend(ctx context.Context) error {
 		}
 	}
 }
-
-// sweep deletes what has been idle, expired or forgotten; each takes two sweeps.
-func (g *Gate) sweep() error {
-	s, err := g.table.sweep(g.config.IdleTimeout, handshakeTimeout)
-	if err != nil {
-		return fmt.Errorf("sweep the flow table: %w", err)
-	}
-	g.mu.Lock()
-	g.swept = s
-	g.mu.Unlock()
-	return nil
-}

@@ -11,7 +11,6 @@ import (
 	"time"
 	"unsafe"
 
-	"github.com/cilium/ebpf"
 	"golang.org/x/sys/unix"
 
 	"github.com/rehome-net/rehome/tcprepair"
@@ -93,14 +92,15 @@ type runArgs struct {
 	flags, cpu, batchSize, unused uint32
 }
 
-// call is Program.Run without its allocations: it stands on the path of every hold.
+// call is Program.Run without its allocations: it stands on the path of every hold. Go's scheduler does not hear of it, as it takes
+// microseconds: it would wake its monitor.
 func (t *table) call() error {
 	t.args = runArgs{
 		fd:        uint32(t.objects.RehomeOp.FD()),
 		contextIn: uint32(unsafe.Sizeof(t.batch)), contextInPtr: uint64(uintptr(unsafe.Pointer(&t.batch))),
 	}
 	for {
-		_, _, errno := unix.Syscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&t.args)), unsafe.Sizeof(t.args))
+		_, _, errno := unix.RawSyscall(unix.SYS_BPF, unix.BPF_PROG_TEST_RUN, uintptr(unsafe.Pointer(&t.args)), unsafe.Sizeof(t.args))
 		switch errno {
 		case 0:
 			return nil
@@ -116,19 +116,6 @@ func currentCPU() (int, bool) {
 	var cpu uint32
 	_, _, errno := unix.RawSyscall(unix.SYS_GETCPU, uintptr(unsafe.Pointer(&cpu)), 0, 0)
 	return int(cpu), errno == 0
-}
-
-// sweep walks both flow tables once.
-func (t *table) sweep(idle, handshake time.Duration) (gateSweep, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.closed {
-		return gateSweep{}, ErrClosed
-	}
-	s := gateSweep{Idle: uint64(idle), Handshake: uint64(handshake)}
-	// The kernel copies the context back: the same program run serves as question and answer.
-	_, err := t.objects.RehomeSweep.Run(&ebpf.RunOptions{Context: s, ContextOut: &s})
-	return s, err
 }
 
 // newOperation fills in code and key.

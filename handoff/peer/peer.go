@@ -39,6 +39,7 @@ func (s Self) Dial(ctx context.Context, name, addr string) (*wire.Link, error) {
 	if err != nil {
 		return nil, err
 	}
+	conn = wire.Prompt(conn)
 	if s.Identity != nil {
 		c := tls.Client(conn, s.Identity.Client(name))
 		if err := c.HandshakeContext(ctx); err != nil {
@@ -83,6 +84,7 @@ func (s Self) Accept(ctx context.Context, conn net.Conn, known func(name string)
 	ctx, cancel := context.WithTimeout(ctx, handshakeTimeout)
 	defer cancel()
 	var state *tls.ConnectionState
+	conn = wire.Prompt(conn)
 	if s.Identity != nil {
 		c := tls.Server(conn, s.Identity.Server())
 		if err := c.HandshakeContext(ctx); err != nil {

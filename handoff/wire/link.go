@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -38,14 +39,16 @@ var ErrOverrun = errors.New("wire: peer does not read")
 type Link struct {
 	conn   net.Conn
 	raw    syscall.RawConn // nil when the connection has no descriptor
-	unix   *net.UnixConn   // nil unless descriptors can travel
+	unix   *prompt         // nil unless descriptors can travel
 	reader *bufio.Reader
 	fds    fdQueue
 
 	progress atomic.Int64 // time of the last write, in nanoseconds since 1970
 
-	mu     sync.Mutex
-	wake   *sync.Cond
+	mu sync.Mutex
+	// wake is for the writing goroutine, written for who waits until something has left.
+	wake, written *sync.Cond
+
 	queue  []byte
 	queued []passing // descriptors that go with queue
 	// writing is set while a batch taken from queue is on its way. spare are the last batch's buffers.
@@ -59,12 +62,13 @@ type Link struct {
 // NewLink returns a link over conn and owns conn.
 func NewLink(conn net.Conn) *Link {
 	l := &Link{conn: conn, done: make(chan struct{})}
-	l.wake = sync.NewCond(&l.mu)
+	l.wake, l.written = sync.NewCond(&l.mu), sync.NewCond(&l.mu)
 	l.raw = rawOf(conn)
 	var source io.Reader = conn
-	if u, ok := conn.(*net.UnixConn); ok {
-		l.unix = u
-		source = &fdReader{conn: u, fds: &l.fds}
+	if _, ok := conn.(*net.UnixConn); ok {
+		l.unix = newPrompt(conn, l.raw)
+		l.conn = l.unix
+		source = &fdReader{conn: l.unix, fds: &l.fds}
 	}
 	l.reader = bufio.NewReaderSize(source, 64<<10)
 	go l.write()
@@ -81,7 +85,7 @@ func (l *Link) SendFD(id uint64, m Message, fd int) error {
 	if err := l.add(id, m, fd); err != nil {
 		return err
 	}
-	l.wake.Broadcast()
+	l.wake.Signal()
 	return nil
 }
 
@@ -109,12 +113,12 @@ func (l *Link) Flush() {
 		return // or whoever writes now will find it
 	}
 	if len(l.queue) > inlineBytes || !l.idle() {
-		l.wake.Broadcast()
+		l.wake.Signal()
 		return
 	}
-	l.writeQueue()
-	if len(l.queue) > 0 {
-		l.wake.Broadcast()
+	l.writeQueue(false)
+	if len(l.queue) > 0 || l.err != nil {
+		l.wake.Signal()
 	}
 }
 
@@ -125,8 +129,9 @@ func (l *Link) idle() bool {
 	}
 	free := false
 	err := l.raw.Control(func(fd uintptr) {
-		n, err := unix.IoctlGetInt(int(fd), unix.TIOCOUTQ)
-		free = err == nil && n <= inlineBytes
+		var n int32
+		_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCOUTQ, uintptr(unsafe.Pointer(&n)))
+		free = errno == 0 && n <= inlineBytes
 	})
 	return err == nil && free
 }
@@ -215,14 +220,14 @@ func (l *Link) Drain(limit time.Duration) {
 		l.mu.Lock()
 		expired = true
 		l.mu.Unlock()
-		l.wake.Broadcast()
+		l.written.Broadcast()
 	})
 	defer t.Stop()
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.wake.Broadcast() // for what was queued and not flushed
+	l.wake.Signal() // for what was queued and not flushed
 	for l.err == nil && !expired && (l.writing || len(l.queue) > 0) {
-		l.wake.Wait()
+		l.written.Wait()
 	}
 }
 
@@ -236,7 +241,8 @@ func (l *Link) fail(err error) {
 	}
 	l.err = err
 	_ = l.conn.Close()
-	l.wake.Broadcast()
+	l.wake.Signal()
+	l.written.Broadcast()
 }
 
 // write writes what is queued until the link fails.
@@ -253,18 +259,18 @@ func (l *Link) write() {
 			l.queue, l.queued = nil, nil
 			return
 		}
-		l.writeQueue()
+		l.writeQueue(true)
 	}
 }
 
-// writeQueue writes what is queued. l.mu is held, but not while it writes.
-func (l *Link) writeQueue() {
+// writeQueue writes what is queued; mayWait: the peer may have to read first. l.mu is held, but not while it writes.
+func (l *Link) writeQueue(mayWait bool) {
 	batch, fds := l.queue, l.queued
 	l.queue, l.queued = l.spare[:0], l.spareFDs[:0]
 	l.spare, l.spareFDs = nil, nil
 	l.writing = true
 	l.mu.Unlock()
-	err := l.writeBatch(batch, fds)
+	err := l.writeBatch(batch, fds, mayWait)
 	closePassing(fds)
 	l.mu.Lock()
 	l.writing = false
@@ -275,7 +281,7 @@ func (l *Link) writeQueue() {
 		l.spare = batch
 	}
 	l.spareFDs = fds
-	l.wake.Broadcast()
+	l.written.Broadcast()
 }
 
 // rawOf returns the descriptor of a connection, or of the one that TLS runs over.
@@ -294,11 +300,15 @@ func rawOf(conn net.Conn) syscall.RawConn {
 	return raw
 }
 
-// writeBatch writes b in pieces, each with its own deadline: what counts is that the peer goes on reading.
-func (l *Link) writeBatch(b []byte, fds []passing) error {
+// writeBatch writes b in pieces, each with its own deadline: what counts is that the peer goes on reading. A write that cannot wait needs
+// no deadline, and none is left behind for it.
+func (l *Link) writeBatch(b []byte, fds []passing, mayWait bool) (err error) {
 	deadline := time.Now().Add(writeTimeout)
-	if err := l.conn.SetWriteDeadline(deadline); err != nil {
-		return err
+	if mayWait {
+		if err := l.conn.SetWriteDeadline(deadline); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, l.conn.SetWriteDeadline(time.Time{})) }()
 	}
 	if l.unix != nil && len(fds) > 0 {
 		return writeFDs(l.unix, b, fds, deadline)
@@ -311,8 +321,10 @@ func (l *Link) writeBatch(b []byte, fds []passing) error {
 		b = b[n:]
 		now := time.Now()
 		l.progress.Store(now.UnixNano())
-		if err := l.conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
-			return err
+		if len(b) > 0 {
+			if err := l.conn.SetWriteDeadline(now.Add(writeTimeout)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil
@@ -332,7 +344,7 @@ func (l *Link) Room(limit int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	for l.err == nil && len(l.queue) > limit {
-		l.wake.Wait()
+		l.written.Wait()
 	}
 	return l.err
 }

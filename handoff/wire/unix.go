@@ -5,8 +5,6 @@ package wire
 import (
 	"errors"
 	"fmt"
-	"io"
-	"net"
 	"sync"
 	"time"
 
@@ -57,13 +55,13 @@ func (q *fdQueue) close() {
 
 // fdReader reads the bytes of a UNIX stream socket and queues the descriptors that come with them.
 type fdReader struct {
-	conn *net.UnixConn
+	conn *prompt
 	fds  *fdQueue
 	oob  [16 + 4*maxFDs]byte
 }
 
 func (r *fdReader) Read(b []byte) (int, error) {
-	n, oobn, flags, _, err := r.conn.ReadMsgUnix(b, r.oob[:])
+	n, oobn, flags, err := r.conn.receive(b, r.oob[:])
 	if oobn > 0 {
 		fds, perr := parseRights(r.oob[:oobn])
 		if perr == nil && flags&unix.MSG_CTRUNC != 0 {
@@ -76,10 +74,7 @@ func (r *fdReader) Read(b []byte) (int, error) {
 			return 0, perr
 		}
 	}
-	if errors.Is(err, io.EOF) || err == nil && n == 0 && len(b) > 0 {
-		return 0, io.EOF // Bare, as io.ReadFull wants it.
-	}
-	return max(n, 0), err // It is -1 on an error, which is not for a Reader to return.
+	return n, err
 }
 
 func parseRights(oob []byte) ([]int, error) {
@@ -107,7 +102,7 @@ type passing struct{ fd, end int }
 
 // writeFDs writes b with the descriptors of its frames before deadline. A message that carries descriptors holds
 // their frames and no later ones, so that a reader never has more waiting than two messages' worth.
-func writeFDs(conn *net.UnixConn, b []byte, fds []passing, deadline time.Time) error {
+func writeFDs(conn *prompt, b []byte, fds []passing, deadline time.Time) error {
 	written := 0
 	for len(fds) > 0 {
 		n := min(len(fds), maxFDs)
@@ -136,11 +131,11 @@ func writeFDs(conn *net.UnixConn, b []byte, fds []passing, deadline time.Time) e
 
 // writeRights sends one message. While a user's processes have more descriptors on their way than their limit of open
 // files, the kernel answers ETOOMANYREFS: the reader will take some.
-func writeRights(conn *net.UnixConn, b, rights []byte, deadline time.Time) (int, error) {
+func writeRights(conn *prompt, b, rights []byte, deadline time.Time) (int, error) {
 	for {
-		sent, _, err := conn.WriteMsgUnix(b, rights, nil)
+		sent, err := conn.send(b, rights)
 		if !errors.Is(err, unix.ETOOMANYREFS) || !time.Now().Before(deadline) {
-			return max(sent, 0), err
+			return sent, err
 		}
 		time.Sleep(time.Millisecond)
 	}

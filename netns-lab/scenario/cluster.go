@@ -296,7 +296,6 @@ func (c *Cluster) launch(ctx context.Context, host, name string, command []strin
 		return nil, err
 	}
 	cmd.Stdout, cmd.Stderr = d.file, d.file
-	cmd.Env = append(os.Environ(), "GOMAXPROCS=2")
 	if err := cmd.Start(); err != nil {
 		_ = d.file.Close()
 		return nil, err

@@ -178,9 +178,9 @@ static __always_inline struct flow *assign(struct packet *p, struct flow *f, __u
 		fresh.route = new;
 		fresh.seen = now;
 		if (p->family == 4)
-			bpf_map_update_elem(&flows4, &p->k4, &fresh, BPF_NOEXIST);
+			insert(&flows4, &keys4, &p->k4, &fresh);
 		else
-			bpf_map_update_elem(&flows6, &p->k6, &fresh, BPF_NOEXIST);
+			insert(&flows6, &keys6, &p->k6, &fresh);
 		f = find(p);
 		if (!f)
 			return 0;
@@ -329,5 +329,6 @@ int rehome_tap(struct __sk_buff *skb)
 }
 
 #include "operation.h"
+#include "sweep.h"
 
 char _license[] SEC("license") = "Dual BSD/GPL";

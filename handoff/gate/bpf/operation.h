@@ -61,10 +61,7 @@ static __always_inline struct flow *op_entry(struct operation *o, struct flow *v
 
 	if (f)
 		return f;
-	if (o->family == 4)
-		err = bpf_map_update_elem(&flows4, &o->key, v, BPF_NOEXIST);
-	else
-		err = bpf_map_update_elem(&flows6, &o->key, v, BPF_NOEXIST);
+	err = o->family == 4 ? insert(&flows4, &keys4, &o->key, v) : insert(&flows6, &keys6, &o->key, v);
 	f = op_find(o);
 	if (!f)
 		o->result = err ? err : -EAGAIN;
@@ -329,67 +326,6 @@ int rehome_op(struct batch *b)
 	__u32 n = b->count;
 
 	bpf_loop(MAX_OPS, step, &n, 0);
-	return 0;
-}
-
-struct sweep {
-	__u64 idle;	 // ns without a packet after which an entry's record goes; 0: never
-	__u64 handshake; // the same for one whose handshake never ended
-	__u32 live;	 // answer: entries kept
-	__u32 deleted;	 // answer
-	__u32 holds;	 // answer: live holds
-	__u32 pad;
-};
-
-struct walk {
-	struct sweep answer;
-	__u64 now;
-};
-
-static long visit(void *map, const void *key, struct flow *f, struct walk *w)
-{
-	__u64 r = READ_ONCE(f->route), hold = READ_ONCE(f->hold), idle;
-
-	if (hold_live(hold, w->now)) {
-		w->answer.holds++;
-		w->answer.live++;
-		return 0;
-	}
-	// At least one sweep interval passes between the two steps, so that no packet program still has the pointer.
-	if (route_verdict(r) == VERDICT_DEAD) {
-		if (cas(&f->route, r, VERDICT_GONE << 8) == r) {
-			bpf_map_delete_elem(map, key);
-			w->answer.deleted++;
-		}
-		return 0;
-	}
-	if (r & ROUTE_ENTRY) {
-		idle = r & ROUTE_FRESH ? w->answer.handshake : w->answer.idle;
-		if (!idle || READ_ONCE(f->seen) + idle > w->now) {
-			w->answer.live++;
-			return 0;
-		}
-	} else if (r & ROUTE_STRAY && READ_ONCE(f->expires) > w->now) {
-		w->answer.live++;
-		return 0;
-	}
-	cas(&f->route, r, VERDICT_DEAD << 8);
-	return 0;
-}
-
-SEC("syscall")
-int rehome_sweep(struct sweep *s)
-{
-	struct walk w = {};
-
-	w.now = bpf_ktime_get_ns();
-	w.answer.idle = s->idle;
-	w.answer.handshake = s->handshake;
-	bpf_for_each_map_elem(&flows4, visit, &w, 0);
-	bpf_for_each_map_elem(&flows6, visit, &w, 0);
-	s->live = w.answer.live;
-	s->deleted = w.answer.deleted;
-	s->holds = w.answer.holds;
 	return 0;
 }
 

@@ -113,6 +113,20 @@ struct {
 	__type(value, struct flow);
 } flows6 SEC(".maps");
 
+// The keys of all entries, each once, for the sweep: it takes from the front and puts back what stays. To walk the hash tables
+// themselves is one call that nothing on its CPU can interrupt, and takes milliseconds for the empty buckets alone.
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1);
+	__uint(value_size, sizeof(struct key4));
+} keys4 SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_QUEUE);
+	__uint(max_entries, 1);
+	__uint(value_size, sizeof(struct key6));
+} keys6 SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_NODES);
@@ -169,6 +183,16 @@ struct {
 static __always_inline __u64 cas(__u64 *word, __u64 old, __u64 new)
 {
 	return __sync_val_compare_and_swap(word, old, new);
+}
+
+// insert makes an entry unless there is one. A queue has room for more keys than its table for entries.
+static __always_inline long insert(void *flows, void *keys, const void *key, const struct flow *v)
+{
+	long err = bpf_map_update_elem(flows, key, v, BPF_NOEXIST);
+
+	if (!err)
+		bpf_map_push_elem(keys, key, BPF_ANY);
+	return err;
 }
 
 static __always_inline __u64 route_word(__u32 epoch, __u16 node, __u8 flags)
