@@ -12,6 +12,7 @@ import (
 
 	"github.com/rehome-net/rehome/agent"
 	"github.com/rehome-net/rehome/agent/report"
+	"github.com/rehome-net/rehome/handoff/calm"
 )
 
 // reportCommand is the agent's own: the process that sends its heartbeats.
@@ -64,7 +65,7 @@ one ended.`,
 			if program, err := os.Executable(); err == nil {
 				a.SetReportCommand([]string{program, reportCommand})
 			}
-			go agent.CollectRarely(cmd.Context())
+			go calm.CollectRarely(cmd.Context())
 			defer onHangup(cmd.Context(), func() {
 				if err := a.ReloadFile(); errors.Is(err, agent.ErrStopped) {
 					log.Warn("too late to reload", "error", err)

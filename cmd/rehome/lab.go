@@ -461,6 +461,7 @@ func newLabServe() *cobra.Command {
 					log.Warn("clients wait a little longer for connections that move", "error", err)
 				}
 				defer calm.NewProcessors().Close()
+				go calm.CollectRarely(cmd.Context())
 			}
 			if err := demo.Serve(cmd.Context(), cfg, nil); err != nil {
 				return &exitError{exitFailed, err}

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 
-package agent
+package calm
 
 import (
 	"context"
@@ -11,8 +11,9 @@ import (
 )
 
 const (
-	// collectAfter is how much an agent may allocate, in bytes, before its memory is collected. Go's own rule, as much again as is in use but
-	// 4 MiB at least, has an agent of a few MiB collect every few dozen moves; a connection that is frozen just then waits about 2 ms longer.
+	// collectAfter is how much a process may allocate, in bytes, before its memory is collected. Go's own rule, as much again as is in use
+	// but 4 MiB at least, has an agent of a few MiB collect every few dozen moves; a connection that is frozen just then waits about 2 ms
+	// longer.
 	collectAfter = 64 << 20
 	// smallestHeap is how large a heap becomes before its first collection with the standard target, in bytes; any other target scales it.
 	smallestHeap = 4 << 20
@@ -28,7 +29,7 @@ func scannedMetrics() []runtimemetrics.Sample {
 
 // CollectRarely gives this process's heap room to grow by 64 MiB between two collections, in the place of the 4 MiB that Go gives to a
 // small heap, until ctx ends. A large heap, while connections with full queues move, is collected as ever. An operator who has set GOGC
-// decides instead. It is for the command whose process the agent is: Agent leaves such settings to it.
+// decides instead.
 func CollectRarely(ctx context.Context) {
 	if os.Getenv("GOGC") != "" {
 		return
@@ -51,7 +52,7 @@ func CollectRarely(ctx context.Context) {
 type mark struct{ _ *mark }
 
 // collection returns a channel that is closed after the next collection. What is in use is counted by collections alone, so in between, and
-// in an agent at rest, there is nothing to look at.
+// in a process at rest, there is nothing to look at.
 func collection() <-chan struct{} {
 	over := make(chan struct{})
 	runtime.AddCleanup(new(mark), func(over chan struct{}) { close(over) }, over)
