@@ -296,7 +296,7 @@ func (s *source) exported() {
 
 // unseen returns how much of the receive queue has not been sent ahead.
 func (s *source) unseen() int {
-	queued, err := unix.IoctlGetInt(s.fd, unix.TIOCINQ)
+	queued, err := tcprepair.Unread(s.fd)
 	if err != nil {
 		return 0 // Take will say why
 	}
@@ -422,6 +422,9 @@ func (s *source) sendHeld() {
 		frames = frames[n:]
 	}
 	s.toTarget(&wire.Held{Last: true})
+	if p := s.e.peers[s.target]; p != nil && p.link != nil && len(s.e.sources) < manyMoves {
+		p.link.Flush() // the client may wait for this, and for nothing that follows; of many moves, frames share their way
+	}
 }
 
 func (s *source) reset() {

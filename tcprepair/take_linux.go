@@ -245,6 +245,15 @@ func (s *Snapshot) takeReceive(sock socket, mem *memInfo, lim Limits, seen int) 
 	return nil
 }
 
+// Unread returns how many bytes a connection has received and nobody has read (SIOCINQ): how much PeekReceived would return now.
+func Unread(fd int) (int, error) {
+	n, err := socket(fd).ioctl(unix.TIOCINQ)
+	if err != nil {
+		return 0, opError("read SIOCINQ", socket(fd), err)
+	}
+	return n, nil
+}
+
 // PeekReceived returns a copy of what a live connection has received and nobody has read yet, from byte seen of it on, so that
 // it can be sent ahead of the freeze. It must not be read from between the first of these calls and TakeRest.
 func PeekReceived(fd int, lim Limits, seen int) ([]byte, error) {

@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -94,14 +95,15 @@ func newTap(nl *netlink.Handle, of *netlink.LinkAttrs) (_ *tap, err error) {
 // limit means that the tap was empty.
 func (t *tap) drain(limit int, keep func(frame []byte)) (int, error) {
 	for n := range limit {
-		size, err := unix.Read(t.fd, t.scratch)
-		switch {
-		case errors.Is(err, unix.EAGAIN):
+		size, errno := promptly(unix.SYS_READ, t.fd, t.scratch)
+		switch errno {
+		case 0:
+		case unix.EAGAIN:
 			return n, nil
-		case errors.Is(err, unix.EINTR):
+		case unix.EINTR:
 			continue
-		case err != nil:
-			return n, fmt.Errorf("read tap: %w", err)
+		default:
+			return n, fmt.Errorf("read tap: %w", errno)
 		}
 		keep(t.scratch[:size])
 	}
@@ -155,11 +157,20 @@ func (t *tap) send(frame []byte) error {
 
 func write(fd int, frame []byte) error {
 	for {
-		_, err := unix.Write(fd, frame)
-		if !errors.Is(err, unix.EINTR) {
-			return err
+		switch _, errno := promptly(unix.SYS_WRITE, fd, frame); errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+		default:
+			return errno
 		}
 	}
+}
+
+// promptly reads or writes a tap. It does not make anybody wait, so Go's scheduler need not hear of it: it would wake its monitor.
+func promptly(call uintptr, fd int, b []byte) (int, syscall.Errno) {
+	n, _, errno := unix.RawSyscall(call, uintptr(fd), uintptr(unsafe.Pointer(unsafe.SliceData(b))), uintptr(len(b)))
+	return int(n), errno
 }
 
 // stayOnCPU keeps the calling goroutine on the CPU it is on, as far as that is possible, and returns what ends that.

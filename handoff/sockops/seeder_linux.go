@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"runtime"
+	"unsafe"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/link"
@@ -88,10 +90,30 @@ func (s *Seeder) Seed(fd int, packets uint32) error {
 	}
 	cookie, err := socketCookie(fd)
 	if err == nil {
-		err = s.objects.Seeds.Put(cookie, seedSeed{Cwnd: min(packets, maxWindow)})
+		err = put(s.objects.Seeds, cookie, seedSeed{Cwnd: min(packets, maxWindow)})
 	}
 	if err != nil {
 		return fmt.Errorf("seed congestion window: %w", err)
+	}
+	return nil
+}
+
+// put is Map.Put without Go's scheduler, which would wake its monitor while a frozen connection waits.
+func put(m *ebpf.Map, cookie uint64, seed seedSeed) error {
+	attr := struct {
+		fd         uint32
+		_          uint32
+		key, value uint64
+		flags      uint64
+	}{fd: uint32(m.FD())}
+	pin := new(runtime.Pinner)
+	defer pin.Unpin()
+	pin.Pin(&cookie)
+	pin.Pin(&seed)
+	attr.key, attr.value = uint64(uintptr(unsafe.Pointer(&cookie))), uint64(uintptr(unsafe.Pointer(&seed)))
+	_, _, errno := unix.RawSyscall(unix.SYS_BPF, unix.BPF_MAP_UPDATE_ELEM, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr))
+	if errno != 0 {
+		return errno
 	}
 	return nil
 }
@@ -114,9 +136,12 @@ func (s *Seeder) Close() error {
 }
 
 func socketCookie(fd int) (uint64, error) {
-	cookie, err := unix.GetsockoptUint64(fd, unix.SOL_SOCKET, unix.SO_COOKIE)
-	if err != nil {
-		return 0, fmt.Errorf("socket cookie: %w", err)
+	var cookie uint64
+	size := uint32(unsafe.Sizeof(cookie))
+	_, _, errno := unix.RawSyscall6(unix.SYS_GETSOCKOPT, uintptr(fd), unix.SOL_SOCKET, unix.SO_COOKIE,
+		uintptr(unsafe.Pointer(&cookie)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0, fmt.Errorf("socket cookie: %w", errno)
 	}
 	return cookie, nil
 }

@@ -14,9 +14,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 const (
@@ -129,8 +126,7 @@ func (l *Link) idle() bool {
 	}
 	free := false
 	err := l.raw.Control(func(fd uintptr) {
-		var n int32
-		_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCOUTQ, uintptr(unsafe.Pointer(&n)))
+		n, errno := unsent(fd)
 		free = errno == 0 && n <= inlineBytes
 	})
 	return err == nil && free

@@ -92,8 +92,8 @@ func (p *prompt) send(b, oob []byte) (int, error) {
 }
 
 func (p *prompt) failed(op, call string, errno syscall.Errno) error {
-	a := p.Conn.LocalAddr()
-	return &net.OpError{Op: op, Net: a.Network(), Source: a, Addr: p.Conn.RemoteAddr(), Err: os.NewSyscallError(call, errno)}
+	a := p.LocalAddr()
+	return &net.OpError{Op: op, Net: a.Network(), Source: a, Addr: p.RemoteAddr(), Err: os.NewSyscallError(call, errno)}
 }
 
 // transfer is one direction's system call. It is on the heap, as the kernel is given addresses in it.
@@ -135,4 +135,11 @@ func (t *transfer) aim(b, oob []byte) {
 		t.msg.Control = unsafe.SliceData(oob)
 		t.msg.SetControllen(len(oob))
 	}
+}
+
+// unsent returns how many bytes wait in a socket for the peer (SIOCOUTQ).
+func unsent(fd uintptr) (int, syscall.Errno) {
+	var n int32
+	_, _, errno := unix.RawSyscall(unix.SYS_IOCTL, fd, unix.TIOCOUTQ, uintptr(unsafe.Pointer(&n)))
+	return int(n), errno
 }
