@@ -16,7 +16,7 @@ import (
 // PeekedMemory is what connections cost a front whose request has not come whole.
 type PeekedMemory struct {
 	Connections int
-	// BytesEach is the growth of the front's processes (PSS) divided by the connections. What the kernel keeps for the sockets is not in it.
+	// BytesEach is the growth of what the front's processes have allocated, divided by the connections. What the kernel keeps for the sockets is not in it.
 	BytesEach float64
 }
 
@@ -31,15 +31,15 @@ func MeasurePeekedMemory(ctx context.Context, f *Farm, front FrontDaemon, n int)
 	if err := f.Ask(ctx, front, Files); err != nil {
 		return PeekedMemory{}, err
 	}
+	open, err := settledSockets(ctx, front)
+	if err != nil {
+		return PeekedMemory{}, err
+	}
 	pids, err := front.Processes()
 	if err != nil {
 		return PeekedMemory{}, err
 	}
 	before, err := memory(pids)
-	if err != nil {
-		return PeekedMemory{}, err
-	}
-	open, err := sockets(pids)
 	if err != nil {
 		return PeekedMemory{}, err
 	}
@@ -77,6 +77,36 @@ func MeasurePeekedMemory(ctx context.Context, f *Farm, front FrontDaemon, n int)
 		}
 	}
 	return m, nil
+}
+
+// restTime is for how long a front at rest has the same number of sockets.
+const restTime = 300 * time.Millisecond
+
+// settledSockets waits until a front's sockets of earlier connections are closed, and returns how many it has at rest.
+func settledSockets(ctx context.Context, front FrontDaemon) (int, error) {
+	ctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	last, since := -1, time.Now()
+	for {
+		pids, err := front.Processes()
+		if err != nil {
+			return 0, err
+		}
+		n, err := sockets(pids)
+		switch {
+		case err != nil:
+			return 0, err
+		case n != last:
+			last, since = n, time.Now()
+		case time.Since(since) >= restTime:
+			return n, nil
+		}
+		select {
+		case <-ctx.Done():
+			return 0, fmt.Errorf("%s goes on opening and closing sockets", front.Name())
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
 }
 
 // awaitSockets waits until a front has so many sockets.

@@ -109,12 +109,12 @@ func TestParseCurl(t *testing.T) {
 	}
 }
 
-func TestParsePSS(t *testing.T) {
-	got, err := parsePSS([]byte("00400000-7fff [rollup]\nRss:  100 kB\nPss:   12 kB\nPss_Anon: 3 kB\n"))
-	if err != nil || got != 12<<10 {
+func TestParseAnonymous(t *testing.T) {
+	got, err := parseAnonymous([]byte("00400000-7fff [rollup]\nRss:  100 kB\nPss:   12 kB\nPss_Anon: 3 kB\n"))
+	if err != nil || got != 3<<10 {
 		t.Error(got, err)
 	}
-	if got, err := parsePSS([]byte("Rss: 100 kB\n")); err == nil {
+	if got, err := parseAnonymous([]byte("Rss: 100 kB\n")); err == nil {
 		t.Error(got)
 	}
 }

@@ -65,7 +65,8 @@ func parseMachineTime(text []byte) (time.Duration, error) {
 	return busy, nil
 }
 
-// memory returns what processes have in memory, shared pages divided among those that share them (PSS), in bytes.
+// memory returns what processes have allocated and is in memory, shared pages divided among those that share them (Pss_Anon, Linux 5.4), in
+// bytes. Their program and libraries are not in it: what they count for depends on who else runs them.
 func memory(pids []int) (int64, error) {
 	var total int64
 	for _, pid := range pids {
@@ -73,7 +74,7 @@ func memory(pids []int) (int64, error) {
 		if err != nil {
 			return 0, err
 		}
-		n, err := parsePSS(text)
+		n, err := parseAnonymous(text)
 		if err != nil {
 			return 0, fmt.Errorf("process %d: %w", pid, err)
 		}
@@ -82,16 +83,16 @@ func memory(pids []int) (int64, error) {
 	return total, nil
 }
 
-func parsePSS(text []byte) (int64, error) {
+func parseAnonymous(text []byte) (int64, error) {
 	scan := bufio.NewScanner(bytes.NewReader(text))
 	for scan.Scan() {
 		fields := strings.Fields(scan.Text())
-		if len(fields) == 3 && fields[0] == "Pss:" {
+		if len(fields) == 3 && fields[0] == "Pss_Anon:" {
 			n, err := strconv.ParseInt(fields[1], 10, 64)
 			return n << 10, err
 		}
 	}
-	return 0, errors.New("smaps_rollup: no line Pss")
+	return 0, errors.New("smaps_rollup: no line Pss_Anon: needs Linux 5.4")
 }
 
 // sockets returns how many sockets processes have open.
