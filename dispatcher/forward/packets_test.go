@@ -25,7 +25,7 @@ const (
 )
 
 func ethernet(dst net.HardwareAddr, etherType uint16, payload []byte) []byte {
-	b := append(append([]byte{}, dst...), 2, 0, 0, 0, 0, 0x99)
+	b := append(append([]byte{}, dst...), 6, 0, 0, 0, 0, 0x99) // not 2, see newStand
 	return append(binary.BigEndian.AppendUint16(b, etherType), payload...)
 }
 
